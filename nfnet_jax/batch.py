@@ -1,0 +1,22 @@
+"""What travels from the host to the devices at every step."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+
+class Batch(NamedTuple):
+  """`N` labelled images. Padding fills up a last, short batch and counts for nothing.
+
+  Attributes:
+    images: `[N, H, W, 3]` uint8, pixel values 0..255.
+    labels: `[N]` int32, class index.
+    mask: `[N]` float32, 1 for an example and 0 for padding.
+  """
+
+  images: Array
+  labels: Array
+  mask: Array

@@ -1,0 +1,64 @@
+"""From a resolved config to the functions that make a run."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from nfnet_jax import config as config_lib
+from nfnet_jax import models, optim, step
+
+
+class Run(NamedTuple):
+  """What a config stands for; nothing in it has been computed yet.
+
+  Attributes:
+    net: the network.
+    schedule: learning rate as a function of the step.
+    init: gives the initial `TrainState`; under `jax.eval_shape`, its shapes alone.
+    train_step, eval_step: of one replica, see `nfnet_jax.step`.
+  """
+
+  net: hk.TransformedWithState
+  schedule: optim.Schedule
+  init: Callable[[], step.TrainState]
+  train_step: Callable
+  eval_step: Callable
+
+
+def build(config: ConfigDict) -> Run:
+  """Builds a run.
+
+  Args:
+    config: from `config.resolve`.
+
+  Raises:
+    RequestError: if the config describes no network or no training rule.
+  """
+  num_classes, optimizer = config.model.num_classes, config.optimizer
+  net = models.create_model(config.model.name, num_classes, **config_lib.model_kwargs(config))
+  schedule = optim.warmup_cosine(optimizer.learning_rate, optimizer.warmup_steps, config.steps)
+  images = jnp.zeros((1, config.data.train_size, config.data.train_size, 3))
+
+  def init_net():
+    return net.init(jax.random.key(config.seed), images, is_training=True)
+
+  labels = optim.param_labels(jax.eval_shape(init_net)[0])
+  tx = optim.make_optimizer(optimizer, schedule, labels)
+  train_step = step.make_train_step(
+    net,
+    tx,
+    num_classes=num_classes,
+    label_smoothing=config.label_smoothing,
+    ema_decay=config.ema_decay,
+    seed=config.seed,
+  )
+  eval_step = step.make_eval_step(net, num_classes=num_classes)
+  # Compiled, because the forward pass that names the parameters is then never computed; without
+  # optimisation, because XLA takes seconds of a CPU for every random draw that it optimises.
+  options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  init = jax.jit(lambda: step.init_state(*init_net(), tx), compiler_options=options)
+  return Run(net, schedule, init, train_step, eval_step)

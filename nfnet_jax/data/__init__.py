@@ -1,0 +1,162 @@
+"""Labelled images from the host: any TFDS data set by name, or a folder of images.
+
+The training stream is one permutation of the training set after another, and follows from the
+seed alone: not from the number of processes, nor from where a run was interrupted. Importing this
+package does not import TensorFlow; reading data does.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from ml_collections import ConfigDict
+
+from nfnet_jax.batch import Batch
+from nfnet_jax.errors import RequestError
+
+if TYPE_CHECKING:
+  from nfnet_jax.data.source import Share, Source
+
+__all__ = ["DatasetInfo", "describe", "test_batches", "train_batches"]
+
+
+class DatasetInfo(NamedTuple):
+  """The figures of a data set that a run is planned by.
+
+  Attributes:
+    num_classes: number of classes; labels are 0..num_classes-1.
+    class_names: `num_classes` names, in the order of the labels.
+    num_train: number of training examples.
+    num_test: number of test examples.
+  """
+
+  num_classes: int
+  class_names: tuple[str, ...]
+  num_train: int
+  num_test: int
+
+
+def describe(data: ConfigDict) -> DatasetInfo:
+  """Looks up a data set without reading its images.
+
+  Args:
+    data: the `data` section of a resolved config.
+
+  Returns:
+    The data set's classes and sizes.
+
+  Raises:
+    RequestError: the data set, a split or a needed feature does not exist, or is empty.
+  """
+  train, test = _open(data)
+  return DatasetInfo(
+    len(train.class_names), train.class_names, train.num_examples, test.num_examples
+  )
+
+
+def train_batches(
+  data: ConfigDict,
+  *,
+  seed: int,
+  batch_size: int,
+  start_step: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[Batch]:
+  """Reads shuffled, randomly cropped and flipped training images without end.
+
+  Batch `i` holds the stream's positions `i * batch_size` to `(i + 1) * batch_size`, where the
+  stream is the epochs one after another and an epoch is a permutation that depends on the seed and
+  its number only. So `start_step` resumes exactly; what comes before it in its epoch is skipped
+  undecoded. An example occurs once an epoch, and a batch may hold the end of one and the start of
+  the next.
+
+  Args:
+    data: the `data` section of a resolved config.
+    seed: fixes the order, the crops and the flips.
+    batch_size: images in a batch, over all processes.
+    start_step: number of batches already consumed.
+    process_index: which process this is. It reads a contiguous share of every batch.
+    process_count: how many processes read together.
+
+  Returns:
+    An endless iterator of this process's share: `[batch_size / process_count, train_size,
+    train_size, 3]` images, and their labels.
+
+  Raises:
+    RequestError: the data set cannot be used as asked, or (from the iterator) an image cannot be
+      decoded; the message names it.
+  """
+  share = _share(data, batch_size, process_index, process_count)
+  train, _ = _open(data)
+  from nfnet_jax.data import pipeline
+
+  return pipeline.train_batches(train, data, seed, start_step, share)
+
+
+def test_batches(  # The rule takes it for a pytest function.
+  data: ConfigDict,
+  *,
+  batch_size: int,
+  process_index: int = 0,  # noqa: PT028
+  process_count: int = 1,  # noqa: PT028
+) -> Iterator[Batch]:
+  """Reads every test image once, in a fixed order.
+
+  Args:
+    data: the `data` section of a resolved config.
+    batch_size: images in a batch, over all processes.
+    process_index: which process this is. It reads a contiguous share of every batch.
+    process_count: how many processes read together.
+
+  Returns:
+    An iterator over `ceil(num_test / batch_size)` batches, the same number in every process, each
+    `[batch_size / process_count, test_size, test_size, 3]`. Padding at the end has mask 0.
+
+  Raises:
+    RequestError: as `train_batches`.
+  """
+  share = _share(data, batch_size, process_index, process_count)
+  _, test = _open(data)
+  from nfnet_jax.data import pipeline
+
+  return pipeline.test_batches(test, data, share)
+
+
+def _open(data: ConfigDict) -> "tuple[Source, Source]":
+  """The training and the test source."""
+  if data.name == "folder":
+    from nfnet_jax.data import folder
+
+    return folder.open_folder(data)
+  if data.name == "digits":
+    from nfnet_jax.data import digits
+
+    digits.write_if_absent(data.dir)
+  from nfnet_jax.data import tfds
+
+  return tfds.open_tfds(data)
+
+
+def _share(data: ConfigDict, batch_size: int, process_index: int, process_count: int) -> "Share":
+  """Checks the request before TensorFlow, which would answer less clearly, sees it."""
+  if batch_size < 1 or batch_size % process_count:
+    raise RequestError(
+      f"A batch of {batch_size} does not divide over {process_count} processes: choose a positive"
+      f" multiple of {process_count}."
+    )
+  if data.test_resize not in ("squash", "central"):
+    raise RequestError(f"data.test_resize={data.test_resize!r}: choose 'squash' or 'central'.")
+  low, high = data.crop_area
+  if not 0 < low <= high <= 1:
+    raise RequestError(
+      f"data.crop_area={data.crop_area}: give two fractions of the image's area, 0 < low <= high"
+      " <= 1."
+    )
+  low, high = data.crop_aspect
+  if not 0 < low <= high:
+    raise RequestError(
+      f"data.crop_aspect={data.crop_aspect}: give two ratios width/height, 0 < low <= high."
+    )
+  from nfnet_jax.data.source import Share
+
+  return Share(batch_size, process_index, process_count)

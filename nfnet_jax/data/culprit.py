@@ -1,0 +1,65 @@
+"""After reading failed: which image or file is damaged. Costs nothing until then."""
+
+from collections.abc import Callable
+
+from nfnet_jax.data.host_tf import tf
+from nfnet_jax.data.source import Record, Source
+from nfnet_jax.errors import RequestError
+
+# What TensorFlow raises for data that is damaged, missing or not what its metadata say.
+DAMAGE = (
+  tf.errors.DataLossError,
+  tf.errors.FailedPreconditionError,
+  tf.errors.InvalidArgumentError,
+  tf.errors.NotFoundError,
+  tf.errors.PermissionDeniedError,
+)
+
+
+def refuse(
+  error: tf.errors.OpError, source: Source, records: tf.data.Dataset, decode: Callable
+) -> None:
+  """Finds what made a batch fail; returns if nothing is damaged.
+
+  Args:
+    error: how TensorFlow put it.
+    source: where the records come from.
+    records: the batch's pairs of a position and a record, undecoded.
+    decode: what is done with each pair.
+
+  Raises:
+    RequestError: names the damaged image or file and says what to do.
+  """
+  if isinstance(error, tf.errors.FailedPreconditionError):
+    raise RequestError(
+      f"A split does not hold the {source.num_examples} records that its metadata promise."
+      f" {source.remedy}"
+    )
+  try:
+    for position, record in records:
+      _try_image(source, position, record, decode)
+  except DAMAGE:
+    _try_files(source)
+
+
+def _try_image(source: Source, position: tf.Tensor, record: Record, decode: Callable) -> None:
+  try:
+    decode(position, record)
+  except DAMAGE as error:
+    where = source.locate(record)
+    raise RequestError(f"Cannot read image {where}: {_reason(error)}. {source.remedy}") from error
+
+
+def _try_files(source: Source) -> None:
+  """Reads all TFRecord files until one fails, because TensorFlow does not name it."""
+  for file in source.files:
+    try:
+      tf.data.TFRecordDataset(file).reduce(0, lambda count, _: count + 1)
+    except DAMAGE as error:
+      raise RequestError(f"Cannot read file {file}: {_reason(error)}. {source.remedy}") from error
+
+
+def _reason(error: tf.errors.OpError) -> str:
+  """TensorFlow's message without the names of its graph's nodes."""
+  message = error.message.partition("}} ")[2] or error.message
+  return message.partition(" [Op:")[0].partition("\n")[0].rstrip(". ")

@@ -1,0 +1,79 @@
+"""The embedded data set: scikit-learn's 1797 handwritten digits, kept as a TFDS data set."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from nfnet_jax.data.host_tf import tf
+from nfnet_jax.errors import RequestError
+
+VERSION = "1.0.0"
+NUM_TEST = 360
+
+
+def write_if_absent(directory: str | None) -> None:
+  """Makes sure that the data directory holds the digits.
+
+  TFDS writes beside the final place and renames at the end, so a killed process leaves nothing
+  that the next one would take for the data set.
+
+  Args:
+    directory: TFDS data directory; `None` for TFDS's default.
+
+  Raises:
+    RequestError: the directory cannot be written.
+  """
+  if _is_prepared(directory):
+    return
+  try:
+    # TFDS reports on stdout, which is for results.
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(sys.stderr):
+      _write(directory)
+  except (OSError, tf.errors.OpError) as error:
+    if not _is_prepared(directory):  # Otherwise another process was faster.
+      raise RequestError(
+        f"Cannot write the digits to {directory or 'the TFDS data directory'} ({error}): set"
+        " data.dir to a directory that can be written."
+      ) from error
+
+
+def _is_prepared(directory: str | None) -> bool:
+  try:
+    return tfds.builder(f"digits:{VERSION}", data_dir=directory).is_prepared()
+  except tfds.core.DatasetNotFoundError:
+    return False
+
+
+def _write(directory: str | None) -> None:
+  """Writes 1437 digits for training and 360 for test, each class in proportion."""
+  from sklearn.datasets import load_digits
+  from sklearn.model_selection import train_test_split
+
+  pixels, labels = load_digits(return_X_y=True)
+  images = np.round(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+  train, test = train_test_split(
+    np.arange(len(labels)), test_size=NUM_TEST, stratify=labels, random_state=0
+  )
+
+  def examples(indices: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+    return ((int(i), {"image": images[i], "label": int(labels[i])}) for i in sorted(indices))
+
+  tfds.dataset_builders.store_as_tfds_dataset(
+    name="digits",
+    version=VERSION,
+    features=tfds.features.FeaturesDict(
+      {
+        "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
+        "label": tfds.features.ClassLabel(num_classes=10),
+      }
+    ),
+    split_datasets={"train": examples(train), "test": examples(test)},
+    data_dir=directory,
+    description="Handwritten digits, 8x8 pixels, as bundled with scikit-learn.",
+    download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+  )

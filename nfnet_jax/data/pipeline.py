@@ -1,0 +1,127 @@
+"""From a source's records to batches: order, resume, sharding, decoding."""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from nfnet_jax.batch import Batch
+from nfnet_jax.data import culprit
+from nfnet_jax.data import image as image_lib
+from nfnet_jax.data.host_tf import tf
+from nfnet_jax.data.source import Record, Share, Source
+from nfnet_jax.errors import RequestError
+
+# Pairs of a position in the stream and a record, from a given step on.
+Stream = Callable[[int], tf.data.Dataset]
+Decode = Callable[[tf.Tensor, Record], tuple[tf.Tensor, tf.Tensor]]
+
+
+def train_batches(
+  source: Source, data: ConfigDict, seed: int, start_step: int, share: Share
+) -> Iterator[Batch]:
+  """As `nfnet_jax.data.train_batches`, from a source."""
+
+  def stream(step: int) -> tf.data.Dataset:
+    position = step * share.batch_size
+    first_epoch, skipped = divmod(position, source.num_examples)
+    epochs = tf.data.Dataset.counter(first_epoch)
+    records = epochs.flat_map(lambda epoch: _records(source, tf.stack([seed, epoch])))
+    return _take_share(records.skip(skipped), position, share)
+
+  def decode(position: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
+    encoded, label = source.parse(record)
+    return _random_crop(encoded, tf.stack([seed, position]), data), tf.cast(label, tf.int32)
+
+  return (
+    Batch(images, labels, np.ones(share.size, np.float32))
+    for images, labels in _read(source, stream, decode, start_step, share)
+  )
+
+
+def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Batch]:
+  """As `nfnet_jax.data.test_batches`, from a source."""
+  resize = {"squash": image_lib.squash, "central": image_lib.central}[data.test_resize]
+
+  def stream(step: int) -> tf.data.Dataset:
+    position = step * share.batch_size
+    return _take_share(_records(source, None).skip(position), position, share)
+
+  def decode(_: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
+    encoded, label = source.parse(record)
+    image = resize(encoded, data.test_size, data.test_padding)
+    return image_lib.to_uint8(image), tf.cast(label, tf.int32)
+
+  parts = _read(source, stream, decode, 0, share)
+  # The last batch's positions may all belong to other processes; this one still takes part in it.
+  nothing = np.zeros([0, data.test_size, data.test_size, 3], np.uint8), np.zeros([0], np.int32)
+  num_batches = -(-source.num_examples // share.batch_size)
+  return (_pad(*next(parts, nothing), share.size) for _ in range(num_batches))
+
+
+def _records(source: Source, seed: tf.Tensor | None) -> tf.data.Dataset:
+  """One epoch; a source that holds more or less than it promises fails rather than drifts."""
+  return source.records(seed).apply(tf.data.experimental.assert_cardinality(source.num_examples))
+
+
+def _take_share(records: tf.data.Dataset, position: int, share: Share) -> tf.data.Dataset:
+  """Numbers the records by their place in the global stream and keeps one process's."""
+
+  def is_mine(position: tf.Tensor, _: Record) -> tf.Tensor:
+    return position % share.batch_size // share.size == share.process_index
+
+  return records.enumerate(position).filter(is_mine)
+
+
+def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict) -> tf.Tensor:
+  """A training image, `[train_size, train_size, 3]` uint8."""
+  crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
+
+  def fallback(shape: tf.Tensor) -> tf.Tensor:
+    return image_lib.central_window(shape, data.train_size, data.test_padding)
+
+  def window(shape: tf.Tensor) -> tf.Tensor:
+    return image_lib.random_window(
+      shape, crop_seed, tuple(data.crop_area), tuple(data.crop_aspect), fallback
+    )
+
+  image = image_lib.decode(encoded, window, dct_method="INTEGER_FAST")
+  if data.flip:
+    image = tf.image.stateless_random_flip_left_right(image, flip_seed)
+  return image_lib.to_uint8(image_lib.resize(image, data.train_size))
+
+
+def _read(
+  source: Source, stream: Stream, decode: Decode, start_step: int, share: Share
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Decoded batches of one process's share; errors in the data become `RequestError`."""
+  options = tf.data.Options()
+  options.deterministic = True
+  dataset = stream(start_step).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+  dataset = dataset.batch(share.size).prefetch(tf.data.AUTOTUNE).with_options(options)
+  batches = dataset.as_numpy_iterator()
+  for step in itertools.count(start_step):
+    try:
+      images, labels = next(batches)
+    except StopIteration:
+      return
+    except culprit.DAMAGE as error:
+      culprit.refuse(error, source, stream(step).take(share.size), decode)
+      raise
+    if labels.min() < 0:
+      raise RequestError(
+        f"An example has label {labels.min()}, so its split is not a labelled one."
+      )
+    yield images, labels
+
+
+def _pad(images: np.ndarray, labels: np.ndarray, size: int) -> Batch:
+  """Fills a batch up to `size` examples."""
+  count = len(labels)
+  missing = size - count
+  return Batch(
+    np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]),
+    np.pad(labels, [(0, missing)]),
+    np.pad(np.ones(count, np.float32), [(0, missing)]),
+  )

@@ -1,0 +1,50 @@
+"""What every kind of stored data set looks like to the pipeline."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from nfnet_jax.data.host_tf import tf
+
+Record = tuple[tf.Tensor, ...]
+
+
+class Source(NamedTuple):
+  """One split of labelled images, as records that are cheap to shuffle and to skip.
+
+  Attributes:
+    num_examples: number of records.
+    class_names: names in the order of the labels.
+    records: from a seed, `[2]` int64, the records in the order it gives; from `None` in a fixed
+      order.
+    parse: from a record, the encoded image (a string scalar) and its label (an int scalar).
+    locate: from an eager record, the name by which its owner can find the image.
+    files: the TFRecord files that hold the records; none if a record is a file of its own.
+    remedy: what the owner of a damaged image is to do.
+  """
+
+  num_examples: int
+  class_names: tuple[str, ...]
+  records: Callable[[tf.Tensor | None], tf.data.Dataset]
+  parse: Callable[[Record], tuple[tf.Tensor, tf.Tensor]]
+  locate: Callable[[Record], str]
+  files: tuple[str, ...]
+  remedy: str
+
+
+class Share(NamedTuple):
+  """The contiguous part of every global batch that one process reads.
+
+  Attributes:
+    batch_size: images in a batch, over all processes.
+    process_index: which process, 0..process_count-1.
+    process_count: number of processes, a divisor of `batch_size`.
+  """
+
+  batch_size: int
+  process_index: int
+  process_count: int
+
+  @property
+  def size(self) -> int:
+    """Images that this process reads of each batch."""
+    return self.batch_size // self.process_count

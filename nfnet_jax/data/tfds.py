@@ -1,0 +1,164 @@
+"""Any image-classification data set that TFDS has prepared as TFRecord files."""
+
+import difflib
+
+import numpy as np
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+
+from nfnet_jax.data.host_tf import tf
+from nfnet_jax.data.source import Record, Source
+from nfnet_jax.errors import RequestError
+
+# Files read at once, and records taken from each in turn. They shape the order, so they are fixed.
+CYCLE = 16
+BLOCK = 16
+READ_BUFFER = 8 << 20  # bytes; remote files are slow in small pieces
+REMEDY = "Mend the source that the data set was made from and prepare it again."
+
+
+def open_tfds(data: ConfigDict) -> tuple[Source, Source]:
+  """Looks up a prepared TFDS data set.
+
+  Args:
+    data: the `data` section of a config; `dir` is TFDS's data directory, the splits are TFDS split
+      expressions.
+
+  Returns:
+    The training and the test source.
+
+  Raises:
+    RequestError: no such data set, or it is not prepared, not stored as TFRecord, has no such
+      split, an empty one, or no image and class features.
+  """
+  builder = _builder(data.name, data.dir)
+  image, label = _find_features(builder)
+  return tuple(
+    _source(builder, split, image, label, data.shuffle_buffer)
+    for split in (data.train_split, data.test_split)
+  )
+
+
+def _builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
+  """The builder of a data set that is there to be read."""
+  try:
+    builder = tfds.builder(name, data_dir=directory)
+  except tfds.core.DatasetNotFoundError as error:
+    known = [*tfds.list_builders(with_community_datasets=False), "digits", "folder"]
+    nearest = difflib.get_close_matches(name, known) or ["digits", "folder", "imagenet2012"]
+    raise RequestError(
+      f"Unknown data set {name!r}. Nearest names: {', '.join(nearest)}."
+    ) from error
+  except (ValueError, AssertionError, ImportError) as error:
+    raise RequestError(f"TFDS cannot open data set {name!r}: {error}") from error
+  if not builder.is_prepared():
+    command = f"tfds build {name}" + (f" --data_dir={directory}" if directory else "")
+    manual = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+    advice = f" --manual_dir=DIR, where {' '.join(manual.split())}" if manual else ""
+    raise RequestError(
+      f"Data set {name!r} is not prepared in {builder.data_dir}. Prepare it with: {command}{advice}"
+    )
+  if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+    raise RequestError(
+      f"Data set {name!r} in {builder.data_dir} is stored as {builder.info.file_format.value}; only"
+      f" tfrecord is read. Prepare it with: tfds build {name} --file_format=tfrecord"
+    )
+  return builder
+
+
+def _find_features(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
+  """Names of the image and the label: the supervised ones, else the only ones of their kind."""
+  features = builder.info.features
+  if isinstance(features, tfds.features.FeaturesDict):
+    candidates = [builder.info.supervised_keys or (), tuple(features)]
+    for keys in candidates:
+      named = {key: features[key] for key in keys if isinstance(key, str)}
+      images = [key for key, feature in named.items() if _is_image(feature)]
+      labels = [key for key, feature in named.items() if _is_label(feature)]
+      if len(images) == len(labels) == 1:
+        return images[0], labels[0]
+  raise RequestError(
+    f"Data set {builder.name!r} is not for image classification: it needs one image and one class"
+    f" label among its features, which are {' '.join(repr(features).split())}."
+  )
+
+
+def _is_image(feature: tfds.features.FeatureConnector) -> bool:
+  # Floating-point images are stored as something else in the guise of a PNG.
+  return isinstance(feature, tfds.features.Image) and np.dtype(feature.np_dtype).kind == "u"
+
+
+def _is_label(feature: tfds.features.FeatureConnector) -> bool:
+  return isinstance(feature, tfds.features.ClassLabel) and bool(feature.num_classes)
+
+
+def _source(
+  builder: tfds.core.DatasetBuilder, split: str, image: str, label: str, shuffle_buffer: int
+) -> Source:
+  """One split; only the needed features are parsed, and the image stays encoded."""
+  files = _files(builder, split)
+  features = dict(builder.info.features)
+  names = [image, label] + ["file_name"] * isinstance(features.get("file_name"), tfds.features.Text)
+  needed = tfds.features.FeaturesDict({name: features[name] for name in names})
+
+  def read(record: Record) -> dict[str, tf.Tensor]:
+    return needed.deserialize_example(record[2], decoders={image: tfds.decode.SkipDecoding()})
+
+  def parse(record: Record) -> tuple[tf.Tensor, tf.Tensor]:
+    example = read(record)
+    return example[image], example[label]
+
+  def locate(record: Record) -> str:
+    file, number, _ = record
+    place = f"record {number.numpy()} of {file.numpy().decode()}"
+    name = read(record).get("file_name")
+    return place if name is None else f"{name.numpy().decode()} ({place})"
+
+  return Source(
+    num_examples=sum(file.take for file in files),
+    class_names=tuple(features[label].names),
+    records=lambda seed: _records(files, shuffle_buffer, seed),
+    parse=parse,
+    locate=locate,
+    files=tuple(file.filename for file in files),
+    remedy=REMEDY,
+  )
+
+
+def _files(builder: tfds.core.DatasetBuilder, split: str) -> list:
+  """TFDS's instructions for a split: files, and which records of each."""
+  try:
+    files = builder.info.splits[split].file_instructions
+  except (ValueError, KeyError) as error:
+    sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+    raise RequestError(
+      f"No split {split!r} in data set {builder.name!r}: it has {sizes} examples."
+    ) from error
+  if not files:
+    raise RequestError(f"Split {split!r} of data set {builder.name!r} is empty: choose another.")
+  return files
+
+
+def _records(files: list, shuffle_buffer: int, seed: tf.Tensor | None) -> tf.data.Dataset:
+  """Triples of file name, record number in the file, and serialized example."""
+  order = tf.range(len(files))
+  if seed is not None:
+    file_seed, record_seed = tf.unstack(tf.random.split(seed, 2))
+    order = tf.random.experimental.stateless_shuffle(order, file_seed)
+  names = tf.gather([file.filename for file in files], order)
+  first = tf.gather(tf.constant([file.skip for file in files], tf.int64), order)
+  count = tf.gather(tf.constant([file.take for file in files], tf.int64), order)
+
+  records = tf.data.Dataset.from_tensor_slices((names, first, count)).interleave(
+    _file_records, CYCLE, BLOCK, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+  )
+  if seed is None:
+    return records
+  return records.shuffle(shuffle_buffer, seed=record_seed[0], reshuffle_each_iteration=False)
+
+
+def _file_records(name: tf.Tensor, first: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
+  """`count` records of one file from the `first` on, zipped rather than mapped to be cheap."""
+  serialized = tf.data.TFRecordDataset(name, buffer_size=READ_BUFFER).skip(first).take(count)
+  numbers = tf.data.Dataset.range(first, first + count)
+  return tf.data.Dataset.zip(tf.data.Dataset.from_tensors(name).repeat(), numbers, serialized)

@@ -1,0 +1,102 @@
+"""Evaluation: every example counted exactly once, with the raw and with the averaged weights."""
+
+import pathlib
+from collections.abc import Callable, Iterable
+
+import haiku as hk
+import jax
+
+from nfnet_jax import checkpoint, data, parallel
+from nfnet_jax import config as config_lib
+from nfnet_jax.batch import Batch
+from nfnet_jax.build import build
+from nfnet_jax.errors import RequestError
+from nfnet_jax.step import TrainState
+
+Variables = tuple[hk.Params, hk.State]
+
+
+def weights_of(state: TrainState) -> dict[str, Variables]:
+  """The two sets of weights that a run is judged by, by the prefix of their metrics' names."""
+  return {
+    "": (state.params, state.net_state),
+    "ema_": (state.ema_params, state.ema_net_state),
+  }
+
+
+def evaluate(
+  eval_step: Callable, weights: dict[str, Variables], batches: Iterable[Batch]
+) -> dict[str, float]:
+  """Measures loss and accuracy of several sets of weights in one pass over the data.
+
+  Args:
+    eval_step: `step.make_eval_step`, mapped over all devices.
+    weights: parameters and network state, by the prefix of their metrics' names.
+    batches: this process's share of every batch, padded to full size; the same number of batches
+      on all processes.
+
+  Returns:
+    `examples`, the number counted over all processes, and for each prefix the mean `loss`, and
+    `top1` and `top5` accuracy in 0..1.
+  """
+  totals = {prefix: {} for prefix in weights}
+  for batch in batches:
+    batch = parallel.shard(batch, jax.local_device_count())
+    for prefix, variables in weights.items():
+      sums = jax.device_get(eval_step(*variables, batch))
+      totals[prefix] = {k: float(v) + totals[prefix].get(k, 0.0) for k, v in sums.items()}
+  metrics = {}
+  for prefix, sums in totals.items():
+    examples = sums.pop("examples")
+    metrics |= {prefix + name: total / examples for name, total in sums.items()}
+  return {"examples": int(examples)} | metrics
+
+
+def evaluate_workdir(
+  workdir: pathlib.Path,
+  *,
+  split: str | None = None,
+  batch_size: int | None = None,
+  data_dir: str | None = None,
+) -> dict[str, float | int | str]:
+  """Evaluates the newest good checkpoint of a run.
+
+  Args:
+    workdir: the run directory.
+    split: of the data set; the run's test split by default.
+    batch_size: global; the run's by default.
+    data_dir: where the data are, if not where they were during training.
+
+  Returns:
+    `step`, `split` and the metrics of `evaluate`.
+
+  Raises:
+    RequestError: if the directory holds no run or no checkpoint, or the data do not fit the run.
+  """
+  config = config_lib.load(workdir / "config.json")
+  with config.unlocked():
+    config.data.test_split = split or config.data.test_split
+    config.data.dir = data_dir or config.data.dir
+    config.batch_size = batch_size or config.batch_size
+  parallel.check_batch_size(config.batch_size)
+  info = data.describe(config.data)
+  num_classes = config.model.num_classes
+  if info.num_classes != num_classes:
+    raise RequestError(
+      f"the run in {workdir} has {num_classes} classes, but data set {config.data.name!r} has "
+      f"{info.num_classes}: evaluate on the data set that it was trained for."
+    )
+  run = build(config)
+  restored = checkpoint.restore_newest(workdir / "checkpoints", jax.eval_shape(run.init))
+  if restored is None:
+    raise RequestError(f"{workdir} holds no checkpoint yet: train for longer, or look elsewhere.")
+  step, state = restored
+  eval_step = parallel.map_eval_step(run.eval_step)
+  batches = data.test_batches(
+    config.data,
+    batch_size=config.batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  metrics = evaluate(eval_step, parallel.replicate(weights_of(state)), batches)
+  return {"step": step, "split": config.data.test_split} | metrics

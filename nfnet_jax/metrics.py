@@ -1,0 +1,130 @@
+"""The numbers of a run: one line of JSON each in `metrics.jsonl`, and TensorBoard events.
+
+A line reads `{"step": 900, "split": "test", "loss": 0.08, "top1": 0.986}`. A run that goes on from
+a checkpoint drops what was written after it, so the file reads as if the run had never stopped.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from nfnet_jax.errors import RequestError
+
+FILE_NAME = "metrics.jsonl"
+
+
+class Writer:
+  """Writes a run's metrics; made by `open_writer`, closed by `close` or by leaving a `with`."""
+
+  def __init__(self, lines: TextIO, events: Any):
+    self._lines = lines
+    self._events = events
+
+  def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+    """Writes one line, which is on its way to the disk when this returns, and its events.
+
+    Args:
+      step: number of updates done.
+      split: "train" or "test".
+      values: a number, or an array of one, for each name. A value that is not finite becomes
+        `null`, JSON having no name for it, and no event.
+    """
+    numbers = {name: float(value) for name, value in values.items()}
+    finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
+    record = {"step": int(step), "split": split} | dict.fromkeys(numbers) | finite
+    self._lines.write(json.dumps(record, allow_nan=False) + "\n")
+    for name, number in finite.items():
+      self._events.add_scalar(f"{split}/{name}", number, step)
+
+  def close(self) -> None:
+    """Writes out what is left of the events and closes both."""
+    self._lines.close()
+    self._events.close()
+
+  def __enter__(self) -> "Writer":
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+
+def open_writer(workdir: str | Path, *, resume_step: int | None) -> Writer:
+  """Opens a run directory's metrics for writing.
+
+  Args:
+    workdir: the run directory; created if need be.
+    resume_step: the step of the checkpoint the run goes on from: what is there of later steps is
+      dropped. None if the run starts from nothing: everything there is dropped.
+
+  Returns:
+    The writer.
+
+  Raises:
+    RequestError: if the directory cannot be written, or a line in the file is not one of ours.
+  """
+  from tensorboardX import SummaryWriter
+
+  last_step = -1 if resume_step is None else resume_step
+  workdir = Path(workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    _drop_after(workdir / FILE_NAME, last_step)
+    lines = (workdir / FILE_NAME).open("a", buffering=1, encoding="utf-8")
+    events = SummaryWriter(
+      str(workdir / "tensorboard"),
+      purge_step=last_step + 1,
+      # Of its own, because the file is otherwise named by the second and opened to overwrite.
+      filename_suffix=f".from{last_step + 1}",
+    )
+  except OSError as error:
+    raise RequestError(f"Cannot write metrics to {workdir} ({error}). Choose another.") from error
+  return Writer(lines, events)
+
+
+def read(workdir: str | Path) -> list[dict[str, Any]]:
+  """Reads a run directory's metrics.
+
+  Args:
+    workdir: the run directory.
+
+  Returns:
+    One dict a line, as written: `step`, `split`, then names and values, None where not finite.
+    A last line without an end, which is one being written, is left out.
+
+  Raises:
+    RequestError: if the file is missing, or a line in it is not one of ours.
+  """
+  path = Path(workdir) / FILE_NAME
+  if not path.is_file():
+    raise RequestError(f"There is no {FILE_NAME} in {workdir}. Is it the directory of a run?")
+  return [record for _, record in _complete_lines(path)]
+
+
+def _complete_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+  """Every whole line, as text and as what it says."""
+  lines = []
+  for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
+    if not text.endswith("\n"):
+      break
+    try:
+      record = json.loads(text)
+      lines.append((text, {"step": record["step"], "split": record["split"]} | record))
+    except (ValueError, TypeError, KeyError) as error:
+      raise RequestError(
+        f"{path}, line {number} is not a line of metrics: {text.strip()[:80]!r}. "
+        "Mend or remove it, or choose another work directory."
+      ) from error
+  return lines
+
+
+def _drop_after(path: Path, last_step: int) -> None:
+  if not path.exists():
+    return
+  kept = "".join(text for text, record in _complete_lines(path) if record["step"] <= last_step)
+  # Written beside and renamed: killed at any moment, the file is the old one or the new one.
+  beside = path.with_name(f"{path.name}.tmp")
+  beside.write_text(kept, encoding="utf-8")
+  os.replace(beside, path)

@@ -1,0 +1,193 @@
+"""Layers that the networks share; the one place that calls a convolution.
+
+Parameters are always created in float32. A layer computes in the dtype of its input; weights are
+standardised in the dtype of the parameters and cast afterwards.
+"""
+
+from collections.abc import Callable, Sequence
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# gamma of each non-linearity f: 1 / std(f(x)) for x ~ N(0, 1), so that gamma * f(x) has unit
+# variance (NF-ResNet paper, section 3.2). The published networks were trained with these digits.
+GAMMAS = {
+  "identity": 1.0,
+  "elu": 1.2716004848480225,
+  "gelu": 1.7015043497085571,
+  "relu": 1.7139588594436646,
+  "sigmoid": 4.803835391998291,
+  "silu": 1.7881293296813965,
+  "tanh": 1.5939117670059204,
+}
+
+_NONLINEARITIES: dict[str, Callable[[Array], Array]] = {
+  "identity": lambda x: x,
+  "elu": jax.nn.elu,
+  "gelu": jax.nn.gelu,  # the tanh approximation, as published
+  "relu": jax.nn.relu,
+  "sigmoid": jax.nn.sigmoid,
+  "silu": jax.nn.silu,
+  "tanh": jnp.tanh,
+}
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  name: (lambda x, f=f, gamma=GAMMAS[name]: f(x) * gamma) for name, f in _NONLINEARITIES.items()
+}
+
+
+def conv(x: Array, w: Array, *, stride: int = 1, groups: int = 1) -> Array:
+  """Convolves with TensorFlow's "SAME" padding.
+
+  Args:
+    x: `[N, H, W, C]` input.
+    w: `[kh, kw, C / groups, D]` kernel, of the same dtype.
+    stride: of both spatial axes.
+    groups: number of feature groups.
+
+  Returns:
+    `[N, ceil(H / stride), ceil(W / stride), D]`.
+  """
+  return jax.lax.conv_general_dilated(
+    x,
+    w,
+    window_strides=(stride, stride),
+    padding="SAME",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=groups,
+  )
+
+
+def standardize_weight(w: Array, gain: Array, eps: float = 1e-4) -> Array:
+  """Scaled weight standardisation (NFNet paper, section 2, equation 1).
+
+  `w_hat = gain * (w - mu) / sqrt(max(N * var, eps))`, with the mean `mu` and the biased variance
+  `var` over the fan-in of every output channel and `N` the fan-in.
+
+  Args:
+    w: `[kh, kw, I, O]` kernel.
+    gain: `[O]` learnable gain.
+    eps: lower bound of `N * var`; a bound and not an addend, as published.
+
+  Returns:
+    `[kh, kw, I, O]`, every output channel with zero mean and norm `gain`.
+  """
+  fan_in = w[..., 0].size
+  mean = jnp.mean(w, axis=(0, 1, 2))
+  var = jnp.var(w, axis=(0, 1, 2))
+  scale = gain * jax.lax.rsqrt(jnp.maximum(var * fan_in, eps))
+  return w * scale[None, None, None] - (mean * scale)[None, None, None]
+
+
+class WSConv2D(hk.Module):
+  """Square convolution with scaled weight standardisation, gain and bias (see there)."""
+
+  def __init__(
+    self, channels: int, kernel: int, *, stride: int = 1, groups: int = 1, name: str | None = None
+  ):
+    super().__init__(name)
+    self.channels, self.kernel, self.stride, self.groups = channels, kernel, stride, groups
+
+  def __call__(self, x: Array) -> Array:
+    """Maps `[N, H, W, C]` to `[N, ceil(H / stride), ceil(W / stride), channels]`."""
+    shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.channels)
+    init = hk.initializers.VarianceScaling(1.0, "fan_in", "normal")
+    w = hk.get_parameter("w", shape, jnp.float32, init)
+    gain = hk.get_parameter("gain", (self.channels,), jnp.float32, jnp.ones)
+    bias = hk.get_parameter("bias", (self.channels,), jnp.float32, jnp.zeros)
+    w = standardize_weight(w, gain).astype(x.dtype)
+    x = conv(x, w, stride=self.stride, groups=self.groups)
+    return x + bias.astype(x.dtype)[None, None, None]
+
+
+class Linear(hk.Module):
+  """Affine map over the last axis: `x @ w + b`."""
+
+  def __init__(
+    self, size: int, *, w_init: hk.initializers.Initializer | None = None, name: str | None = None
+  ):
+    super().__init__(name)
+    self.size, self.w_init = size, w_init
+
+  def __call__(self, x: Array) -> Array:
+    """Maps `[N, C]` to `[N, size]`."""
+    fan_in = x.shape[-1]
+    # Haiku's default, which the published networks were initialised with: the two-sigma
+    # truncation is not corrected for, so the standard deviation is 0.88 / sqrt(fan_in).
+    init = self.w_init or hk.initializers.TruncatedNormal(fan_in**-0.5)
+    w = hk.get_parameter("w", (fan_in, self.size), jnp.float32, init)
+    b = hk.get_parameter("b", (self.size,), jnp.float32, jnp.zeros)
+    return x @ w.astype(x.dtype) + b.astype(x.dtype)[None]
+
+
+class SqueezeExcite(hk.Module):
+  """Squeeze-and-excitation: a gate in 0..1 per example and channel.
+
+  The hidden non-linearity is a plain ReLU, as in the published networks (the paper's text says
+  GELU); the factor 2 that keeps the variance is applied by the block.
+  """
+
+  def __init__(self, channels: int, ratio: float, name: str | None = None):
+    super().__init__(name)
+    self.reduce = Linear(max(1, int(channels * ratio)))
+    self.expand = Linear(channels)
+
+  def __call__(self, x: Array) -> Array:
+    """Maps `[N, H, W, C]` to gates `[N, 1, 1, C]`."""
+    h = jnp.mean(x, axis=(1, 2))
+    return jax.nn.sigmoid(self.expand(jax.nn.relu(self.reduce(h))))[:, None, None]
+
+
+def avg_pool(x: Array) -> Array:
+  """2x2 average pooling with stride 2; windows over the border average the pixels that exist."""
+  return hk.avg_pool(x, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
+
+
+def example_keys(example_ids: Array) -> Array:
+  """One random key per example, `[N]`, from the next key of the running transform.
+
+  Keyed by identity and not by position in the local batch, the draws for an example are the same
+  on one device and on a thousand.
+  """
+  return jax.vmap(jax.random.fold_in, (None, 0))(hk.next_rng_key(), example_ids)
+
+
+def stochastic_depth(rates: Sequence[float], example_ids: Array) -> Array:
+  """Draws which residual branches an example keeps.
+
+  What is kept is not rescaled by `1 / (1 - rate)`, as in the published networks, so that the
+  expectation differs between training and evaluation. One draw serves all blocks: a draw for each
+  would take most of the compile time of a deep network.
+
+  Args:
+    rates: probability of dropping the branch, by block.
+    example_ids: `[N]` integers, see `example_keys`.
+
+  Returns:
+    `[blocks, N]` float32, 1 where the branch is kept and 0 where it is dropped.
+  """
+  draw = jax.vmap(lambda key: jax.random.uniform(key, (len(rates),)), out_axes=1)
+  return (draw(example_keys(example_ids)) >= jnp.asarray(rates)[:, None]).astype(jnp.float32)
+
+
+def dropout(x: Array, rate: float, example_ids: Array) -> Array:
+  """Dropout on features `[N, C]`, rescaled by `1 / (1 - rate)`; `example_ids` as above."""
+  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))
+  return jnp.where(keep(example_keys(example_ids)), x / (1.0 - rate), 0.0)
+
+
+def check_images(images: Array) -> None:
+  """Raises ValueError unless `images` is a floating-point `[N, H, W, C]` batch."""
+  if images.ndim != 4:
+    raise ValueError(
+      f"images must be a batch [N, H, W, C], got shape {tuple(images.shape)}: "
+      "add a leading axis of size 1 to a single image."
+    )
+  if not jnp.issubdtype(images.dtype, jnp.floating):
+    raise ValueError(
+      f"images must be normalised floating-point values, got {images.dtype}: "
+      "pass them through nfnet_jax.augment.normalize first."
+    )

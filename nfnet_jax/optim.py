@@ -1,0 +1,164 @@
+"""The training rule: parameter labels, schedule, the recipe as one optax chain, and the EMA.
+
+NFNet paper, section 4.3 and appendix A: stochastic gradient descent with Nesterov's momentum,
+adaptive gradient clipping, coupled weight decay, warm-up and cosine decay.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nfnet_jax import agc
+from nfnet_jax.errors import RequestError
+
+Array = jax.Array
+Schedule = Callable[[Array], Array]
+
+GAIN_BIAS, HEAD, WEIGHT = "gain_bias", "head", "weight"
+_GAIN_BIAS_NAMES = ("gain", "bias", "skip_gain", "b", "scale", "offset")
+CLIPPERS = ("agc", "global_norm", "none")
+
+
+class OptimizerConfig(Protocol):
+  """The keys of `config.optimizer` that `make_optimizer` reads; see `nfnet_jax.config`."""
+
+  clip: str
+  clipping: float
+  agc_eps: float
+  weight_decay: float
+  momentum: float
+
+
+def param_labels(params: Any) -> Any:
+  """Gives every parameter exactly one label, by which the training rule treats it.
+
+  * `gain_bias`: gains, biases, SkipInit gains, and normalisation's scales and offsets; clipped but
+    not decayed. This includes the classifier's bias, as published.
+  * `head`: the classifier's weight; decayed but never clipped (paper, section 4.1).
+  * `weight`: every other weight; clipped and decayed.
+
+  Args:
+    params: Haiku parameters `{module: {name: array}}`.
+
+  Returns:
+    The same tree with a label at each leaf.
+
+  Raises:
+    ValueError: if a parameter fits no label, or if no parameter has the label `head`.
+  """
+
+  def label(module: str, name: str) -> str:
+    if name in _GAIN_BIAS_NAMES:
+      return GAIN_BIAS
+    if name != "w":
+      raise ValueError(
+        f"no label fits parameter {module}/{name}: weights are called 'w', "
+        f"gains and biases {', '.join(_GAIN_BIAS_NAMES)}."
+      )
+    return HEAD if module.split("/~/")[1:] == ["linear"] else WEIGHT
+
+  labels = {m: {n: label(m, n) for n in leaves} for m, leaves in params.items()}
+  if HEAD not in jax.tree.leaves(labels):
+    raise ValueError(
+      "no parameter has the label 'head': the classifier is expected at <network>/~/linear, "
+      f"but the modules are {', '.join(list(labels)[:5])}, ..."
+    )
+  return labels
+
+
+def warmup_cosine(peak: float, warmup_steps: float, steps: int) -> Schedule:
+  """Linear warm-up from 0 to `peak`, then half a cosine down to 0, and 0 from there on.
+
+  `warmup_steps` need not be whole: five epochs at batch 4096 are 1563.92 steps (appendix A.2).
+
+  Args:
+    peak: highest learning rate.
+    warmup_steps: length of the warm-up; 0 for none.
+    steps: length of the whole run, warm-up included.
+
+  Returns:
+    A function of the step, counted from 0, that gives the learning rate as float32.
+
+  Raises:
+    RequestError: unless `0 <= warmup_steps <= steps`.
+  """
+  if not 0 <= warmup_steps <= steps:
+    raise RequestError(
+      f"a warm-up of {warmup_steps:g} steps does not fit a run of {steps} steps: "
+      "lower optimizer.warmup_epochs or train for longer."
+    )
+
+  def schedule(step: Array) -> Array:
+    step = jnp.asarray(step, jnp.float32)
+    warmup = peak * step / (warmup_steps or 1.0)
+    progress = jnp.clip((step - warmup_steps) / max(steps - warmup_steps, 1e-6), 0.0, 1.0)
+    cosine = 0.5 * peak * (1.0 + jnp.cos(jnp.pi * progress))
+    return jnp.where(step < warmup_steps, warmup, cosine)
+
+  return schedule
+
+
+def make_optimizer(
+  optimizer: OptimizerConfig, schedule: Schedule, labels: Any
+) -> optax.GradientTransformation:
+  """The published training rule, from top to bottom.
+
+  Args:
+    optimizer: the `optimizer` section of the config.
+    schedule: learning rate as a function of the step.
+    labels: from `param_labels`.
+
+  Returns:
+    An optax transformation; its updates are added to the parameters.
+
+  Raises:
+    RequestError: for an unknown `optimizer.clip`.
+  """
+  is_clipped = jax.tree.map(lambda label: label != HEAD, labels)
+  is_decayed = jax.tree.map(lambda label: label != GAIN_BIAS, labels)
+  if optimizer.clip == "agc":
+    clip = agc.adaptive_grad_clip(optimizer.clipping, optimizer.agc_eps, mask=is_clipped)
+  elif optimizer.clip == "global_norm":
+    clip = optax.clip_by_global_norm(optimizer.clipping)
+  elif optimizer.clip == "none":
+    clip = optax.identity()
+  else:
+    raise RequestError(
+      f"unknown optimizer.clip={optimizer.clip!r}: choose one of {', '.join(CLIPPERS)}."
+    )
+  return optax.chain(
+    clip,
+    # Coupled: the decay goes through the momentum, and it is never clipped.
+    optax.add_decayed_weights(optimizer.weight_decay, mask=is_decayed),
+    optax.trace(optimizer.momentum, nesterov=True),
+    # Behind the momentum, so that the buffer does not hold the learning rate.
+    optax.scale_by_learning_rate(schedule),
+  )
+
+
+def update_ema(ema: Any, values: Any, step: Array, decay: float) -> Any:
+  """Exponential moving average of parameters, with the published warm-up of the decay.
+
+  The decay in effect is `min(decay, (1 + step) / (10 + step))`: 0.1 at the first step.
+
+  Args:
+    ema: the average so far.
+    values: the same tree, behind the update of this step.
+    step: number of the step, counted from 0.
+    decay: the decay in the long run (0.99999 in the paper).
+
+  Returns:
+    The new average. Leaves that are not floating-point are taken over as they are.
+  """
+  step = jnp.asarray(step, jnp.float32)
+  decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+  def average(old: Array, new: Array) -> Array:
+    if not jnp.issubdtype(new.dtype, jnp.floating):
+      return new
+    return (decay * old + (1.0 - decay) * new).astype(new.dtype)
+
+  return jax.tree.map(average, ema, values)

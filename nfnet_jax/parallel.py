@@ -1,0 +1,60 @@
+"""Data parallelism: the only `pmap`, and how a batch is laid out for it.
+
+State is not stacked: every device holds an ordinary copy (`in_axes=None`, `out_axes=None`), so that
+checkpoints, evaluation and the interactive prompt see plain arrays. What comes out must be the same
+on all replicas, which the steps ensure by averaging whatever differs.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from nfnet_jax.batch import Batch
+from nfnet_jax.errors import RequestError
+from nfnet_jax.step import AXIS
+
+
+def map_train_step(step: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
+  """Maps a training step over devices (all, by default); the state's buffers are donated."""
+  # Donation works for positional arguments only.
+  return jax.pmap(
+    step, AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=(0,)
+  )
+
+
+def map_eval_step(step: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
+  """Maps an evaluation step over devices (all, by default)."""
+  return jax.pmap(step, AXIS, in_axes=(None, None, 0), out_axes=None, devices=devices)
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+  """Puts a copy of every array on each device, laid out as the mapped steps return it."""
+  # Without this the second step would meet another layout than the first, and compile again.
+  mesh = jax.sharding.Mesh(np.asarray(devices or jax.devices()), (AXIS,))
+  return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def shard(batch: Batch, num_devices: int) -> Batch:
+  """Splits this process's share of a batch over its devices.
+
+  Args:
+    batch: leaves `[n, ...]`.
+    num_devices: of this process; divides `n`.
+
+  Returns:
+    The batch with leaves `[num_devices, n / num_devices, ...]`.
+  """
+  return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
+
+
+def check_batch_size(batch_size: int) -> None:
+  """Raises RequestError unless the global batch divides evenly over all devices."""
+  num_devices = jax.device_count()
+  if batch_size < 1 or batch_size % num_devices:
+    nearest = max(round(batch_size / num_devices), 1) * num_devices
+    raise RequestError(
+      f"batch_size={batch_size} does not divide over {num_devices} devices "
+      f"({jax.process_count()} processes): use a multiple of {num_devices}, such as {nearest}."
+    )

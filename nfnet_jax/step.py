@@ -1,0 +1,133 @@
+"""One step of training and of evaluation, as pure functions of state and batch."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import optax
+
+from nfnet_jax import augment, losses, optim
+from nfnet_jax.batch import Batch
+
+Array = jax.Array
+Metrics = dict[str, Array]
+
+AXIS = "devices"  # the name of the mapped axis: every replica on every process
+
+
+class TrainState(NamedTuple):
+  """All that a run carries from step to step. Replicas hold identical copies.
+
+  Attributes:
+    step: number of updates so far, int32.
+    params: float32 master weights of the network.
+    net_state: the network's running statistics; empty for normalizer-free networks.
+    ema_params, ema_net_state: moving averages of the two.
+    opt_state: of the optax chain.
+  """
+
+  step: Array
+  params: hk.Params
+  net_state: hk.State
+  ema_params: hk.Params
+  ema_net_state: hk.State
+  opt_state: optax.OptState
+
+
+def init_state(
+  params: hk.Params, net_state: hk.State, tx: optax.GradientTransformation
+) -> TrainState:
+  """State before the first step, with the averages at the initial values."""
+  # Copies, because the state is donated and one buffer cannot be donated twice.
+  ema_params, ema_net_state = jax.tree.map(jnp.copy, (params, net_state))
+  step = jnp.zeros((), jnp.int32)
+  return TrainState(step, params, net_state, ema_params, ema_net_state, tx.init(params))
+
+
+def make_train_step(
+  net: hk.TransformedWithState,
+  tx: optax.GradientTransformation,
+  *,
+  num_classes: int,
+  label_smoothing: float,
+  ema_decay: float,
+  seed: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """Builds the training step of one replica, to be mapped over the axis `AXIS`.
+
+  Its randomness follows from the seed, the step and an example's index in the global batch, so
+  that it does not depend on the number of devices.
+
+  Args:
+    net: the network.
+    tx: the training rule.
+    num_classes: number of classes.
+    label_smoothing: see `losses.soft_labels`.
+    ema_decay: see `optim.update_ema`.
+    seed: of the run.
+
+  Returns:
+    A function of `TrainState` and this replica's `Batch` (without padding), that gives the next
+    state and metrics, both identical on all replicas.
+  """
+
+  def loss_fn(params, net_state, batch, key, example_ids):
+    images = augment.normalize(batch.images)
+    logits, net_state = net.apply(
+      params, net_state, key, images, is_training=True, example_ids=example_ids
+    )
+    targets = losses.soft_labels(batch.labels, num_classes, label_smoothing)
+    metrics = {
+      "loss": jnp.mean(losses.cross_entropy(logits, targets)),
+      "top1": jnp.mean(losses.top_k_correct(logits, batch.labels, 1)),
+    }
+    return metrics["loss"], (metrics, net_state)
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    local_size = batch.labels.shape[0]
+    example_ids = jax.lax.axis_index(AXIS) * local_size + jnp.arange(local_size)
+    grads, aux = jax.grad(loss_fn, has_aux=True)(
+      state.params, state.net_state, batch, key, example_ids
+    )
+    # The only communication of the step. Clipping acts on the mean over the global batch.
+    grads, (metrics, net_state) = jax.lax.pmean((grads, aux), AXIS)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+    clipped_share = optax.tree.get(opt_state, "clipped_share")
+    if clipped_share is not None:
+      metrics["clipped_share"] = clipped_share
+    ema = optim.update_ema(
+      (state.ema_params, state.ema_net_state), (params, net_state), state.step, ema_decay
+    )
+    return TrainState(state.step + 1, params, net_state, *ema, opt_state), metrics
+
+  return train_step
+
+
+def make_eval_step(
+  net: hk.TransformedWithState, *, num_classes: int
+) -> Callable[[hk.Params, hk.State, Batch], Metrics]:
+  """Builds the evaluation step of one replica, to be mapped over the axis `AXIS`.
+
+  Returns:
+    A function of parameters, network state and this replica's `Batch`, that gives sums over the
+    global batch, padding left out: `examples`, `loss`, `top1`, `top5`.
+  """
+
+  def eval_step(params: hk.Params, net_state: hk.State, batch: Batch) -> Metrics:
+    images = augment.normalize(batch.images)
+    logits, _ = net.apply(params, net_state, None, images, is_training=False)
+    per_example = {
+      "examples": jnp.ones_like(batch.mask),
+      "loss": losses.cross_entropy(logits, losses.soft_labels(batch.labels, num_classes)),
+      "top1": losses.top_k_correct(logits, batch.labels, 1),
+      "top5": losses.top_k_correct(logits, batch.labels, 5),
+    }
+    sums = jax.tree.map(lambda x: jnp.sum(x * batch.mask), per_example)
+    return jax.lax.psum(sums, AXIS)
+
+  return eval_step

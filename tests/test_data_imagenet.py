@@ -1,0 +1,70 @@
+"""ImageNet as TFDS prepares it, from a miniature of the archives."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+
+from nfnet_jax import data
+from nfnet_jax.errors import RequestError
+from tests import data_examples as examples
+
+NUM_CLASSES, PER_CLASS, NUM_VALIDATION = 3, 4, 50
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode="w") as archive:
+    for name, content in files.items():
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      archive.addfile(info, io.BytesIO(content))
+  return buffer.getvalue()
+
+
+def prepare(root: Path, changes: dict[str, bytes]) -> ConfigDict:
+  """Lets TFDS prepare a few images of the first classes, some of them replaced."""
+  builder = tfds.builder("imagenet2012", data_dir=root)
+  synsets = builder.info.features["label"].names[:NUM_CLASSES]
+  train = {
+    f"{synset}.tar": tar(
+      {
+        name: changes.get(name, examples.jpeg(i))
+        for i, name in enumerate(f"{synset}_{k}.JPEG" for k in range(PER_CLASS))
+      }
+    )
+    for synset in synsets
+  }
+  validation = {
+    f"ILSVRC2012_val_{i:08d}.JPEG": examples.jpeg(i % 20) for i in range(1, NUM_VALIDATION + 1)
+  }
+  (root / "ILSVRC2012_img_train.tar").write_bytes(tar(train))
+  (root / "ILSVRC2012_img_val.tar").write_bytes(tar(validation))
+  builder.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(manual_dir=root, try_download_gcs=False)
+  )
+  return examples.config(name="imagenet2012", dir=str(root), test_split="validation")
+
+
+def test_imagenet_reads(tmp_path: Path) -> None:
+  # The real archive holds a PNG under a JPEG's name too.
+  png = tf.io.encode_png(np.full((30, 20, 3), 250, np.uint8)).numpy()
+  config = prepare(tmp_path, {"n01443537_1.JPEG": png})
+  info = data.describe(config)
+  assert (info.num_classes, info.num_train, info.num_test) == (1000, 12, 50)
+  assert info.class_names[0] == "n01440764"
+  batch = next(data.train_batches(config, seed=0, batch_size=12))
+  np.testing.assert_array_equal(np.bincount(batch.labels), [4, 4, 4])
+  assert (batch.images[batch.labels == 1] == 250).all((1, 2, 3)).sum() == 1
+  assert sum(b.mask.sum() for b in data.test_batches(config, batch_size=16)) == 50
+
+
+def test_damaged_imagenet_image_is_named(tmp_path: Path) -> None:
+  config = prepare(tmp_path, {"n01443537_1.JPEG": examples.jpeg(1)[:60]})
+  with pytest.raises(RequestError, match=r"n01443537_1\.JPEG \(record \d of .*train\.tfrecord"):
+    next(data.train_batches(config, seed=0, batch_size=12))

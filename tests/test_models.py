@@ -1,0 +1,362 @@
+import doctest
+import functools
+import json
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nfnet_jax
+from nfnet_jax import models
+from nfnet_jax.errors import RequestError
+from nfnet_jax.models import layers, nfnet
+from tests import golden
+
+NFNETS = [f"nfnet_{name}" for name in nfnet.VARIANTS]
+
+
+def tiny(num_classes=10, **overrides):
+  kwargs = {"widths": (16, 32), "depths": (1, 2), "group_size": 8} | overrides
+  return nfnet_jax.create_model("nfnet_micro", num_classes, **kwargs)
+
+
+def shapes_of(net):
+  params, _ = jax.eval_shape(
+    lambda: net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), is_training=True)
+  )
+  return {m: {n: leaf.shape for n, leaf in leaves.items()} for m, leaves in params.items()}
+
+
+def params_of(net):
+  """Parameters with open SkipInit gains: at their initial 0 they would hide the branches."""
+  return golden.fill(shapes_of(net))
+
+
+# --- names, shapes, table
+
+
+@pytest.mark.parametrize("name", NFNETS)
+def test_parameters_are_the_published_ones(name):
+  published = "NFNet-" + name.removeprefix("nfnet_").upper()
+  assert shapes_of(nfnet_jax.create_model(name)) == golden.published_shapes(published)
+  record = golden.load_json("param_shapes.json.gz")[published]
+  assert models.count_params(name) == record["num_params"]
+
+
+def test_initial_values():
+  """Reference section 4: fan-in normal kernels, open gains, closed SkipInit, small classifier."""
+  net = tiny(widths=(64,), depths=(1,), group_size=32, num_classes=1000)
+  key, images = jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+  options = {"xla_backend_optimization_level": 0}
+  params, _ = jax.jit(lambda: net.init(key, images, True), compiler_options=options)()
+  block = "NFNet/~/nf_block"
+  w = params[f"{block}/~/conv1"]["w"]
+  assert float(jnp.std(w)) == pytest.approx((3 * 3 * 32) ** -0.5, rel=0.03)
+  assert float(jnp.max(jnp.abs(w))) > 3 * (3 * 3 * 32) ** -0.5  # not truncated
+  assert float(jnp.std(params["NFNet/~/linear"]["w"])) == pytest.approx(0.01, rel=0.03)
+  se = params[f"{block}/~/squeeze_excite/~/linear"]["w"]
+  assert float(jnp.std(se)) == pytest.approx(0.88 * 64**-0.5, rel=0.05)
+  assert params[block]["skip_gain"] == 0
+  assert set(np.unique(params[f"{block}/~/conv1"]["gain"])) == {1.0}
+  assert set(np.unique(params[f"{block}/~/conv1"]["bias"])) == {0.0}
+
+
+def test_every_model_is_tested_and_listed():
+  assert nfnet_jax.list_models() == [*NFNETS, "nfnet_micro"]
+  assert len(NFNETS) == 16
+
+
+@pytest.mark.parametrize("variant", nfnet.VARIANTS)
+def test_blocks_are_the_published_ones(variant):
+  key = f"NFNet-{variant.upper()} (stochdepth_rate=0.25 as in experiment_nfnets)"
+  record = golden.load_json("golden_blocks.json")[key]
+  row = nfnet.VARIANTS[variant]
+  assert row.drop_rate == record["drop_rate"]
+  specs = nfnet.block_specs(
+    row.widths, row.depths, expansion=0.5, group_size=128, alpha=0.2, stochdepth_rate=0.25
+  )
+  assert len(specs) == len(record["blocks"])
+  for spec, block in zip(specs, record["blocks"], strict=True):
+    assert (spec.in_channels, spec.out_channels) == (block["in_ch"], block["out_ch"])
+    assert (spec.width, spec.groups, spec.stride) == (
+      block["width"],
+      block["groups"],
+      block["stride"],
+    )
+    assert spec.beta == pytest.approx(block["beta"], rel=1e-12)
+    assert spec.stochdepth_rate == pytest.approx(block["stochdepth_rate"], abs=1e-15)
+
+
+def test_create_model_example():
+  failures, tests = doctest.testmod(models)
+  assert (failures, tests > 0) == (0, True)
+
+
+# --- numbers
+
+
+def f0_params():
+  return golden.fill(golden.published_shapes("NFNet-F0"))
+
+
+@functools.cache
+def f0_apply(num_classes=1000):
+  net = nfnet_jax.create_model("nfnet_f0", num_classes)
+  return jax.jit(lambda params, images: net.apply(params, {}, None, images)[0])
+
+
+@pytest.mark.parametrize(("case", "seed", "size"), [("64", 0, (64, 64)), ("75x53", 1, (75, 53))])
+def test_f0_logits_and_features(case, seed, size):
+  record = golden.load_npz(f"golden_F0_{case}.npz")
+  images = golden.images(seed, 2, *size)
+  params = f0_params()
+  logits = f0_apply()(params, images)
+  features = f0_apply(0)(params, images)
+  assert logits.dtype == jnp.float32
+  np.testing.assert_allclose(logits, record["logits"], rtol=0, atol=2e-5)
+  np.testing.assert_allclose(features, record["pool"], rtol=0, atol=2e-5)
+
+
+def block_outputs(net, params, images):
+  outputs = []
+
+  def watch(next_fn, args, kwargs, context):
+    out = next_fn(*args, **kwargs)
+    if context.method_name == "__call__" and isinstance(context.module, nfnet.NFBlock):
+      outputs.append(out)
+    return out
+
+  @jax.jit
+  def forward(params, images):
+    with hk.intercept_methods(watch):
+      net.apply(params, {}, None, images)
+    return outputs
+
+  return forward(params, images)
+
+
+def test_f0_block_statistics():
+  """Mean square, variance and branch variance of each block (signal propagation plots)."""
+  record = golden.load_npz("golden_F0_64.npz")
+  net = nfnet_jax.create_model("nfnet_f0")
+  blocks = block_outputs(net, f0_params(), golden.images(0, 2, 64, 64))
+  mean_square = [jnp.mean(jnp.mean(x, axis=(0, 1, 2)) ** 2) for x in blocks]
+  variance = [jnp.mean(jnp.var(x, axis=(0, 1, 2))) for x in blocks]
+  np.testing.assert_allclose(mean_square, record["avg_sq_mean"][1:], rtol=1e-4)
+  np.testing.assert_allclose(variance, record["avg_var"][1:], rtol=1e-4)
+
+
+def test_f0_gradients():
+  record = golden.load_npz("golden_F0_64.npz")
+  meta = json.loads(str(record["meta_json"]))
+  net = nfnet_jax.create_model("nfnet_f0")
+
+  def loss_fn(params, images, labels):
+    logits, _ = net.apply(params, {}, None, images)
+    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(2), labels])
+
+  loss, grads = jax.jit(jax.value_and_grad(loss_fn))(
+    f0_params(), golden.images(0, 2, 64, 64), record["labels"]
+  )
+  assert float(loss) == pytest.approx(float(record["loss"]), rel=1e-5)
+  flat = {f"{m}/{n}": np.asarray(g) for m, leaves in grads.items() for n, g in leaves.items()}
+  assert set(flat) == set(meta["grad_names"])
+  norms = [np.linalg.norm(flat[name].astype(np.float64)) for name in meta["grad_names"]]
+  np.testing.assert_allclose(norms, record["grad_norms"], rtol=1e-4)
+  stored = [key for key in record if key.startswith("grad:")]
+  assert len(stored) == 13
+  for key in stored:
+    ours, theirs = flat[key.removeprefix("grad:")], record[key]
+    if ours.shape != theirs.shape:
+      ours = ours[golden_slice(ours.shape, theirs.shape)]
+    scale = np.linalg.norm(theirs)
+    assert np.linalg.norm(ours - theirs) <= 1e-4 * scale, key
+
+
+def golden_slice(ours, theirs):
+  """The stored gradients of big kernels are every k-th entry along each axis."""
+  return tuple(slice(None, None, -(-n // m)) for n, m in zip(ours, theirs, strict=True))
+
+
+# --- behaviour
+
+
+def test_logits_do_not_depend_on_the_rest_of_the_batch():
+  net = tiny()
+  params = params_of(net)
+  images = golden.images(0, 6, 32, 32)
+  apply = jax.jit(lambda x: net.apply(params, {}, None, x)[0])
+  others = np.concatenate([images[:2], golden.images(1, 4, 32, 32)])
+  np.testing.assert_allclose(apply(images)[:2], apply(others)[:2], rtol=0, atol=1e-6)
+  np.testing.assert_allclose(apply(images)[:2], apply(images[:2]), rtol=0, atol=1e-6)
+
+
+def test_draws_of_an_example_do_not_depend_on_the_rest_of_the_batch():
+  net = tiny(stochdepth_rate=0.5, drop_rate=0.5)
+  params = params_of(net)
+  images, key = golden.images(0, 6, 32, 32), jax.random.key(3)
+
+  @jax.jit
+  def apply(x, ids):
+    return net.apply(params, {}, key, x, is_training=True, example_ids=ids)[0]
+
+  whole = apply(images, jnp.arange(6))
+  np.testing.assert_allclose(whole[4:], apply(images[4:], jnp.array([4, 5])), atol=1e-6)
+  assert np.abs(whole[4:] - apply(images[4:], jnp.array([0, 1]))).max() > 1e-3
+
+
+def test_per_example_gradients_average_to_the_batch_gradient():
+  net = tiny()
+  params = params_of(net)
+  images, labels = golden.images(0, 4, 32, 32), jnp.array([0, 3, 3, 9])
+
+  def loss(params, x, y):
+    logits, _ = net.apply(params, {}, None, x)
+    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(y)), y])
+
+  batch = jax.jit(jax.grad(loss))(params, images, labels)
+  per_example = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(
+    params, images[:, None], labels[:, None]
+  )
+  mean = jax.tree.map(lambda g: jnp.mean(g, 0), per_example)
+  for ours, theirs in zip(jax.tree.leaves(mean), jax.tree.leaves(batch), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_a_block_is_the_identity_at_initialisation():
+  net = tiny(num_classes=0)
+  params = params_of(net)
+  for leaves in params.values():
+    leaves.update({"skip_gain": np.zeros(())} if "skip_gain" in leaves else {})
+  images = golden.images(0, 2, 32, 32)
+  changed = {m: dict(leaves) for m, leaves in params.items()}
+  # The last block is no transition: with SkipInit at 0 its branch must not show.
+  changed["NFNet/~/nf_block_2/~/conv0"]["w"] = 7.0 * params["NFNet/~/nf_block_2/~/conv0"]["w"] + 1
+  apply = jax.jit(lambda params: net.apply(params, {}, None, images)[0])
+  before, after = apply(params), apply(changed)
+  np.testing.assert_array_equal(before, after)
+
+
+def test_variance_grows_as_predicted():
+  """Var(h + alpha * f) = Var(h) + alpha^2 (NF-ResNet paper, section 3), with open skip gains."""
+  alpha = 1.0
+  net = tiny(0, widths=(256,), depths=(4,), group_size=64, alpha=alpha, se_ratio=0.0)
+  params = params_of(net)
+  for leaves in params.values():
+    leaves.update({n: np.ones_like(leaves[n]) for n in ("gain", "skip_gain") if n in leaves})
+    leaves.update({n: np.zeros_like(leaves[n]) for n in ("bias",) if n in leaves})
+  images = jax.random.normal(jax.random.key(1), (4, 96, 96, 3))
+  outputs = block_outputs(net, params, images)
+  variances = [float(jnp.mean(jnp.var(x, axis=(0, 1, 2)))) for x in outputs]
+  growth = np.diff(variances)
+  np.testing.assert_allclose(growth, alpha**2, rtol=0.2)
+
+
+def test_stochastic_depth_drops_at_its_rates():
+  drop = hk.transform(lambda ids: layers.stochastic_depth([0.0, 0.25, 0.5], ids))
+  keep = drop.apply({}, jax.random.key(0), jnp.arange(4000))
+  assert keep.shape == (3, 4000)
+  assert set(np.unique(keep)) == {0.0, 1.0}
+  np.testing.assert_allclose(jnp.mean(keep, axis=1), [1.0, 0.75, 0.5], atol=0.03)
+
+
+def test_a_dropped_branch_leaves_the_shortcut_and_a_kept_one_is_not_rescaled():
+  spec = nfnet.BlockSpec(16, 16, 8, 1, 1, 1.0, 0.5)
+  block = hk.transform(
+    lambda x, keep: nfnet.NFBlock(
+      spec, alpha=0.2, activation="gelu", se_ratio=0.5, use_two_convs=True
+    )(x, keep)
+  )
+  x = jnp.asarray(golden.images(0, 2, 8, 8).repeat(6, -1)[..., :16])
+  shapes = jax.eval_shape(block.init, jax.random.key(0), x, None)
+  params = golden.fill({m: {n: a.shape for n, a in leaves.items()} for m, leaves in shapes.items()})
+  out = block.apply(params, None, x, jnp.array([0.0, 1.0]))
+  np.testing.assert_array_equal(out[0], x[0])
+  np.testing.assert_allclose(out[1], block.apply(params, None, x, None)[1], atol=1e-6)
+
+
+def test_dropout_rescales():
+  drop = hk.transform(lambda ids: layers.dropout(jnp.ones((500, 16)), 0.2, ids))
+  out = drop.apply({}, jax.random.key(0), jnp.arange(500))
+  np.testing.assert_allclose(np.unique(out), [0.0, 1.25])
+  assert float(jnp.mean(out)) == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["gelu", "relu", "silu", "tanh", "elu"])
+def test_activations_are_the_published_ones(name):
+  record = golden.load_json("golden_nonlinearities.json")
+  ours = layers.ACTIVATIONS[name](jnp.asarray(record["x"], jnp.float32))
+  np.testing.assert_allclose(ours, record["y_float64"][name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", layers.ACTIVATIONS)
+def test_activations_have_unit_variance(name):
+  x = jax.random.normal(jax.random.key(0), (1_000_000,))
+  assert float(jnp.std(layers.ACTIVATIONS[name](x))) == pytest.approx(1.0, abs=5e-3)
+
+
+def test_bfloat16_computes_low_and_keeps_high():
+  net, exact = tiny(dtype=jnp.bfloat16), tiny()
+  params = params_of(net)
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+  images = golden.images(0, 2, 32, 32)
+  logits = jax.jit(lambda p: net.apply(p, {}, None, images)[0])(params)
+  reference = jax.jit(lambda p: exact.apply(p, {}, None, images)[0])(params)
+  assert logits.dtype == jnp.float32
+  # bfloat16 has 8 bits of precision; a dozen layers leave about twice that rounding error.
+  error = np.abs(logits - reference).max() / np.abs(reference).max()
+  assert 1e-5 < error < 3e-2
+  jaxpr = str(jax.make_jaxpr(lambda x: net.apply(params, {}, None, x)[0])(images))
+  convs = [line for line in jaxpr.splitlines() if "conv_general_dilated[" in line]
+  assert convs
+  assert all("bf16" in line for line in convs)
+
+
+def test_standardised_weights_have_zero_mean_and_norm_gain():
+  w = 3.0 + jax.random.normal(jax.random.key(0), (3, 3, 8, 4))
+  gain = jnp.array([0.5, 1.0, 2.0, 3.0])
+  out = layers.standardize_weight(w, gain)
+  np.testing.assert_allclose(jnp.mean(out, (0, 1, 2)), 0.0, atol=1e-6)
+  np.testing.assert_allclose(jnp.sqrt(jnp.sum(out**2, (0, 1, 2))), gain, rtol=1e-5)
+  # A constant kernel has no variance: bounded by eps instead of divided by zero.
+  np.testing.assert_allclose(layers.standardize_weight(jnp.ones((1, 1, 8, 4)), gain), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("override", "missing"),
+  [({"use_two_convs": False}, "conv1b"), ({"se_ratio": 0.0}, "squeeze_excite")],
+)
+def test_overrides_change_the_network(override, missing):
+  assert any(missing in module for module in shapes_of(tiny()))
+  assert not any(missing in module for module in shapes_of(tiny(**override)))
+
+
+@pytest.mark.parametrize(
+  ("make", "words"),
+  [
+    (lambda: nfnet_jax.create_model("nfnet_f00"), ["nfnet_f00", "nfnet_f0"]),
+    (lambda: nfnet_jax.create_model("zzz"), ["zzz", "lists them"]),
+    (lambda: nfnet_jax.create_model("nfnet_f0", -1), ["num_classes", "-1"]),
+    (lambda: nfnet_jax.create_model("nfnet_f0", widht=3), ["nfnet_f0", "widht"]),
+    (lambda: tiny(activation="geluu"), ["geluu", "gelu"]),
+    (lambda: tiny(widths=(8, 32)), ["width 8", "group of 8", "group_size"]),
+    (lambda: tiny(widths=(16,)), ["widths=(16,)", "depths=(1, 2)"]),
+  ],
+)
+def test_bad_requests_say_what_and_how(make, words):
+  with pytest.raises(RequestError) as caught:
+    make()
+  for word in words:
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("images", "word"),
+  [(np.zeros((2, 8, 8, 3), np.uint8), "normalize"), (np.zeros((8, 8, 3), np.float32), "leading")],
+)
+def test_images_that_are_no_batch_are_refused(images, word):
+  net = tiny()
+  with pytest.raises(ValueError, match=word):
+    jax.eval_shape(lambda p: net.apply(p, {}, None, images), params_of(net))
