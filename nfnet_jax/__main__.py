@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -76,7 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   if not argv or argv[0] in ("-h", "--help", "help"):
     print(_usage())
     return 0 if argv else 2
-  logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+  # TensorFlow reports the GPU that it is not to use, as an error even. Only reading data needs it.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+  logging.getLogger("nfnet_jax").setLevel(logging.INFO)
   verb = argv[0]
   try:
     if verb not in VERBS:

@@ -24,19 +24,17 @@ _OBSERVATION_KEYS = ("data.dir", "log_every", "eval_every", "checkpoint_every", 
 
 def default() -> ConfigDict:
   """All keys with their defaults: the recipe of the paper's section 5 on the embedded digits."""
-  derived_float = config_dict.placeholder(float)
-  derived_int = config_dict.placeholder(int)
   config = ConfigDict()
 
   config.seed = 0  # of initialisation, data order, augmentation and dropout
   config.batch_size = 256  # global: over all devices of all processes
   config.epochs = 90.0  # passes over the training set
-  config.steps = derived_int  # updates; derived from epochs unless given
+  config.steps = config_dict.placeholder(int)  # updates; derived from epochs unless given
   config.dtype = "float32"  # of the computation, or "bfloat16"; master weights are float32
 
   config.model = model = ConfigDict()
   model.name = "nfnet_f0"
-  model.num_classes = derived_int  # of the data; if given, the two must agree
+  model.num_classes = config_dict.placeholder(int)  # of the data; if given, the two must agree
   # Constructor arguments; None leaves the network's own.
   model.activation = config_dict.placeholder(str)
   model.alpha = config_dict.placeholder(float)
@@ -46,15 +44,15 @@ def default() -> ConfigDict:
   model.use_two_convs = config_dict.placeholder(bool)
   model.widths = config_dict.placeholder(tuple)  # stages, for networks of your own
   model.depths = config_dict.placeholder(tuple)
-  model.group_size = derived_int
+  model.group_size = config_dict.placeholder(int)
 
   config.data = data = ConfigDict()
   data.name = "digits"  # any TFDS name; "folder" for images in DIR/SPLIT/CLASS/
   data.dir = config_dict.placeholder(str)  # None: TFDS's own default
   data.train_split = "train"  # any TFDS split expression
   data.test_split = "test"
-  data.train_size = derived_int  # pixels; None: the network's
-  data.test_size = derived_int
+  data.train_size = config_dict.placeholder(int)  # pixels; None: the network's
+  data.test_size = config_dict.placeholder(int)
   data.crop_area = (0.08, 1.0)  # random crop: share of the image's area
   data.crop_aspect = (3 / 4, 4 / 3)  # random crop: width over height
   data.flip = True  # random horizontal flip
@@ -67,9 +65,9 @@ def default() -> ConfigDict:
 
   config.optimizer = optimizer = ConfigDict()
   optimizer.learning_rate_per_256 = 0.1  # grows with the batch size
-  optimizer.learning_rate = derived_float  # the peak; derived unless given
+  optimizer.learning_rate = config_dict.placeholder(float)  # the peak; derived unless given
   optimizer.warmup_epochs = 5.0
-  optimizer.warmup_steps = derived_float  # derived unless given
+  optimizer.warmup_steps = config_dict.placeholder(float)  # derived unless given
   optimizer.momentum = 0.9
   optimizer.weight_decay = 2e-5
   optimizer.clip = "agc"  # or "global_norm", or "none"
@@ -172,12 +170,11 @@ def load(path: pathlib.Path) -> ConfigDict:
     RequestError: if there is no such file, or it is no config.
   """
   try:
-    values = json.loads(path.read_text())
+    return ConfigDict(json.loads(path.read_text())).lock()
   except FileNotFoundError:
     raise RequestError(f"{path.parent} is no run directory: it has no {path.name}.") from None
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, AttributeError) as error:
     raise RequestError(f"cannot read {path}: {error}.") from error
-  return ConfigDict(values).lock()
 
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:

@@ -76,25 +76,22 @@ def warmup_cosine(peak: float, warmup_steps: float, steps: int) -> Schedule:
 
   Args:
     peak: highest learning rate.
-    warmup_steps: length of the warm-up; 0 for none.
+    warmup_steps: length of the warm-up; 0 for none. A run that is shorter never gets to `peak`.
     steps: length of the whole run, warm-up included.
 
   Returns:
     A function of the step, counted from 0, that gives the learning rate as float32.
 
   Raises:
-    RequestError: unless `0 <= warmup_steps <= steps`.
+    RequestError: if `warmup_steps` is negative.
   """
-  if not 0 <= warmup_steps <= steps:
-    raise RequestError(
-      f"a warm-up of {warmup_steps:g} steps does not fit a run of {steps} steps: "
-      "lower optimizer.warmup_epochs or train for longer."
-    )
+  if warmup_steps < 0:
+    raise RequestError(f"optimizer.warmup_steps={warmup_steps:g} must be at least 0.")
 
   def schedule(step: Array) -> Array:
     step = jnp.asarray(step, jnp.float32)
     warmup = peak * step / (warmup_steps or 1.0)
-    progress = jnp.clip((step - warmup_steps) / max(steps - warmup_steps, 1e-6), 0.0, 1.0)
+    progress = jnp.clip((step - warmup_steps) / max(steps - warmup_steps, 1.0), 0.0, 1.0)
     cosine = 0.5 * peak * (1.0 + jnp.cos(jnp.pi * progress))
     return jnp.where(step < warmup_steps, warmup, cosine)
 

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -49,8 +50,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
   template = jax.eval_shape(built.init)
   claim_workdir(workdir, config)
 
-  manager = checkpoint.open_manager(workdir / "checkpoints", keep=config.keep_checkpoints)
-  start, state = checkpoint.restore_newest(manager, template) or (0, built.init())
+  directory = workdir / "checkpoints"
+  restored = checkpoint.restore_newest(directory, template)
+  start, state = restored or (0, built.init())
   state = parallel.replicate(state)
   train_step = parallel.map_train_step(built.train_step)
   eval_step = parallel.map_eval_step(built.eval_step)
@@ -61,14 +63,16 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
   }
   batches = data.train_batches(config.data, seed=config.seed, start_step=start, **share)
   meter = Meter(config.batch_size)
-  final: dict[str, float] = {}
   _announce(config, info, state.params, start)
 
+  resume_step = start if restored else None
   with (
-    contextlib.closing(manager),
-    contextlib.closing(metrics_lib.open_writer(workdir, resume_step=start)) as writer,
+    checkpoint.open_manager(
+      directory, keep=config.keep_checkpoints, resume_step=resume_step
+    ) as manager,
+    metrics_lib.open_writer(workdir, resume_step=resume_step) as writer,
     _progress_bar(config, start) as bar,
-    _naming_last_checkpoint(workdir, manager),
+    _naming_last_checkpoint(manager),
   ):
     for step in range(start + 1, config.steps + 1):
       batch = parallel.shard(next(batches), jax.local_device_count())
@@ -82,16 +86,16 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
         log.info("step %d/%d: %s", step, config.steps, _format(values))
       if _due(step, config.eval_every, config):
         meter.wait()
-        final = evaluate(eval_step, weights_of(state), data.test_batches(config.data, **share))
-        writer.write(step, "test", final)
-        log.info("step %d/%d: test %s", step, config.steps, _format(final))
+        values = evaluate(eval_step, weights_of(state), data.test_batches(config.data, **share))
+        writer.write(step, "test", values)
+        log.info("step %d/%d: test %s", step, config.steps, _format(values))
         meter.restart_clock()
       if _due(step, config.checkpoint_every, config):
         meter.wait()  # raises before a state that is not finite is saved
         checkpoint.save(manager, step, state)
         meter.restart_clock()
 
-  final = final or metrics_lib.last(workdir, "test")
+  final = [line for line in metrics_lib.read(workdir) if line["split"] == "test"][-1]
   log.info(
     "done: test top-1 %.2f %%, with averaged weights %.2f %%; curves in %s",
     100 * final["top1"],
@@ -175,17 +179,15 @@ def _progress_bar(config: ConfigDict, start: int):
 
 
 @contextlib.contextmanager
-def _naming_last_checkpoint(workdir: pathlib.Path, manager: Any):
+def _naming_last_checkpoint(manager: ocp.CheckpointManager):
   try:
     yield
   except DivergedError as error:
     manager.wait_until_finished()
     step = manager.latest_step()
-    last = (
-      f"the last good checkpoint is {workdir / 'checkpoints' / str(step)}"
-      if step
-      else ("no checkpoint had been saved")
-    )
+    last = f"the last good checkpoint is {manager.directory / str(step)}"
+    if step is None:
+      last = "no checkpoint had been saved"
     raise DivergedError(
       f"{error} Stopped; {last}. Lower optimizer.learning_rate or optimizer.clipping, and start "
       "in another --workdir."

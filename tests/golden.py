@@ -17,9 +17,8 @@ DATA = pathlib.Path(__file__).parent / "data"
 @functools.cache
 def load_json(name):
   path = DATA / name
-  opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-  with opened as file:
-    return json.load(file)
+  content = path.read_bytes()
+  return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
 
 
 def load_npz(name):

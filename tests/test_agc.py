@@ -468,6 +468,7 @@ def test_half_precision_is_kept_and_computed_in_float32(dtype):
   result, state = update(adaptive_grad_clip(0.1), gradients, params)
   assert result.dtype == dtype
   assert state.clipped_share == 0.5
+  assert state.clipped_share_by_leaf.dtype == jnp.float32
   np.testing.assert_array_equal(result[:, 1::2], gradients[:, 1::2])
   expected = clipped(gradients, params, 0.1).astype(dtype)
   half_unit_in_last_place = float(jnp.finfo(dtype).eps)
@@ -487,10 +488,15 @@ def test_float64_is_kept():
     np.testing.assert_allclose(result, clipped(gradients, params, 0.1), rtol=1e-14)
 
 
-def test_strict_promotion_of_dtypes_and_ranks():
-  with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-    gradients, params = random((5, 4), 2, dtype=jnp.bfloat16), random((5, 4))
+def test_mixed_dtypes_under_strict_promotion():
+  with (
+    jax.enable_x64(True),
+    jax.numpy_dtype_promotion("strict"),
+    jax.numpy_rank_promotion("raise"),
+  ):
+    gradients, params = random((5, 4), 2, dtype=jnp.bfloat16), random((5, 4), dtype=np.float64)
     result, _ = update(adaptive_grad_clip(jnp.float16(0.5)), gradients, params)
+  assert result.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.float32(result), clipped(gradients, params, 0.5), rtol=2**-8)
 
 

@@ -124,6 +124,7 @@ def test_batches(  # The rule takes it for a pytest function.
 
 def _open(data: ConfigDict) -> "tuple[Source, Source]":
   """The training and the test source."""
+  _check_crops(data)
   if data.name == "folder":
     from nfnet_jax.data import folder
 
@@ -138,12 +139,19 @@ def _open(data: ConfigDict) -> "tuple[Source, Source]":
 
 
 def _share(data: ConfigDict, batch_size: int, process_index: int, process_count: int) -> "Share":
-  """Checks the request before TensorFlow, which would answer less clearly, sees it."""
+  """This process's part of every batch."""
   if batch_size < 1 or batch_size % process_count:
     raise RequestError(
       f"A batch of {batch_size} does not divide over {process_count} processes: choose a positive"
       f" multiple of {process_count}."
     )
+  from nfnet_jax.data.source import Share
+
+  return Share(batch_size, process_index, process_count)
+
+
+def _check_crops(data: ConfigDict) -> None:
+  """Checks the request before TensorFlow, which would answer less clearly, sees it."""
   if data.test_resize not in ("squash", "central"):
     raise RequestError(f"data.test_resize={data.test_resize!r}: choose 'squash' or 'central'.")
   low, high = data.crop_area
@@ -157,6 +165,3 @@ def _share(data: ConfigDict, batch_size: int, process_index: int, process_count:
     raise RequestError(
       f"data.crop_aspect={data.crop_aspect}: give two ratios width/height, 0 < low <= high."
     )
-  from nfnet_jax.data.source import Share
-
-  return Share(batch_size, process_index, process_count)

@@ -1,0 +1,90 @@
+import json
+
+import pytest
+
+from nfnet_jax import config as config_lib
+from nfnet_jax.errors import RequestError
+from tests import tiny
+
+
+def paper(**changes):
+  config = config_lib.default()
+  config.update_from_flattened_dict(changes)
+  imagenet = tiny.INFO._replace(num_train=1281167, num_test=50000, num_classes=1000)
+  return config_lib.resolve(config, imagenet)
+
+
+def test_numbers_follow_from_what_was_asked_for():
+  config = paper(batch_size=4096, epochs=360.0)
+  assert config.steps == 112602
+  assert config.optimizer.learning_rate == pytest.approx(1.6)
+  assert config.optimizer.warmup_steps == pytest.approx(1563.9245605)
+  assert (config.data.train_size, config.data.test_size) == (192, 256)
+  assert (config.model.drop_rate, config.model.num_classes) == (0.2, 1000)
+
+
+def test_they_follow_overrides_of_the_network_and_the_batch():
+  config = paper(batch_size=1024, epochs=360.0, **{"model.name": "nfnet_f3"})
+  assert config.steps == 450410
+  assert config.optimizer.learning_rate == pytest.approx(0.4)
+  assert (config.data.train_size, config.data.test_size) == (320, 416)
+  assert config.model.drop_rate == 0.4
+
+
+def test_what_is_given_wins():
+  config = paper(
+    steps=10,
+    **{"optimizer.learning_rate": 3.0, "data.train_size": 64, "optimizer.warmup_steps": 2.0},
+  )
+  assert (config.steps, config.optimizer.learning_rate, config.data.train_size) == (10, 3.0, 64)
+  assert config.optimizer.warmup_steps == 2.0
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"batch_size": 0},
+    {"steps": 0},
+    {"log_every": 0},
+    {"epochs": 1e-5},
+    {"dtype": "float8"},
+    {"label_smoothing": 1.0},
+    {"model.name": "nfnet_f9"},
+    {"model.num_classes": 10},
+    {"model.drop_rate": -0.1},
+    {"optimizer.momentum": 1.0},
+  ],
+)
+def test_values_that_make_no_run_are_named(changes):
+  ((key, value),) = changes.items()
+  with pytest.raises(RequestError) as caught:
+    paper(**changes)
+  assert key in str(caught.value) or key == "model.name"
+  assert str(value) in str(caught.value)
+
+
+def test_saved_and_loaded_configs_are_the_same(tmp_path):
+  config = tiny.config()
+  path = tmp_path / "config.json"
+  config_lib.save(config, path)
+  loaded = config_lib.load(path)
+  assert config_lib.differences(config, loaded) == []
+  assert config_lib.model_kwargs(loaded)["widths"] == [16, 16]
+  assert json.loads(path.read_text())["batch_size"] == 16
+
+
+def test_differences_are_listed_by_key():
+  ours = tiny.config()
+  theirs = tiny.config(seed=3, log_every=1, **{"data.dir": "/elsewhere", "model.alpha": 0.3})
+  assert config_lib.differences(ours, theirs) == ["model.alpha: None, 0.3", "seed: 0, 3"]
+
+
+@pytest.mark.parametrize(
+  ("content", "words"),
+  [(None, "no run directory"), ("{", "cannot read"), ("3", "cannot read")],
+)
+def test_a_config_that_cannot_be_read(tmp_path, content, words):
+  if content is not None:
+    (tmp_path / "config.json").write_text(content)
+  with pytest.raises(RequestError, match=words):
+    config_lib.load(tmp_path / "config.json")
