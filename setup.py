@@ -1,0 +1,51 @@
+"""Packaging of nfnet_jax."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "nfnet_jax/__init__.py").read_text())[1]
+
+# What reads images. Models, AGC, checkpoints and the step work without it.
+DATA = [
+  "tensorflow>=2.20",
+  "tensorflow-datasets>=4.9.9",
+  "importlib_resources",  # TFDS imports it and does not say so
+  "scikit-learn",  # holds the digits
+]
+
+setuptools.setup(
+  name="nfnet_jax",
+  version=VERSION,
+  description="Normalizer-free networks and adaptive gradient clipping in JAX, Haiku and optax",
+  long_description=(HERE / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  packages=setuptools.find_packages(include=["nfnet_jax", "nfnet_jax.*"]),
+  package_data={"nfnet_jax": ["py.typed"]},
+  python_requires=">=3.11",
+  install_requires=[
+    "absl-py",
+    "chex>=0.1.90",
+    "dm-haiku>=0.0.15",
+    "etils[epath]",
+    "jax>=0.10,<0.13",
+    "jaxlib>=0.10,<0.13",
+    "matplotlib",
+    "ml-collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.12,<0.13",
+    "tensorboardX",
+    "tqdm",
+  ],
+  extras_require={
+    "data": DATA,
+    "gpu": ["jax[cuda12]>=0.10,<0.13"],
+    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    "test": [*DATA, "hypothesis", "pillow", "pytest", "pytest-xdist", "ruff"],
+  },
+  entry_points={"console_scripts": ["nfnet-jax=nfnet_jax.__main__:main"]},
+)
