@@ -5,6 +5,7 @@ seed alone: not from the number of processes, nor from where a run was interrupt
 package does not import TensorFlow; reading data does.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -125,6 +126,11 @@ def test_batches(  # The rule takes it for a pytest function.
 def _open(data: ConfigDict) -> "tuple[Source, Source]":
   """The training and the test source."""
   _check_crops(data)
+  if importlib.util.find_spec("tensorflow_datasets") is None:
+    raise RequestError(
+      "Reading data needs TensorFlow and TFDS, which are not installed: "
+      "pip install 'nfnet_jax[data]'."
+    )
   if data.name == "folder":
     from nfnet_jax.data import folder
 

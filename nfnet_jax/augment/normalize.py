@@ -1,4 +1,4 @@
-"""What happens to a batch on the device before the network sees it: keyed, batched functions."""
+"""Pixel values to the input of the networks."""
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,137 @@
+"""Mixup and cutmix: one training image and its label out of two (NFNet paper, section 4).
+
+Which two. The published run reads `2 N` images for `N` outputs, so that every output has two
+different sources and every source serves once. `pairs` does the same: the batch that travels to
+the device holds `2 N` images and neighbours, `2 k` and `2 k + 1`, are mixed. That is exact, it costs
+twice the host's decoding, and a pass over the data gives half as many outputs as it has images.
+
+Reading `N` and mixing each with its neighbour in both directions would keep the distribution of a
+single output, two different images drawn at random, but not of a batch: its outputs would share
+their sources in twos, and the gradient's noise would grow. This is not offered.
+
+Neighbours lie on one device as long as each holds an even number of images, and everything drawn
+follows from an output's index in the global batch. Nothing here depends on the number of devices.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def pairs(x: Array) -> tuple[Array, Array]:
+  """Splits `[2 N, ...]` into first and second sources, `[N, ...]` each: neighbours are mixed.
+
+  Raises:
+    ValueError: for an odd number.
+  """
+  if x.shape[0] % 2:
+    raise ValueError(f"mixing takes images in twos, but a device holds {x.shape[0]} of them.")
+  return x[0::2], x[1::2]
+
+
+def blend(weights: Array, first: Array, second: Array) -> Array:
+  """`weights * first + (1 - weights) * second` in float32, for images and for soft labels.
+
+  Args:
+    weights: share of `first`: `[N]`, or of the rank of `first` and broadcast against it.
+    first, second: `[N, ...]`.
+
+  Returns:
+    `[N, ...]` float32.
+  """
+  weights = weights.astype(jnp.float32)
+  weights = weights.reshape(weights.shape + (1,) * (first.ndim - weights.ndim))
+  return weights * first.astype(jnp.float32) + (1.0 - weights) * second.astype(jnp.float32)
+
+
+def mixup_ratios(key: Array, example_ids: Array, alpha: float) -> Array:
+  """The first image's share in mixup, drawn from Beta(`alpha`, `alpha`) for each example.
+
+  Args:
+    key: of this step.
+    example_ids: `[N]` index in the global batch.
+    alpha: 0.2 in the paper: most outputs are nearly one of the two images.
+
+  Returns:
+    `[N]` float32 in 0..1.
+  """
+  return jax.vmap(lambda k: jax.random.beta(k, alpha, alpha))(_example_keys(key, example_ids))
+
+
+def cutmix_masks(key: Array, example_ids: Array, height: int, width: int) -> Array:
+  """Masks of cutmix: 1 inside a random box, where the first image is seen, 0 elsewhere.
+
+  The box has the image's aspect and, before it is clipped at the border, an area that is uniform
+  in 0..1; its centre is uniform over the pixels. Half its side is rounded down. Clipping makes it
+  smaller, so the first image has 0.31 of the area on average (at 192 pixels) rather than half.
+
+  Args:
+    key: of this step.
+    example_ids: `[N]` index in the global batch.
+    height, width: of the images, in pixels.
+
+  Returns:
+    `[N, height, width, 1]` float32. The mean of a mask is the first label's share.
+  """
+
+  def mask(example_key: Array) -> Array:
+    area_key, row_key, column_key = jax.random.split(example_key, 3)
+    side = jnp.sqrt(1.0 - jax.random.uniform(area_key))
+    rows = _interval(row_key, side, height)
+    columns = _interval(column_key, side, width)
+    return (rows[:, None] & columns[None, :]).astype(jnp.float32)[..., None]
+
+  return jax.vmap(mask)(_example_keys(key, example_ids))
+
+
+def mix(
+  first: Array,
+  second: Array,
+  key: Array,
+  example_ids: Array,
+  *,
+  mixup_alpha: float = 0.2,
+  cutmix: bool = True,
+) -> tuple[Array, Array]:
+  """Mixes pairs of images: with both methods on, mixup for every other example and cutmix.
+
+  Args:
+    first, second: `[N, H, W, 3]` pixel values 0..255 of any dtype, see `pairs`.
+    key: of this step.
+    example_ids: `[N]` index of the outputs in the global batch. Even ones get mixup.
+    mixup_alpha: see `mixup_ratios`; 0 for no mixup.
+    cutmix: whether there is cutmix.
+
+  Returns:
+    Images `[N, H, W, 3]` float32, not rounded, and ratios `[N]` float32: the share of the first
+    label, so that the targets are `blend(ratios, targets_of_first, targets_of_second)`.
+
+  Raises:
+    ValueError: if both methods are off.
+  """
+  if not mixup_alpha and not cutmix:
+    raise ValueError("mixup_alpha=0 and cutmix=False leave nothing to mix with.")
+  mixup_key, cutmix_key = jax.random.split(key)
+  weights, ratios = [], []
+  if mixup_alpha:
+    ratios.append(mixup_ratios(mixup_key, example_ids, mixup_alpha))
+    weights.append(jnp.broadcast_to(ratios[0][:, None, None, None], (*first.shape[:-1], 1)))
+  if cutmix:
+    weights.append(cutmix_masks(cutmix_key, example_ids, *first.shape[1:3]))
+    ratios.append(jnp.mean(weights[-1], axis=(1, 2, 3)))
+  # Both are masks; of two, even examples take the first and odd ones the last.
+  odd = example_ids % 2 == 1
+  weights = jnp.where(odd[:, None, None, None], weights[-1], weights[0])
+  return blend(weights, first, second), jnp.where(odd, ratios[-1], ratios[0])
+
+
+def _interval(key: Array, share: Array, size: int) -> Array:
+  centre = jax.random.randint(key, (), 0, size)
+  half = (share * size).astype(jnp.int32) // 2
+  pixel = jnp.arange(size)
+  return (centre - half <= pixel) & (pixel < centre + half)
+
+
+def _example_keys(key: Array, example_ids: Array) -> Array:
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, example_ids)
