@@ -9,22 +9,23 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from nfnet_jax.errors import RequestError
+from nfnet_jax.errors import RequestError, RunError
 
 
 def train(argv: Sequence[str]) -> None:
-  """Train a network, or carry on with a run that was interrupted."""
-  from ml_collections import config_flags
-
+  """Train a network, or carry on with a run; its config's keys as --config.KEY=VALUE."""
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file(
-    "config", None, "A file in experiments/; keys as --config.KEY=VALUE.", flag_values=values
-  )
+  flags.DEFINE_string("config", None, "A file in experiments/.", flag_values=values)
   flags.DEFINE_string("workdir", None, "The run directory.", flag_values=values)
-  _parse(values, argv, required=("config", "workdir"))
+  changes = [word for word in argv if word.startswith("--config.")]
+  others = [word for word in argv if word not in changes]
+  _parse(train, values, others, required=("config", "workdir"))
+  from nfnet_jax import config as config_lib
   from nfnet_jax import train as train_lib
 
-  train_lib.run(values.config, pathlib.Path(values.workdir))
+  config = config_lib.from_file(values.config)
+  config_lib.override(config, [word.removeprefix("--config.") for word in changes])
+  train_lib.run(config, pathlib.Path(values.workdir))
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -34,7 +35,7 @@ def evaluate(argv: Sequence[str]) -> None:
   flags.DEFINE_string("split", None, "Default: the run's test split.", flag_values=values)
   flags.DEFINE_integer("batch_size", None, "Global. Default: the run's.", flag_values=values)
   flags.DEFINE_string("data_dir", None, "Default: the run's.", flag_values=values)
-  _parse(values, argv, required=("workdir",))
+  _parse(evaluate, values, argv, required=("workdir",))
   from nfnet_jax.evaluate import evaluate_workdir
 
   result = evaluate_workdir(
@@ -48,7 +49,7 @@ def evaluate(argv: Sequence[str]) -> None:
 
 def models(argv: Sequence[str]) -> None:
   """List the networks with their parameters and image sizes."""
-  _parse(flags.FlagValues(), argv)
+  _parse(models, flags.FlagValues(), argv)
   from nfnet_jax import models as models_lib
 
   print(f"{'model':<14}{'parameters':>12}{'train px':>10}{'test px':>9}")
@@ -71,43 +72,62 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the words behind the program's name; `sys.argv` by default.
 
   Returns:
-    The exit status: 0 done, 1 it failed, 2 the request was wrong.
+    The exit status: 0 done, 1 it failed, 2 the request was wrong, 130 interrupted.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
   if not argv or argv[0] in ("-h", "--help", "help"):
     print(_usage())
     return 0 if argv else 2
-  # TensorFlow reports the GPU that it is not to use, as an error even. Only reading data needs it.
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-  logging.getLogger("nfnet_jax").setLevel(logging.INFO)
+  _quieten()
   verb = argv[0]
   try:
     if verb not in VERBS:
       raise RequestError(f"unknown verb {verb!r}: choose one of {', '.join(VERBS)}.")
     VERBS[verb](argv[1:])
-  except RequestError as error:
+  except (RequestError, RunError) as error:
     print(f"nfnet-jax: {error}", file=sys.stderr)
-    return 2
+    return 2 if isinstance(error, RequestError) else 1
+  except KeyboardInterrupt:
+    print("nfnet-jax: interrupted.", file=sys.stderr)
+    return 130
   return 0
 
 
 def _usage() -> str:
   lines = [f"  {name:<10}{verb.__doc__}" for name, verb in VERBS.items()]
-  return "\n".join(["usage: nfnet-jax VERB [--FLAG=VALUE ...]", "", *lines])
+  return "\n".join(
+    ["usage: nfnet-jax VERB [--FLAG=VALUE ...]", "", *lines, "", "nfnet-jax VERB --help says more."]
+  )
 
 
-def _parse(values: flags.FlagValues, argv: Sequence[str], required: Sequence[str] = ()) -> None:
+def _parse(
+  verb: Callable, values: flags.FlagValues, argv: Sequence[str], required: Sequence[str] = ()
+) -> None:
   """Parses flags strictly; every mistake is a RequestError of one line."""
+  name = verb.__name__
+  if "-h" in argv or "--help" in argv:
+    lines = [f"  --{flag:<12}{values[flag].help}" for flag in values]
+    print("\n".join([f"usage: nfnet-jax {name} [--FLAG=VALUE ...]", "", verb.__doc__, "", *lines]))
+    sys.exit(0)
+  hint = f"`nfnet-jax {name} --help` lists the flags."
   try:
     rest = values(["nfnet-jax", *argv])[1:]
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    raise RequestError(str(error).strip().splitlines()[-1]) from error
+  except flags.Error as error:
+    raise RequestError(f"{error}: {hint}") from error
   if rest:
-    raise RequestError(f"unexpected argument {rest[0]!r}: flags are written --name=value.")
-  for name in required:
-    if values[name].value is None:
-      raise RequestError(f"--{name} is missing.")
+    raise RequestError(f"unexpected argument {rest[0]!r}: flags are written --NAME=VALUE. {hint}")
+  for flag in required:
+    if values[flag].value is None:
+      raise RequestError(f"--{flag} is missing: {hint}")
+
+
+def _quieten() -> None:
+  """Our log on stderr, and of others' only what is worth reading."""
+  logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+  logging.getLogger("nfnet_jax").setLevel(logging.INFO)
+  # TensorFlow reports the GPU that it is not to use as an error. JAX has set the level to 1.
+  if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "1":
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ def build(config: ConfigDict) -> Run:
     tx,
     num_classes=num_classes,
     label_smoothing=config.label_smoothing,
+    augmentation=config.augment,
+    accumulate=config.accumulate,
     ema_decay=config.ema_decay,
     seed=config.seed,
   )

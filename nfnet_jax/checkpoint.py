@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from nfnet_jax.errors import RequestError
+from nfnet_jax.errors import RequestError, RunError
 
 _LISTED_DIFFERENCES = 10
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -34,7 +34,7 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 logger = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
   """There are checkpoints, and none of them can be restored."""
 
 

@@ -5,12 +5,20 @@ line overrides come next, and `resolve` last: it fills in what was left open, so
 always follows from what the user finally asked for.
 """
 
+import difflib
 import json
+import math
 import pathlib
+import runpy
+import textwrap
+import traceback
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict, config_dict
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
+from ml_collections.config_flags import config_path
 
 from nfnet_jax import models
 from nfnet_jax.data import DatasetInfo
@@ -21,6 +29,18 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Keys that change how a run is watched but not what it computes: they may differ on resuming.
 _OBSERVATION_KEYS = ("data.dir", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
 
+_LOWEST = {
+  **dict.fromkeys(("batch_size", "accumulate", "steps", "data.train_size", "data.test_size"), 1),
+  **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "keep_checkpoints"), 1),
+  **dict.fromkeys(("data.shuffle_buffer", "model.group_size"), 1),
+  **dict.fromkeys(("data.test_padding", "model.se_ratio"), 0),
+  **dict.fromkeys(("optimizer.clipping", "optimizer.agc_eps", "optimizer.weight_decay"), 0),
+}
+_FRACTIONS = (
+  *("label_smoothing", "ema_decay", "optimizer.momentum"),
+  *("model.stochdepth_rate", "model.drop_rate"),
+)
+
 
 def default() -> ConfigDict:
   """All keys with their defaults: the recipe of the paper's section 5 on the embedded digits."""
@@ -30,6 +50,7 @@ def default() -> ConfigDict:
   config.batch_size = 256  # global: over all devices of all processes
   config.epochs = 90.0  # passes over the training set
   config.steps = config_dict.placeholder(int)  # updates; derived from epochs unless given
+  config.accumulate = 1  # parts that a device computes its gradient in, if memory is short
   config.dtype = "float32"  # of the computation, or "bfloat16"; master weights are float32
 
   config.model = model = ConfigDict()
@@ -60,6 +81,12 @@ def default() -> ConfigDict:
   data.test_padding = 32  # pixels that the centre crop leaves out
   data.shuffle_buffer = 16384  # records
 
+  config.augment = augment = ConfigDict()  # on the device
+  augment.mixup_alpha = 0.0  # 0.2 in the paper; 0 for none
+  augment.cutmix = False  # with mixup: each for half of the batch
+  augment.randaugment_layers = 0  # operations per image; 4 in the paper
+  augment.randaugment_magnitude = config_dict.placeholder(int)  # None: the network's
+
   config.label_smoothing = 0.1
   config.ema_decay = 0.99999  # in the long run; warmed up
 
@@ -80,6 +107,73 @@ def default() -> ConfigDict:
   config.checkpoint_every = 1000
   config.keep_checkpoints = 3  # the newest so many
   return config.lock()
+
+
+def from_file(argument: str) -> ConfigDict:
+  """Runs a config file.
+
+  Args:
+    argument: its path; `FILE:VARIANT` for one whose `get_config` takes an argument.
+
+  Returns:
+    What its `get_config` returns.
+
+  Raises:
+    RequestError: if there is no such file, it fails, or it gives no config.
+  """
+  path, _, variant = argument.partition(":")
+  if not pathlib.Path(path).is_file():
+    raise RequestError(f"there is no config file {path!r}: experiments/ holds those that ship.")
+  try:
+    get_config = runpy.run_path(path).get("get_config")
+    config = get_config(*filter(None, [variant])) if get_config else None
+  except RequestError:
+    raise
+  except Exception as error:  # Whatever goes wrong in there, its author can mend it.
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    where = f", line {lines[-1]}" if lines else ""
+    what = f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ...')}"
+    raise RequestError(f"config file {path}{where} fails with {what}") from error
+  if not isinstance(config, ConfigDict) or _keys(default()) - _keys(config):
+    raise RequestError(
+      f"config file {path} needs a function get_config() that returns nfnet_jax.config.default() "
+      "with changes."
+    )
+  return config
+
+
+def override(config: ConfigDict, words: Iterable[str]) -> ConfigDict:
+  """Changes a config by the command line's words.
+
+  Args:
+    config: as `default()` has it; it is changed.
+    words: `KEY=VALUE` each, for instance `data.name=cifar10`.
+
+  Returns:
+    The same config.
+
+  Raises:
+    RequestError: for an unknown key, which gives the nearest one, or a value of another type.
+  """
+  known = sorted(_keys(config))
+  for word in words:
+    key, equals, value = word.partition("=")
+    if key not in known:
+      near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+      hint = f"did you mean {near[0]}?" if near else "nfnet_jax/config.py lists them all."
+      raise RequestError(f"unknown config key {key!r}: {hint}")
+    if not equals:
+      raise RequestError(f"config key {key} has no value: write --config.{key}=VALUE.")
+    values, argv = flags.FlagValues(), ["", f"--config.{word}"]
+    try:
+      config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+      values(argv)
+    except flags.Error as error:
+      wanted = config_path.get_type(key, config).__name__
+      raise RequestError(
+        f"config key {key} takes a value of type {wanted}, not {value!r}."
+      ) from error
+  return config
 
 
 def resolve(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
@@ -104,6 +198,8 @@ def resolve(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
       config.model.drop_rate = spec.kwargs["drop_rate"]
     config.data.train_size = config.data.train_size or spec.train_size
     config.data.test_size = config.data.test_size or spec.test_size
+    if config.augment.randaugment_magnitude is None:
+      config.augment.randaugment_magnitude = spec.randaugment_magnitude
     steps_per_epoch = info.num_train / config.batch_size
     if config.steps is None:
       config.steps = int(config.epochs * steps_per_epoch)
@@ -121,23 +217,17 @@ def resolve(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
 
 
 def _check(config: ConfigDict, info: DatasetInfo) -> None:
-  positive = ("batch_size", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
-  for key in positive:
-    if config[key] < 1:
-      raise RequestError(f"{key}={config[key]} must be at least 1.")
-  if config.steps is not None and config.steps < 1:
-    raise RequestError(f"steps={config.steps} must be at least 1.")
+  for key, value in _flatten(config.to_dict()).items():
+    if value is None:
+      continue
+    if isinstance(value, float) and not math.isfinite(value):
+      raise RequestError(f"{key}={value} must be finite.")
+    if value < _LOWEST.get(key, value):
+      raise RequestError(f"{key}={value} must be at least {_LOWEST[key]}.")
+    if key in _FRACTIONS and not 0 <= value < 1:
+      raise RequestError(f"{key}={value} must be at least 0 and less than 1.")
   if config.dtype not in DTYPES:
     raise RequestError(f"unknown dtype={config.dtype!r}: choose one of {', '.join(DTYPES)}.")
-  for key, value in (
-    ("label_smoothing", config.label_smoothing),
-    ("ema_decay", config.ema_decay),
-    ("model.stochdepth_rate", config.model.stochdepth_rate),
-    ("model.drop_rate", config.model.drop_rate),
-    ("optimizer.momentum", config.optimizer.momentum),
-  ):
-    if value is not None and not 0 <= value < 1:
-      raise RequestError(f"{key}={value} must be at least 0 and less than 1.")
   if config.model.num_classes not in (None, info.num_classes):
     raise RequestError(
       f"model.num_classes={config.model.num_classes}, but data set {config.data.name!r} has "
@@ -198,3 +288,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   for key, value in tree.items():
     flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
   return flat
+
+
+def _keys(config: ConfigDict) -> set[str]:
+  return set(_flatten(config.to_dict()))

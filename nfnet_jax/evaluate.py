@@ -74,10 +74,8 @@ def evaluate_workdir(
     RequestError: if the directory holds no run or no checkpoint, or the data do not fit the run.
   """
   config = config_lib.load(workdir / "config.json")
-  with config.unlocked():
-    config.data.test_split = split or config.data.test_split
-    config.data.dir = data_dir or config.data.dir
-    config.batch_size = batch_size or config.batch_size
+  changes = {"data.test_split": split, "data.dir": data_dir, "batch_size": batch_size}
+  config.update_from_flattened_dict({k: v for k, v in changes.items() if v is not None})
   parallel.check_batch_size(config.batch_size)
   info = data.describe(config.data)
   num_classes = config.model.num_classes

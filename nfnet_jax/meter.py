@@ -6,10 +6,11 @@ import time
 import jax
 import numpy as np
 
+from nfnet_jax.errors import RunError
 from nfnet_jax.step import Metrics
 
 
-class DivergedError(RuntimeError):
+class DivergedError(RunError):
   """Loss, gradients or parameters stopped being finite."""
 
 

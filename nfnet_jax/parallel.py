@@ -49,12 +49,14 @@ def shard(batch: Batch, num_devices: int) -> Batch:
   return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
 
 
-def check_batch_size(batch_size: int) -> None:
-  """Raises RequestError unless the global batch divides evenly over all devices."""
+def check_batch_size(batch_size: int, accumulate: int = 1) -> None:
+  """Raises RequestError unless the global batch divides over all devices and parts of a step."""
   num_devices = jax.device_count()
-  if batch_size < 1 or batch_size % num_devices:
-    nearest = max(round(batch_size / num_devices), 1) * num_devices
+  unit = num_devices * accumulate
+  if batch_size < 1 or batch_size % unit:
+    parts = f" in accumulate={accumulate} parts each" if accumulate > 1 else ""
+    nearest = max(round(batch_size / unit), 1) * unit
     raise RequestError(
-      f"batch_size={batch_size} does not divide over {num_devices} devices "
-      f"({jax.process_count()} processes): use a multiple of {num_devices}, such as {nearest}."
+      f"batch_size={batch_size} does not divide over {num_devices} devices{parts} "
+      f"(processes: {jax.process_count()}): use a multiple of {unit}, such as {nearest}."
     )

@@ -1,8 +1,9 @@
 """One step of training and of evaluation, as pure functions of state and batch."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,20 @@ class TrainState(NamedTuple):
   opt_state: optax.OptState
 
 
+class Augmentation(Protocol):
+  """The keys of `config.augment`; see `nfnet_jax.config` and `nfnet_jax.augment`."""
+
+  mixup_alpha: float
+  cutmix: bool
+  randaugment_layers: int
+  randaugment_magnitude: int
+
+
+def mixes(augmentation: Augmentation) -> bool:
+  """Whether every example is made of two images."""
+  return augmentation.mixup_alpha > 0 or augmentation.cutmix
+
+
 def init_state(
   params: hk.Params, net_state: hk.State, tx: optax.GradientTransformation
 ) -> TrainState:
@@ -52,6 +67,8 @@ def make_train_step(
   *,
   num_classes: int,
   label_smoothing: float,
+  augmentation: Augmentation,
+  accumulate: int,
   ema_decay: float,
   seed: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -65,35 +82,57 @@ def make_train_step(
     tx: the training rule.
     num_classes: number of classes.
     label_smoothing: see `losses.soft_labels`.
+    augmentation: what is done to the images here, on the device.
+    accumulate: number of equal parts that a replica computes its gradient in, one after another,
+      where the whole does not fit into memory. The training rule sees the mean of all.
     ema_decay: see `optim.update_ema`.
     seed: of the run.
 
   Returns:
-    A function of `TrainState` and this replica's `Batch` (without padding), that gives the next
-    state and metrics, both identical on all replicas.
+    A function of `TrainState` and this replica's `Batch` (without padding; two images for each
+    example if `mixes(augmentation)`), that gives the next state and metrics, both identical on all
+    replicas.
   """
 
   def loss_fn(params, net_state, batch, key, example_ids):
-    images = augment.normalize(batch.images)
-    logits, net_state = net.apply(
-      params, net_state, key, images, is_training=True, example_ids=example_ids
+    net_key, augment_key = jax.random.split(key)
+    images, targets, labels = _augmented(
+      batch, augment_key, example_ids, augmentation, num_classes, label_smoothing
     )
-    targets = losses.soft_labels(batch.labels, num_classes, label_smoothing)
+    logits, net_state = net.apply(
+      params, net_state, net_key, images, is_training=True, example_ids=example_ids
+    )
     metrics = {
       "loss": jnp.mean(losses.cross_entropy(logits, targets)),
-      "top1": jnp.mean(losses.top_k_correct(logits, batch.labels, 1)),
+      "top1": jnp.mean(losses.top_k_correct(logits, labels, 1)),
     }
     return metrics["loss"], (metrics, net_state)
 
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+  def gradient(state, batch, example_ids):
+    """Mean gradient, metrics and network state of this replica's examples."""
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    local_size = batch.labels.shape[0]
-    example_ids = jax.lax.axis_index(AXIS) * local_size + jnp.arange(local_size)
-    grads, aux = jax.grad(loss_fn, has_aux=True)(
-      state.params, state.net_state, batch, key, example_ids
-    )
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+      return grad_fn(state.params, state.net_state, batch, key, example_ids)
+
+    def add_part(carry, part):
+      net_state, sums = carry
+      grads, (metrics, net_state) = grad_fn(state.params, net_state, part[0], key, part[1])
+      return (net_state, jax.tree.map(jnp.add, sums, (grads, metrics))), None
+
+    parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (batch, example_ids))
+    metrics = {"loss": jnp.zeros(()), "top1": jnp.zeros(())}
+    zeros = jax.tree.map(jnp.zeros_like, state.params), metrics
+    (net_state, sums), _ = jax.lax.scan(add_part, (state.net_state, zeros), parts)
+    grads, metrics = jax.tree.map(lambda x: x / accumulate, sums)
+    return grads, (metrics, net_state)
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    _check_batch(batch)
+    num_examples = batch.labels.shape[0] // (2 if mixes(augmentation) else 1)
+    example_ids = jax.lax.axis_index(AXIS) * num_examples + jnp.arange(num_examples)
     # The only communication of the step. Clipping acts on the mean over the global batch.
-    grads, (metrics, net_state) = jax.lax.pmean((grads, aux), AXIS)
+    grads, (metrics, net_state) = jax.lax.pmean(gradient(state, batch, example_ids), AXIS)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
@@ -119,6 +158,7 @@ def make_eval_step(
   """
 
   def eval_step(params: hk.Params, net_state: hk.State, batch: Batch) -> Metrics:
+    _check_batch(batch)
     images = augment.normalize(batch.images)
     logits, _ = net.apply(params, net_state, None, images, is_training=False)
     per_example = {
@@ -131,3 +171,37 @@ def make_eval_step(
     return jax.lax.psum(sums, AXIS)
 
   return eval_step
+
+
+def _augmented(batch, key, example_ids, augmentation, num_classes, label_smoothing):
+  """Normalised images, soft labels, and the labels that accuracy is measured by."""
+  mix_key, randaugment_key = jax.random.split(key)
+  images, labels = batch.images, batch.labels
+  targets = losses.soft_labels(labels, num_classes, label_smoothing)
+  if mixes(augmentation):
+    images, ratios = augment.mix(
+      *augment.pairs(images),
+      mix_key,
+      example_ids,
+      mixup_alpha=augmentation.mixup_alpha,
+      cutmix=augmentation.cutmix,
+    )
+    targets = augment.blend(ratios, *augment.pairs(targets))
+    labels, _ = augment.pairs(labels)
+  if augmentation.randaugment_layers:
+    images = augment.randaugment(
+      images,
+      randaugment_key,
+      example_ids,
+      layers=augmentation.randaugment_layers,
+      magnitude=augmentation.randaugment_magnitude,
+    )
+  return augment.normalize(images), targets, labels
+
+
+def _check_batch(batch: Batch) -> None:
+  """A batch of another shape or dtype should fail here, with a sentence."""
+  chex.assert_rank([batch.images, batch.labels, batch.mask], [4, 1, 1])
+  chex.assert_equal_shape_prefix([batch.images, batch.labels, batch.mask], 1)
+  chex.assert_axis_dimension(batch.images, 3, 3)
+  chex.assert_type(batch.labels, jnp.int32)

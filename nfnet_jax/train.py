@@ -19,8 +19,21 @@ from nfnet_jax.build import build
 from nfnet_jax.errors import RequestError
 from nfnet_jax.evaluate import evaluate, weights_of
 from nfnet_jax.meter import DivergedError, Meter
+from nfnet_jax.step import mixes
 
 log = logging.getLogger(__name__)
+
+# How the log shows metrics; all of them, and all digits, are in metrics.jsonl.
+_SHOWN = {
+  "loss": "loss {:.4f}",
+  "top1": "top-1 {:.2%}",
+  "ema_loss": "with averaged weights loss {:.4f}",
+  "ema_top1": "top-1 {:.2%}",
+  "learning_rate": "learning rate {:.3g}",
+  "grad_norm": "gradient norm {:.3g}",
+  "clipped_share": "{:.1%} of units clipped",
+  "images_per_second": "{:,.0f} images/s",
+}
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
@@ -43,7 +56,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
       kept.
   """
   # Whatever can be refused is refused before anything is written.
-  parallel.check_batch_size(config.batch_size)
+  parallel.check_batch_size(config.batch_size, config.accumulate)
   info = data.describe(config.data)
   config = config_lib.resolve(config, info)
   built = build(config)
@@ -53,6 +66,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
   directory = workdir / "checkpoints"
   restored = checkpoint.restore_newest(directory, template)
   start, state = restored or (0, built.init())
+  _announce(config, info, state.params, start)
+  if start == config.steps:
+    return _conclude(workdir)
   state = parallel.replicate(state)
   train_step = parallel.map_train_step(built.train_step)
   eval_step = parallel.map_eval_step(built.eval_step)
@@ -61,9 +77,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     "process_index": jax.process_index(),
     "process_count": jax.process_count(),
   }
-  batches = data.train_batches(config.data, seed=config.seed, start_step=start, **share)
+  sources = config.batch_size * (2 if mixes(config.augment) else 1)
+  batches = data.train_batches(
+    config.data, seed=config.seed, start_step=start, **share | {"batch_size": sources}
+  )
   meter = Meter(config.batch_size)
-  _announce(config, info, state.params, start)
 
   resume_step = start if restored else None
   with (
@@ -95,14 +113,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
         checkpoint.save(manager, step, state)
         meter.restart_clock()
 
-  final = [line for line in metrics_lib.read(workdir) if line["split"] == "test"][-1]
-  log.info(
-    "done: test top-1 %.2f %%, with averaged weights %.2f %%; curves in %s",
-    100 * final["top1"],
-    100 * final["ema_top1"],
-    curves.plot(workdir),
-  )
-  return final
+  return _conclude(workdir)
 
 
 def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -140,25 +151,34 @@ def _due(step: int, every: int, config: ConfigDict) -> bool:
 
 
 def _announce(config: ConfigDict, info: data.DatasetInfo, params: Any, start: int) -> None:
-  num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
   log.info(
-    "%s, %.2fM parameters, %d classes; %s: %d images to train on, %d to test on",
+    "%s, %s parameters, %d classes; %s: %d images to train on, %d to test on",
     config.model.name,
-    num_params / 1e6,
+    f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}",
     info.num_classes,
     config.data.name,
     info.num_train,
     info.num_test,
   )
+  if start == config.steps:
+    log.info("finished: all %d steps are done, nothing is left to train", start)
+    return
   log.info(
-    "%d steps of %d images on %d %s devices (%d processes)%s; the first step compiles",
+    "%d steps of %d images, %s; %s devices: %d, processes: %d; the first step compiles",
     config.steps,
     config.batch_size,
-    jax.device_count(),
+    f"going on after step {start}" if start else "from the start",
     jax.default_backend(),
+    jax.device_count(),
     jax.process_count(),
-    f", going on behind step {start}" if start else "",
   )
+
+
+def _conclude(workdir: pathlib.Path) -> dict[str, float]:
+  """Draws the curves; returns the last line of the test's metrics."""
+  final = [line for line in metrics_lib.read(workdir) if line["split"] == "test"][-1]
+  log.info("done: test %s; curves in %s", _format(final), curves.plot(workdir))
+  return final
 
 
 @contextlib.contextmanager
@@ -195,4 +215,5 @@ def _naming_last_checkpoint(manager: ocp.CheckpointManager):
 
 
 def _format(values: dict[str, float]) -> str:
-  return ", ".join(f"{name} {value:.5g}" for name, value in values.items())
+  known = {name: value for name, value in values.items() if value is not None}
+  return ", ".join(text.format(known[name]) for name, text in _SHOWN.items() if name in known)

@@ -19,14 +19,14 @@ def live_state(run):
   return state._replace(params=params, ema_params=params)
 
 
-def run_steps(config, num_devices, steps=3):
+def run_steps(config, num_devices, steps=3, sources=16):
   devices = jax.devices()[:num_devices]
   run = build(config)
   train_step = parallel.map_train_step(run.train_step, devices)
   state = parallel.replicate(live_state(run), devices)
   history = []
   for step in range(steps):
-    state, metrics = train_step(state, parallel.shard(tiny.batch(step), num_devices))
+    state, metrics = train_step(state, parallel.shard(tiny.batch(step, sources), num_devices))
     history.append({k: float(v) for k, v in metrics.items()})
   return state, history
 
@@ -51,8 +51,43 @@ def test_eight_devices_equal_one(eight):
     *map(jax.tree.leaves, (state.params, one.params, start)), strict=True
   ):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
-    assert np.abs(ours - before).max() > 1e-4
+    assert np.abs(ours - before).max() > 0
+  assert optax.tree.norm(optax.tree.sub(one.params, start)) > 0.1
   for ours, theirs in zip(history, one_history, strict=True):
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def assert_close(ours, theirs, atol):
+  for x, y in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+    np.testing.assert_allclose(x, y, rtol=0, atol=atol)
+
+
+AUGMENT = {
+  "augment.mixup_alpha": 0.2,
+  "augment.cutmix": True,
+  "augment.randaugment_layers": 2,
+  "augment.randaugment_magnitude": 10,
+  "optimizer.learning_rate": 0.1,
+}
+
+
+def test_eight_devices_equal_one_with_all_augmentation():
+  config = tiny.config(**AUGMENT)
+  state, history = run_steps(config, 8, sources=32)
+  one, one_history = run_steps(config, 1, sources=32)
+  assert_close(state.params, one.params, 1e-5)
+  plain, _ = run_steps(tiny.config(**{"optimizer.learning_rate": 0.1}), 1)
+  assert optax.tree.norm(optax.tree.sub(plain.params, one.params)) > 0.1
+  for ours, theirs in zip(history, one_history, strict=True):
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_an_accumulated_step_equals_the_whole_one(eight):
+  config = CONFIG.copy_and_resolve_references()
+  config.accumulate = 2
+  state, history = run_steps(config, 2)
+  assert_close(state.params, eight[0].params, 1e-5)
+  for ours, theirs in zip(history, eight[1], strict=True):
     assert ours == pytest.approx(theirs, rel=1e-4)
 
 
@@ -150,3 +185,5 @@ def test_a_batch_that_does_not_divide_is_refused(batch_size):
   with pytest.raises(RequestError, match=rf"batch_size={batch_size} .* 8 devices"):
     parallel.check_batch_size(batch_size)
   parallel.check_batch_size(24)
+  with pytest.raises(RequestError, match=r"accumulate=2 .* multiple of 16, such as 32"):
+    parallel.check_batch_size(24, accumulate=2)

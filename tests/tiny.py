@@ -29,9 +29,8 @@ def config(**changes):
   return config_lib.resolve(values, INFO)
 
 
-def batch(seed, size=16, num_padding=0, pixels=16, num_classes=4):
+def batch(seed, size=16, pixels=16, num_classes=4):
   rng = np.random.default_rng(seed)
   images = rng.integers(0, 256, (size, pixels, pixels, 3), np.uint8)
-  mask = np.ones(size, np.float32)
-  mask[size - num_padding :] = 0
-  return Batch(images, rng.integers(0, num_classes, size, np.int32), mask)
+  labels = rng.integers(0, num_classes, size, np.int32)
+  return Batch(images, labels, np.ones(size, np.float32))

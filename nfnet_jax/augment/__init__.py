@@ -5,12 +5,12 @@ In the order of the recipe: `pairs` and `mix` make one image of two, `randaugmen
 training step. Their randomness follows from a key and an example's index in the global batch.
 """
 
-from nfnet_jax.augment.mix import blend as blend
-from nfnet_jax.augment.mix import cutmix_masks as cutmix_masks
-from nfnet_jax.augment.mix import mix as mix
-from nfnet_jax.augment.mix import mixup_ratios as mixup_ratios
-from nfnet_jax.augment.mix import pairs as pairs
-from nfnet_jax.augment.normalize import MEAN_RGB as MEAN_RGB
-from nfnet_jax.augment.normalize import STDDEV_RGB as STDDEV_RGB
-from nfnet_jax.augment.normalize import normalize as normalize
-from nfnet_jax.augment.randaugment import randaugment as randaugment
+from nfnet_jax.augment.mixing import blend as blend
+from nfnet_jax.augment.mixing import cutmix_masks as cutmix_masks
+from nfnet_jax.augment.mixing import mix as mix
+from nfnet_jax.augment.mixing import mixup_ratios as mixup_ratios
+from nfnet_jax.augment.mixing import pairs as pairs
+from nfnet_jax.augment.pixels import MEAN_RGB as MEAN_RGB
+from nfnet_jax.augment.pixels import STDDEV_RGB as STDDEV_RGB
+from nfnet_jax.augment.pixels import normalize as normalize
+from nfnet_jax.augment.rand_augment import randaugment as randaugment

@@ -93,7 +93,7 @@ def sharpness(image: Array, percent: int) -> Array:
 
 
 def grayscale(image: Array) -> Array:
-  """`[H, W]` int32: luma, rounded down from a scale that is 255.5 long (TensorFlow's conversion)."""
+  """`[H, W]` int32: luma on a scale that ends at 255.5, rounded down, as TensorFlow has it."""
   red, green, blue = jnp.moveaxis(image.astype(jnp.int32), -1, 0)
   # 0.2989, 0.5870 and 0.1140, times 255.5 / 255; the largest product still fits in 32 bits.
   return (2989 * red + 5870 * green + 1140 * blue) * 511 // (10000 * 510)

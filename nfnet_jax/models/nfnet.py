@@ -18,13 +18,14 @@ Array = jax.Array
 
 
 class Variant(NamedTuple):
-  """A row of the paper's Table 1; sizes in pixels."""
+  """A row of the paper's Table 1, sizes in pixels, and the magnitude of RandAugment (A.3)."""
 
   widths: tuple[int, ...]
   depths: tuple[int, ...]
   drop_rate: float
   train_size: int
   test_size: int
+  randaugment_magnitude: int
 
 
 _WIDTHS = (256, 512, 1536, 1536)
@@ -33,14 +34,14 @@ _WIDTHS_PLUS = (384, 768, 2048, 2048)
 # Depth grows by (1, 2, 6, 3) blocks a step; F7 and the wider "+" networks are in the published
 # code and in "ConvNets Match Vision Transformers at Scale" (2023), not in Table 1.
 _FAMILY = {
-  "f0": ((1, 2, 6, 3), 0.2, 192, 256),
-  "f1": ((2, 4, 12, 6), 0.3, 224, 320),
-  "f2": ((3, 6, 18, 9), 0.4, 256, 352),
-  "f3": ((4, 8, 24, 12), 0.4, 320, 416),
-  "f4": ((5, 10, 30, 15), 0.5, 384, 512),
-  "f5": ((6, 12, 36, 18), 0.5, 416, 544),
-  "f6": ((7, 14, 42, 21), 0.5, 448, 576),
-  "f7": ((8, 16, 48, 24), 0.5, 480, 608),
+  "f0": ((1, 2, 6, 3), 0.2, 192, 256, 5),
+  "f1": ((2, 4, 12, 6), 0.3, 224, 320, 10),
+  "f2": ((3, 6, 18, 9), 0.4, 256, 352, 10),
+  "f3": ((4, 8, 24, 12), 0.4, 320, 416, 15),
+  "f4": ((5, 10, 30, 15), 0.5, 384, 512, 15),
+  "f5": ((6, 12, 36, 18), 0.5, 416, 544, 15),
+  "f6": ((7, 14, 42, 21), 0.5, 448, 576, 15),
+  "f7": ((8, 16, 48, 24), 0.5, 480, 608, 15),
 }
 VARIANTS = {name: Variant(_WIDTHS, *row) for name, row in _FAMILY.items()} | {
   f"{name}+": Variant(_WIDTHS_PLUS, *row) for name, row in _FAMILY.items()
@@ -190,8 +191,7 @@ class NFNet(hk.Module):
     widths: output channels of each stage.
     depths: blocks of each stage.
     drop_rate: dropout on the pooled features.
-    stochdepth_rate: stochastic depth at the (virtual) block behind the last one; the published
-      networks were trained with 0.25.
+    stochdepth_rate: stochastic depth at the (virtual) block behind the last; 0.25 as published.
     alpha: scale of the residual branches.
     activation: name of a non-linearity in `layers.ACTIVATIONS`.
     se_ratio: hidden over input channels of squeeze-and-excitation; 0 leaves it out.

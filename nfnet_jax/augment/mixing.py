@@ -2,8 +2,8 @@
 
 Which two. The published run reads `2 N` images for `N` outputs, so that every output has two
 different sources and every source serves once. `pairs` does the same: the batch that travels to
-the device holds `2 N` images and neighbours, `2 k` and `2 k + 1`, are mixed. That is exact, it costs
-twice the host's decoding, and a pass over the data gives half as many outputs as it has images.
+the device holds `2 N` images and neighbours, `2 k` and `2 k + 1`, are mixed. That is exact; it
+costs twice the host's decoding, and one pass over the outputs reads the data twice.
 
 Reading `N` and mixing each with its neighbour in both directions would keep the distribution of a
 single output, two different images drawn at random, but not of a batch: its outputs would share
@@ -64,7 +64,7 @@ def cutmix_masks(key: Array, example_ids: Array, height: int, width: int) -> Arr
 
   The box has the image's aspect and, before it is clipped at the border, an area that is uniform
   in 0..1; its centre is uniform over the pixels. Half its side is rounded down. Clipping makes it
-  smaller, so the first image has 0.31 of the area on average (at 192 pixels) rather than half.
+  smaller: on average the first image has 0.32 of the area, not half (less in tiny images).
 
   Args:
     key: of this step.
