@@ -60,3 +60,4 @@ def test_what_is_not_a_number_is_never_correct():
   logits = jnp.array([[jnp.nan, 0.0], [jnp.nan, jnp.nan], [jnp.nan, 5.0]])
   labels = jnp.array([0, 1, 1])
   np.testing.assert_array_equal(losses.top_k_correct(logits, labels, 1), [0, 0, 0])
+  np.testing.assert_array_equal(losses.top_k_correct(logits, labels, 5), [0, 0, 1])
