@@ -47,6 +47,25 @@ def evaluate(argv: Sequence[str]) -> None:
   print(json.dumps(result))
 
 
+def benchmark(argv: Sequence[str]) -> None:
+  """`benchmark input`: measure reading and augmentation of a config; prints JSON."""
+  if list(argv[:1]) != ["input"] and not {"-h", "--help"} & set(argv):
+    raise RequestError("say what to measure: nfnet-jax benchmark input --config=FILE.")
+  values = flags.FlagValues()
+  flags.DEFINE_string("config", None, "A file in experiments/.", flag_values=values)
+  flags.DEFINE_integer("batches", 50, "How many to read.", flag_values=values)
+  flags.DEFINE_boolean("step", True, "Time the training step too.", flag_values=values)
+  changes = [word for word in argv if word.startswith("--config.")]
+  others = [word for word in argv if word not in ("input", *changes)]
+  _parse(benchmark, values, others, required=("config",))
+  from nfnet_jax import config as config_lib
+  from nfnet_jax.benchmark import measure_input
+
+  config = config_lib.from_file(values.config)
+  config_lib.override(config, [word.removeprefix("--config.") for word in changes])
+  print(json.dumps(measure_input(config, values.batches, values.step)))
+
+
 def models(argv: Sequence[str]) -> None:
   """List the networks with their parameters and image sizes."""
   _parse(models, flags.FlagValues(), argv)
@@ -61,6 +80,7 @@ def models(argv: Sequence[str]) -> None:
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
   "train": train,
   "evaluate": evaluate,
+  "benchmark": benchmark,
   "models": models,
 }
 

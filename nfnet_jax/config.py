@@ -27,17 +27,18 @@ from nfnet_jax.errors import RequestError
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # Keys that change how a run is watched but not what it computes: they may differ on resuming.
-_OBSERVATION_KEYS = ("data.dir", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+_STEP_KEYS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+_OBSERVATION_KEYS = ("data.dir", "data.max_corrupt", *_STEP_KEYS)
 
 _LOWEST = {
   **dict.fromkeys(("batch_size", "accumulate", "steps", "data.train_size", "data.test_size"), 1),
-  **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "keep_checkpoints"), 1),
+  **dict.fromkeys(_STEP_KEYS, 1),
   **dict.fromkeys(("data.shuffle_buffer", "model.group_size"), 1),
   **dict.fromkeys(("data.test_padding", "model.se_ratio"), 0),
   **dict.fromkeys(("optimizer.clipping", "optimizer.agc_eps", "optimizer.weight_decay"), 0),
 }
 _FRACTIONS = (
-  *("label_smoothing", "ema_decay", "optimizer.momentum"),
+  *("label_smoothing", "ema_decay", "optimizer.momentum", "data.max_corrupt"),
   *("model.stochdepth_rate", "model.drop_rate"),
 )
 
@@ -80,6 +81,7 @@ def default() -> ConfigDict:
   data.test_resize = "squash"  # to a square, then centre crop; "central": centre crop, then resize
   data.test_padding = 32  # pixels that the centre crop leaves out
   data.shuffle_buffer = 16384  # records
+  data.max_corrupt = 0.001  # share of the training images that may be damaged; 0: none
 
   config.augment = augment = ConfigDict()  # on the device
   augment.mixup_alpha = 0.0  # 0.2 in the paper; 0 for none
@@ -232,6 +234,10 @@ def _check(config: ConfigDict, info: DatasetInfo) -> None:
     raise RequestError(
       f"model.num_classes={config.model.num_classes}, but data set {config.data.name!r} has "
       f"{info.num_classes} classes: leave the key out, or choose another data set."
+    )
+  if info.num_train < config.batch_size:
+    raise RequestError(
+      f"batch_size={config.batch_size} of {info.num_train} training images: choose a smaller one."
     )
   if info.num_classes < 2:
     raise RequestError(

@@ -108,31 +108,16 @@ def make_train_step(
     }
     return metrics["loss"], (metrics, net_state)
 
-  def gradient(state, batch, example_ids):
-    """Mean gradient, metrics and network state of this replica's examples."""
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    grad_fn = jax.grad(loss_fn, has_aux=True)
-    if accumulate == 1:
-      return grad_fn(state.params, state.net_state, batch, key, example_ids)
-
-    def add_part(carry, part):
-      net_state, sums = carry
-      grads, (metrics, net_state) = grad_fn(state.params, net_state, part[0], key, part[1])
-      return (net_state, jax.tree.map(jnp.add, sums, (grads, metrics))), None
-
-    parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (batch, example_ids))
-    metrics = {"loss": jnp.zeros(()), "top1": jnp.zeros(())}
-    zeros = jax.tree.map(jnp.zeros_like, state.params), metrics
-    (net_state, sums), _ = jax.lax.scan(add_part, (state.net_state, zeros), parts)
-    grads, metrics = jax.tree.map(lambda x: x / accumulate, sums)
-    return grads, (metrics, net_state)
+  grad_fn = _accumulated(jax.grad(loss_fn, has_aux=True), accumulate)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     _check_batch(batch)
     num_examples = batch.labels.shape[0] // (2 if mixes(augmentation) else 1)
     example_ids = jax.lax.axis_index(AXIS) * num_examples + jnp.arange(num_examples)
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    mean = grad_fn(state.params, state.net_state, batch, key, example_ids)
     # The only communication of the step. Clipping acts on the mean over the global batch.
-    grads, (metrics, net_state) = jax.lax.pmean(gradient(state, batch, example_ids), AXIS)
+    grads, (metrics, net_state) = jax.lax.pmean(mean, AXIS)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
@@ -171,6 +156,27 @@ def make_eval_step(
     return jax.lax.psum(sums, AXIS)
 
   return eval_step
+
+
+def _accumulated(grad_fn: Callable, num_parts: int) -> Callable:
+  """The same function of (params, net_state, batch, key, example_ids), one part after another."""
+  if num_parts == 1:
+    return grad_fn
+
+  def accumulated(params, net_state, batch, key, example_ids):
+    def add_part(carry, part):
+      net_state, sums = carry
+      grads, (metrics, net_state) = grad_fn(params, net_state, part[0], key, part[1])
+      return (net_state, jax.tree.map(jnp.add, sums, (grads, metrics))), None
+
+    parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), (batch, example_ids))
+    metrics = {"loss": jnp.zeros(()), "top1": jnp.zeros(())}
+    zeros = jax.tree.map(jnp.zeros_like, params), metrics
+    (net_state, sums), _ = jax.lax.scan(add_part, (net_state, zeros), parts)
+    grads, metrics = jax.tree.map(lambda x: x / num_parts, sums)
+    return grads, (metrics, net_state)
+
+  return accumulated
 
 
 def _augmented(batch, key, example_ids, augmentation, num_classes, label_smoothing):

@@ -93,6 +93,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     _naming_last_checkpoint(manager),
   ):
     for step in range(start + 1, config.steps + 1):
+      # The call returns at once and the meter waits for the step before, so that a batch is read
+      # and transferred while that step runs.
       batch = parallel.shard(next(batches), jax.local_device_count())
       state, metrics = train_step(state, batch)
       meter.add(step, metrics)

@@ -28,6 +28,7 @@ def config(**changes: object) -> ConfigDict:
       "test_resize": "squash",
       "test_padding": 4,
       "shuffle_buffer": 8,
+      "max_corrupt": 0.001,
       **changes,
     }
   )

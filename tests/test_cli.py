@@ -163,8 +163,10 @@ def test_unknown_verb(refused):
     (["models", "nfnet_f0"], "unexpected argument 'nfnet_f0'"),
   ],
 )
-def test_words_that_are_not_understood(refused, words, said):
+def test_words_that_are_not_understood(refused, tmp_path, monkeypatch, words, said):
+  monkeypatch.chdir(tmp_path)
   line = refused(*words)
+  assert list(tmp_path.iterdir()) == []
   assert said in line
   assert f"`nfnet-jax {words[0]} --help` lists the flags." in line
 
@@ -187,7 +189,7 @@ def test_words_that_are_not_understood(refused, words, said):
     ),
     (
       "from nfnet_jax import config\ndef get_config():\n  c = config.default()\n  c.sed = 1\n",
-      "line 4 fails with AttributeError: 'Key \"sed\" does not exist",
+      'line 4 fails with AttributeError: \'Key "sed" does not exist',
     ),
   ],
 )

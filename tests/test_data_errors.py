@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from nfnet_jax import config as config_lib
 from nfnet_jax import data
 from nfnet_jax.errors import RequestError
 from tests import data_examples as examples
+from tests import tiny
 
 
 def refusal(read: object) -> str:
@@ -37,6 +40,16 @@ def copy(root: Path, tmp_path: Path) -> Path:
   return tmp_path
 
 
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """The data set with a damaged image, number 13."""
+  root = tmp_path_factory.mktemp("damaged")
+  images = [examples.jpeg(i) for i in range(examples.NUM_TRAIN)]
+  images[13] = images[13][:60]
+  examples.write_tfds(root, train=images)
+  return root
+
+
 def train_all(directory: Path, batch_size: int = 4, **changes: object) -> None:
   batches = data.train_batches(
     examples.config(dir=str(directory), **changes), seed=0, batch_size=batch_size
@@ -61,9 +74,56 @@ def test_unprepared_set_gives_the_command(tmp_path: Path) -> None:
   message = refused_config(name="mnist", dir=str(tmp_path))
   assert f"tfds build mnist --data_dir={tmp_path}" in message
   assert "--manual_dir" not in message
+
+
+def test_unprepared_imagenet_says_which_files_go_where(tmp_path: Path) -> None:
   message = refused_config(name="imagenet2012", dir=str(tmp_path))
-  assert f"tfds build imagenet2012 --data_dir={tmp_path} --manual_dir=" in message
-  assert "ILSVRC2012_img_train.tar" in message
+  manual = f"{tmp_path}/downloads/manual"
+  assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar" in message
+  assert f"into {manual};" in message
+  assert message.endswith(f"tfds build imagenet2012 --data_dir={tmp_path} --manual_dir={manual}")
+  assert "--data_dir" not in refused_config(name="imagenet2012", dir=None)
+
+
+def test_unprepared_set_of_manual_downloads_gives_the_instructions(tmp_path: Path) -> None:
+  message = refused_config(name="resisc45", dir=str(tmp_path))
+  manual = f"{tmp_path}/downloads/manual"
+  assert "After downloading the rar file, please extract it to the manual_dir." in message
+  assert message.endswith(f"tfds build resisc45 --data_dir={tmp_path} --manual_dir={manual}")
+
+
+@pytest.mark.parametrize("name", ["mnist", "imagenet2012", "folder"])
+def test_directory_that_does_not_exist(tmp_path: Path, name: str) -> None:
+  nowhere = tmp_path / "nowhere"
+  assert str(nowhere) in refused_config(name=name, dir=str(nowhere))
+  assert not nowhere.exists()
+
+
+@pytest.mark.parametrize("name", ["mnist", "folder"])
+def test_directory_that_is_a_file(tmp_path: Path, name: str) -> None:
+  file = tmp_path / "file"
+  file.write_text("not a directory")
+  assert str(file) in refused_config(name=name, dir=str(file))
+
+
+def test_directory_that_may_not_be_read(
+  root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  def refuse(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied", "data")
+
+  # A user who may read everything runs the tests too, so that modes would prove nothing.
+  monkeypatch.setattr(tfds, "builder", refuse)
+  message = refused_config(dir=str(root))
+  assert f"data.dir={root}" in message
+  assert "Permission denied" in message
+  examples.write_folder(tmp_path)
+
+  def refuse_listing(_: str) -> None:
+    raise tf.errors.PermissionDeniedError(None, None, "listing; Permission denied")
+
+  monkeypatch.setattr(tf.io.gfile, "listdir", refuse_listing)
+  assert "listing; Permission denied" in refused_config(name="folder", dir=str(tmp_path))
 
 
 def test_unknown_split_lists_the_splits(root: Path) -> None:
@@ -103,11 +163,9 @@ def test_features_that_are_not_for_classification(tmp_path: Path) -> None:
   assert "'right': Image" in message
 
 
-def test_undecodable_image_is_named(tmp_path: Path) -> None:
-  images = [examples.jpeg(i) for i in range(examples.NUM_TRAIN)]
-  images[13] = images[13][:60]
-  examples.write_tfds(tmp_path, train=images)
-  message = refusal(lambda: train_all(tmp_path))
+def test_undecodable_image_is_named_where_none_may_be_damaged(damaged: Path) -> None:
+  message = refusal(lambda: train_all(damaged, max_corrupt=0.0))
+  assert message.startswith("Cannot read image ")
   assert "photo13.jpg" in message
   assert "tiny-train.tfrecord-0000" in message
   assert "\n" not in message
@@ -242,3 +300,9 @@ def test_crops_and_resizes_that_do_not_exist(root: Path, change: dict) -> None:
   message = refusal(lambda: data.train_batches(config, seed=0, batch_size=4))
   assert f"data.{key}" in message
   assert str(value) in message
+
+
+def test_fewer_training_examples_than_one_batch() -> None:
+  with pytest.raises(RequestError, match="batch_size=16 of 15 training images"):
+    config_lib.resolve(tiny.config(), tiny.INFO._replace(num_train=15))
+  config_lib.resolve(tiny.config(), tiny.INFO._replace(num_train=16))

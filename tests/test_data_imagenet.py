@@ -66,5 +66,6 @@ def test_imagenet_reads(tmp_path: Path) -> None:
 
 def test_damaged_imagenet_image_is_named(tmp_path: Path) -> None:
   config = prepare(tmp_path, {"n01443537_1.JPEG": examples.jpeg(1)[:60]})
+  config.max_corrupt = 0.0
   with pytest.raises(RequestError, match=r"n01443537_1\.JPEG \(record \d of .*train\.tfrecord"):
     next(data.train_batches(config, seed=0, batch_size=12))

@@ -30,10 +30,15 @@ ROWS = (
   {"build", "meter", "parallel"},
   {"checkpoint"},
   {"evaluate"},
-  {"train"},
+  {"train", "benchmark"},
   {"__main__"},
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
+
+DATA_SETS = {
+  "digits": DatasetInfo(10, tuple("0123456789"), num_train=1437, num_test=360),
+  "imagenet2012": DatasetInfo(1000, ("",) * 1000, num_train=1281167, num_test=50000),
+}
 
 MAX_LINES_OF_A_FILE = 300
 MAX_LINES_OF_A_FUNCTION = 60
@@ -158,9 +163,7 @@ def test_everything_public_says_what_it_is():
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiments_resolve_and_make_a_step(path):
   config = config_lib.from_file(str(path))
-  num_classes = {"digits": 10, "imagenet2012": 1000}[config.data.name]
-  names = tuple(str(i) for i in range(num_classes))
-  config = config_lib.resolve(config, DatasetInfo(num_classes, names, 1437, 360))
+  config = config_lib.resolve(config, DATA_SETS[config.data.name])
   run = build(config)
   state = jax.eval_shape(run.init)
   size, pixels = config.batch_size, config.data.train_size

@@ -84,8 +84,9 @@ def train_batches(
     train_size, 3]` images, and their labels.
 
   Raises:
-    RequestError: the data set cannot be used as asked, or (from the iterator) an image cannot be
-      decoded; the message names it.
+    RequestError: the data set cannot be used as asked, or (from the iterator) it is damaged: a
+      file, or more images than `data.max_corrupt` allows. The message names what it is. A damaged
+      image within that share is replaced by a black one, counted, and named in the log.
   """
   share = _share(data, batch_size, process_index, process_count)
   train, _ = _open(data)
@@ -114,7 +115,7 @@ def test_batches(  # The rule takes it for a pytest function.
     `[batch_size / process_count, test_size, test_size, 3]`. Padding at the end has mask 0.
 
   Raises:
-    RequestError: as `train_batches`.
+    RequestError: as `train_batches`, but no image may be damaged.
   """
   share = _share(data, batch_size, process_index, process_count)
   _, test = _open(data)
@@ -124,24 +125,32 @@ def test_batches(  # The rule takes it for a pytest function.
 
 
 def _open(data: ConfigDict) -> "tuple[Source, Source]":
-  """The training and the test source."""
+  """The training and the test source; whatever cannot be read becomes a `RequestError`."""
   _check_crops(data)
   if importlib.util.find_spec("tensorflow_datasets") is None:
     raise RequestError(
       "Reading data needs TensorFlow and TFDS, which are not installed: "
       "pip install 'nfnet_jax[data]'."
     )
-  if data.name == "folder":
-    from nfnet_jax.data import folder
+  from nfnet_jax.data.host_tf import tf
 
-    return folder.open_folder(data)
-  if data.name == "digits":
-    from nfnet_jax.data import digits
+  try:
+    if data.name == "folder":
+      from nfnet_jax.data import folder
 
-    digits.write_if_absent(data.dir)
-  from nfnet_jax.data import tfds
+      return folder.open_folder(data)
+    if data.name == "digits":
+      from nfnet_jax.data import digits
 
-  return tfds.open_tfds(data)
+      digits.write_if_absent(data.dir)
+    from nfnet_jax.data import tfds
+
+    return tfds.open_tfds(data)
+  except (OSError, tf.errors.OpError) as error:
+    raise RequestError(
+      f"Cannot read data set {data.name!r} with data.dir={data.dir}"
+      f" ({' '.join(str(error).split())}): check the path and who may read it."
+    ) from error
 
 
 def _share(data: ConfigDict, batch_size: int, process_index: int, process_count: int) -> "Share":

@@ -46,7 +46,7 @@ def _try_image(source: Source, position: tf.Tensor, record: Record, decode: Call
   try:
     decode(position, record)
   except DAMAGE as error:
-    where = source.locate(record)
+    where = source.locate(record).numpy().decode()
     raise RequestError(f"Cannot read image {where}: {_reason(error)}. {source.remedy}") from error
 
 

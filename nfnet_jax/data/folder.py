@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from nfnet_jax.data.host_tf import tf
-from nfnet_jax.data.source import Record, Source
+from nfnet_jax.data.source import Source
 from nfnet_jax.errors import RequestError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
@@ -61,16 +61,12 @@ def _source(root: str, split: str) -> Source:
     num_examples=len(listing),
     class_names=classes,
     records=records,
-    parse=_parse,
-    locate=lambda record: record[0].numpy().decode(),
+    encoded=lambda record: tf.io.read_file(record[0]),
+    label=lambda record: record[1],
+    locate=lambda record: record[0],
     files=(),
     remedy="Remove or replace the file.",
   )
-
-
-def _parse(record: Record) -> tuple[tf.Tensor, tf.Tensor]:
-  path, label = record
-  return tf.io.read_file(path), label
 
 
 def _names(folder: str) -> list[str]:

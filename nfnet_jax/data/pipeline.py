@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nfnet_jax.batch import Batch
-from nfnet_jax.data import culprit
+from nfnet_jax.data import corrupt, culprit
 from nfnet_jax.data import image as image_lib
 from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Record, Share, Source
@@ -15,7 +15,8 @@ from nfnet_jax.errors import RequestError
 
 # Pairs of a position in the stream and a record, from a given step on.
 Stream = Callable[[int], tf.data.Dataset]
-Decode = Callable[[tf.Tensor, Record], tuple[tf.Tensor, tf.Tensor]]
+# From such a pair, the image, its label, and whatever else is to be known.
+Decode = Callable[[tf.Tensor, Record], tuple[tf.Tensor, ...]]
 
 
 def train_batches(
@@ -30,14 +31,20 @@ def train_batches(
     records = epochs.flat_map(lambda epoch: _records(source, tf.stack([seed, epoch])))
     return _take_share(records.skip(skipped), position, share)
 
-  def decode(position: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
-    encoded, label = source.parse(record)
-    return _random_crop(encoded, tf.stack([seed, position]), data), tf.cast(label, tf.int32)
+  def crop(position: tf.Tensor, record: Record) -> tf.Tensor:
+    return _random_crop(source.encoded(record), tf.stack([seed, position]), data)
 
-  return (
-    Batch(images, labels, np.ones(share.size, np.float32))
-    for images, labels in _read(source, stream, decode, start_step, share)
-  )
+  def decode(position: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
+    return crop(position, record), source.label(record)
+
+  tolerant = corrupt.tolerant(crop, source) if data.max_corrupt else None
+  tally = corrupt.Tally(data.max_corrupt, source.remedy)
+  parts = _read(source, stream, decode, start_step, share, tolerant)
+  for count, (images, labels, *names) in enumerate(parts, 1):
+    damaged = [name.decode() for name in itertools.chain(*names) if name]
+    if damaged:
+      tally.add(damaged, count * share.size)
+    yield Batch(images, labels, np.ones(share.size, np.float32))
 
 
 def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Batch]:
@@ -49,9 +56,8 @@ def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Bat
     return _take_share(_records(source, None).skip(position), position, share)
 
   def decode(_: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
-    encoded, label = source.parse(record)
-    image = resize(encoded, data.test_size, data.test_padding)
-    return image_lib.to_uint8(image), tf.cast(label, tf.int32)
+    image = resize(source.encoded(record), data.test_size, data.test_padding)
+    return image_lib.to_uint8(image), source.label(record)
 
   parts = _read(source, stream, decode, 0, share)
   # The last batch's positions may all belong to other processes; this one still takes part in it.
@@ -93,9 +99,17 @@ def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict) -> tf.Te
 
 
 def _read(
-  source: Source, stream: Stream, decode: Decode, start_step: int, share: Share
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Decoded batches of one process's share; errors in the data become `RequestError`."""
+  source: Source,
+  stream: Stream,
+  decode: Decode,
+  start_step: int,
+  share: Share,
+  tolerant: Decode | None = None,
+) -> Iterator[tuple[np.ndarray, ...]]:
+  """Decoded batches of one process's share; errors in the data become `RequestError`.
+
+  From the first batch with a damaged image on, `tolerant` does the decoding if there is one.
+  """
   options = tf.data.Options()
   options.deterministic = True
   dataset = stream(start_step).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
@@ -103,17 +117,19 @@ def _read(
   batches = dataset.as_numpy_iterator()
   for step in itertools.count(start_step):
     try:
-      images, labels = next(batches)
+      batch = next(batches)
     except StopIteration:
       return
     except culprit.DAMAGE as error:
+      if tolerant is not None:
+        yield from _read(source, stream, tolerant, step, share)
+        return
       culprit.refuse(error, source, stream(step).take(share.size), decode)
       raise
-    if labels.min() < 0:
-      raise RequestError(
-        f"An example has label {labels.min()}, so its split is not a labelled one."
-      )
-    yield images, labels
+    lowest = batch[1].min()
+    if lowest < 0:
+      raise RequestError(f"An example has label {lowest}, so its split is not a labelled one.")
+    yield batch
 
 
 def _pad(images: np.ndarray, labels: np.ndarray, size: int) -> Batch:

@@ -16,8 +16,9 @@ class Source(NamedTuple):
     class_names: names in the order of the labels.
     records: from a seed, `[2]` int64, the records in the order it gives; from `None` in a fixed
       order.
-    parse: from a record, the encoded image (a string scalar) and its label (an int scalar).
-    locate: from an eager record, the name by which its owner can find the image.
+    encoded: from a record, the content of its image file (a string scalar).
+    label: from a record, its label (int32 scalar).
+    locate: from a record, the name by which its owner can find the image (a string scalar).
     files: the TFRecord files that hold the records; none if a record is a file of its own.
     remedy: what the owner of a damaged image is to do.
   """
@@ -25,8 +26,9 @@ class Source(NamedTuple):
   num_examples: int
   class_names: tuple[str, ...]
   records: Callable[[tf.Tensor | None], tf.data.Dataset]
-  parse: Callable[[Record], tuple[tf.Tensor, tf.Tensor]]
-  locate: Callable[[Record], str]
+  encoded: Callable[[Record], tf.Tensor]
+  label: Callable[[Record], tf.Tensor]
+  locate: Callable[[Record], tf.Tensor]
   files: tuple[str, ...]
   remedy: str
 

@@ -52,11 +52,8 @@ def _builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
   except (ValueError, AssertionError, ImportError) as error:
     raise RequestError(f"TFDS cannot open data set {name!r}: {error}") from error
   if not builder.is_prepared():
-    command = f"tfds build {name}" + (f" --data_dir={directory}" if directory else "")
-    manual = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
-    advice = f" --manual_dir=DIR, where {' '.join(manual.split())}" if manual else ""
     raise RequestError(
-      f"Data set {name!r} is not prepared in {builder.data_dir}. Prepare it with: {command}{advice}"
+      f"Data set {name!r} is not prepared in {builder.data_dir}. {_preparation(builder, directory)}"
     )
   if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
     raise RequestError(
@@ -64,6 +61,21 @@ def _builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
       f" tfrecord is read. Prepare it with: tfds build {name} --file_format=tfrecord"
     )
   return builder
+
+
+def _preparation(builder: tfds.core.DatasetBuilder, directory: str | None) -> str:
+  """What to do for a data set that is not there."""
+  command = f"tfds build {builder.name}" + (f" --data_dir={directory}" if directory else "")
+  if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    return f"Prepare it with: {command}"
+  manual_dir = tf.io.gfile.join(directory or tfds.core.constants.DATA_DIR, "downloads", "manual")
+  if builder.name == "imagenet2012":
+    files = "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org"
+    first = f"Put {files}, unopened, into {manual_dir}"
+  else:
+    words = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+    first = f"TFDS cannot download it and says: {words!r} Do so, with {manual_dir} as manual_dir"
+  return f"{first}; then run: {command} --manual_dir={manual_dir}"
 
 
 def _find_features(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
@@ -98,27 +110,24 @@ def _source(
   """One split; only the needed features are parsed, and the image stays encoded."""
   files = _files(builder, split)
   features = dict(builder.info.features)
-  names = [image, label] + ["file_name"] * isinstance(features.get("file_name"), tfds.features.Text)
-  needed = tfds.features.FeaturesDict({name: features[name] for name in names})
 
-  def read(record: Record) -> dict[str, tf.Tensor]:
-    return needed.deserialize_example(record[2], decoders={image: tfds.decode.SkipDecoding()})
+  def read(record: Record, name: str, **decoders: tfds.decode.SkipDecoding) -> tf.Tensor:
+    needed = tfds.features.FeaturesDict({name: features[name]})
+    return needed.deserialize_example(record[2], decoders=decoders)[name]
 
-  def parse(record: Record) -> tuple[tf.Tensor, tf.Tensor]:
-    example = read(record)
-    return example[image], example[label]
-
-  def locate(record: Record) -> str:
+  def locate(record: Record) -> tf.Tensor:
     file, number, _ = record
-    place = f"record {number.numpy()} of {file.numpy().decode()}"
-    name = read(record).get("file_name")
-    return place if name is None else f"{name.numpy().decode()} ({place})"
+    place = tf.strings.join(["record ", tf.strings.as_string(number), " of ", file])
+    if not isinstance(features.get("file_name"), tfds.features.Text):
+      return place
+    return tf.strings.join([read(record, "file_name"), " (", place, ")"])
 
   return Source(
     num_examples=sum(file.take for file in files),
     class_names=tuple(features[label].names),
     records=lambda seed: _records(files, shuffle_buffer, seed),
-    parse=parse,
+    encoded=lambda record: read(record, image, **{image: tfds.decode.SkipDecoding()}),
+    label=lambda record: tf.cast(read(record, label), tf.int32),
     locate=locate,
     files=tuple(file.filename for file in files),
     remedy=REMEDY,

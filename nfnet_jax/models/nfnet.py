@@ -255,11 +255,8 @@ class NFNet(hk.Module):
       for spec in specs
     ]
     self.final_conv = layers.WSConv2D(2 * widths[-1], 1, name="final_conv")
-    self.head = (
-      layers.Linear(num_classes, w_init=hk.initializers.RandomNormal(0.01), name="linear")
-      if num_classes
-      else None
-    )
+    w_init = hk.initializers.RandomNormal(0.01)
+    self.head = layers.Linear(num_classes, w_init=w_init, name="linear") if num_classes else None
 
   def __call__(
     self, images: Array, is_training: bool = False, example_ids: Array | None = None

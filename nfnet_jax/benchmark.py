@@ -1,0 +1,108 @@
+"""Measurements that tell what a run waits for: the host that reads images, or the devices."""
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from nfnet_jax import config as config_lib
+from nfnet_jax import data, parallel
+from nfnet_jax.batch import Batch
+from nfnet_jax.build import build
+from nfnet_jax.errors import RequestError
+from nfnet_jax.step import mixes
+
+WINDOWS = 5
+STEPS = 5  # timed, after one that compiles
+
+log = logging.getLogger(__name__)
+
+
+def measure_input(config: ConfigDict, batches: int = 50, with_step: bool = True) -> dict:
+  """Measures how fast training images are read, and what augmentation costs on the devices.
+
+  After a fifth as many batches to warm up, `batches` are read in five windows while nothing else
+  runs. Then the whole training step is timed on a batch of random pixels, as configured and with
+  `config.augment` off: what it is faster by is the augmentation's share.
+
+  Args:
+    config: `config.default()` with changes; the batch is that of one process.
+    batches: to be timed, 5 or more.
+    with_step: whether to time the step. A network that is too large for the machine needs a smaller
+      `batch_size`, or this to be off.
+
+  Returns:
+    `images_per_second` read by this host (median of the windows), `lowest` and `highest` of a
+    window, and `images_per_step`, the images read for one step. With the step also `step_seconds`
+    (median), `step_images_per_second` that it takes from the host, and `augmentation_share`, the
+    share of the step, which noise can make negative.
+
+  Raises:
+    RequestError: if config and data do not fit together, or `batches` are too few.
+  """
+  if batches < WINDOWS:
+    raise RequestError(f"--batches={batches}: give {WINDOWS} or more, one for each window.")
+  parallel.check_batch_size(config.batch_size, config.accumulate)
+  config = config_lib.resolve(config, data.describe(config.data))
+  size = config.batch_size * (2 if mixes(config.augment) else 1)
+  stream = data.train_batches(config.data, seed=config.seed, batch_size=size)
+  speeds = _speeds(stream, size, batches // WINDOWS)
+  result = {
+    "images_per_second": float(np.median(speeds)),
+    "lowest": min(speeds),
+    "highest": max(speeds),
+    "images_per_step": size,
+  }
+  log.info("host: %.0f images/s (%.0f to %.0f)", *list(result.values())[:3])
+  if with_step:
+    seconds = _step_seconds(config)
+    without = _step_seconds(_without_augmentation(config))
+    result |= {
+      "step_seconds": seconds,
+      "step_images_per_second": size / seconds,
+      "augmentation_share": 1 - without / seconds,
+    }
+    slower = "host" if result["images_per_second"] < size / seconds else "devices"
+    log.info(
+      "step: %.3f s, %.1f%% of it augmentation; it could take %.0f images/s: the %s set the pace",
+      *(seconds, 100 * result["augmentation_share"], size / seconds, slower),
+    )
+  return result
+
+
+def _speeds(stream: Iterator[Batch], size: int, window: int) -> list[float]:
+  """Images per second in each window, after one to warm up."""
+  speeds = []
+  for _ in range(WINDOWS + 1):
+    start = time.perf_counter()
+    count = sum(1 for _ in itertools.islice(stream, window))
+    speeds.append(count * size / (time.perf_counter() - start))
+  return speeds[1:]
+
+
+def _without_augmentation(config: ConfigDict) -> ConfigDict:
+  config = config.copy_and_resolve_references().unlock()
+  config.augment.update(mixup_alpha=0.0, cutmix=False, randaugment_layers=0)
+  return config
+
+
+def _step_seconds(config: ConfigDict) -> float:
+  """Median seconds of a step, the transfer of its batch included."""
+  size = config.batch_size * (2 if mixes(config.augment) else 1)
+  pixels = config.data.train_size
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (size, pixels, pixels, 3), np.uint8)
+  labels = rng.integers(0, config.model.num_classes, size, np.int32)
+  batch = parallel.shard(Batch(images, labels, np.ones(size, np.float32)), jax.device_count())
+  built = build(config)
+  state, step = parallel.replicate(built.init()), parallel.map_train_step(built.train_step)
+  seconds = []
+  for _ in range(1 + STEPS):
+    start = time.perf_counter()
+    state, _ = jax.block_until_ready(step(state, batch))
+    seconds.append(time.perf_counter() - start)
+  return float(np.median(seconds[1:]))
