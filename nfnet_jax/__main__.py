@@ -105,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise RequestError(f"unknown verb {verb!r}: choose one of {', '.join(VERBS)}.")
     VERBS[verb](argv[1:])
   except (RequestError, RunError) as error:
-    print(f"nfnet-jax: {error}", file=sys.stderr)
+    line = " ".join(map(str.strip, str(error).splitlines()))
+    print(f"nfnet-jax: {line}", file=sys.stderr)
     return 2 if isinstance(error, RequestError) else 1
   except KeyboardInterrupt:
     print("nfnet-jax: interrupted.", file=sys.stderr)

@@ -34,7 +34,8 @@ _LOWEST = {
   **dict.fromkeys(("batch_size", "accumulate", "steps", "data.train_size", "data.test_size"), 1),
   **dict.fromkeys(_STEP_KEYS, 1),
   **dict.fromkeys(("data.shuffle_buffer", "model.group_size"), 1),
-  **dict.fromkeys(("data.test_padding", "model.se_ratio"), 0),
+  **dict.fromkeys(("data.test_padding", "model.se_ratio", "augment.mixup_alpha"), 0),
+  **dict.fromkeys(("augment.randaugment_layers", "augment.randaugment_magnitude"), 0),
   **dict.fromkeys(("optimizer.clipping", "optimizer.agc_eps", "optimizer.weight_decay"), 0),
 }
 _FRACTIONS = (
@@ -136,7 +137,8 @@ def from_file(argument: str) -> ConfigDict:
     where = f", line {lines[-1]}" if lines else ""
     what = f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ...')}"
     raise RequestError(f"config file {path}{where} fails with {what}") from error
-  if not isinstance(config, ConfigDict) or _keys(default()) - _keys(config):
+  needed = _flatten(default().to_dict()).keys()
+  if not isinstance(config, ConfigDict) or needed - _flatten(config.to_dict()).keys():
     raise RequestError(
       f"config file {path} needs a function get_config() that returns nfnet_jax.config.default() "
       "with changes."
@@ -157,7 +159,7 @@ def override(config: ConfigDict, words: Iterable[str]) -> ConfigDict:
   Raises:
     RequestError: for an unknown key, which gives the nearest one, or a value of another type.
   """
-  known = sorted(_keys(config))
+  known = list(_flatten(config.to_dict()))
   for word in words:
     key, equals, value = word.partition("=")
     if key not in known:
@@ -294,7 +296,3 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   for key, value in tree.items():
     flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
   return flat
-
-
-def _keys(config: ConfigDict) -> set[str]:
-  return set(_flatten(config.to_dict()))

@@ -7,6 +7,7 @@ a checkpoint drops what was written after it, so the file reads as if the run ha
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -36,8 +37,10 @@ class Writer:
     finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
     record = {"step": int(step), "split": split} | dict.fromkeys(numbers) | finite
     self._lines.write(json.dumps(record, allow_nan=False) + "\n")
-    for name, number in finite.items():
-      self._events.add_scalar(f"{split}/{name}", number, step)
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    scalars = [Summary.Value(tag=f"{split}/{name}", simple_value=x) for name, x in finite.items()]
+    _write_event(self._events, step=int(step), summary=Summary(value=scalars))
 
   def close(self) -> None:
     """Writes out what is left of the events and closes both."""
@@ -65,7 +68,8 @@ def open_writer(workdir: str | Path, *, resume_step: int | None) -> Writer:
   Raises:
     RequestError: if the directory cannot be written, or a line in the file is not one of ours.
   """
-  from tensorboardX import SummaryWriter
+  from tensorboardX.event_file_writer import EventsWriter
+  from tensorboardX.proto.event_pb2 import SessionLog
 
   last_step = -1 if resume_step is None else resume_step
   workdir = Path(workdir)
@@ -73,12 +77,12 @@ def open_writer(workdir: str | Path, *, resume_step: int | None) -> Writer:
     workdir.mkdir(parents=True, exist_ok=True)
     _drop_after(workdir / FILE_NAME, last_step)
     lines = (workdir / FILE_NAME).open("a", buffering=1, encoding="utf-8")
-    events = SummaryWriter(
-      str(workdir / "tensorboard"),
-      purge_step=last_step + 1,
-      # Of its own, because the file is otherwise named by the second and opened to overwrite.
-      filename_suffix=f".from{last_step + 1}",
-    )
+    (workdir / "tensorboard").mkdir(exist_ok=True)
+    # Without tensorboardX's SummaryWriter: its queue to another thread was once seen to hang on
+    # closing, under Python 3.13. The suffix is needed because the file is named by the second.
+    events = EventsWriter(str(workdir / "tensorboard" / "events"), f".from{last_step + 1}")
+    # TensorBoard then hides what older files have from this step on.
+    _write_event(events, step=last_step + 1, session_log=SessionLog(status=SessionLog.START))
   except OSError as error:
     raise RequestError(f"Cannot write metrics to {workdir} ({error}). Choose another.") from error
   return Writer(lines, events)
@@ -101,6 +105,13 @@ def read(workdir: str | Path) -> list[dict[str, Any]]:
   if not path.is_file():
     raise RequestError(f"There is no {FILE_NAME} in {workdir}. Is it the directory of a run?")
   return [record for _, record in _complete_lines(path)]
+
+
+def _write_event(events: Any, **content: Any) -> None:
+  from tensorboardX.proto.event_pb2 import Event
+
+  events.write_event(Event(wall_time=time.time(), **content))
+  events.flush()
 
 
 def _complete_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:

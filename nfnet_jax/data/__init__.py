@@ -169,14 +169,17 @@ def _check_crops(data: ConfigDict) -> None:
   """Checks the request before TensorFlow, which would answer less clearly, sees it."""
   if data.test_resize not in ("squash", "central"):
     raise RequestError(f"data.test_resize={data.test_resize!r}: choose 'squash' or 'central'.")
-  low, high = data.crop_area
-  if not 0 < low <= high <= 1:
+  if not _is_range(data.crop_area) or data.crop_area[1] > 1:
     raise RequestError(
       f"data.crop_area={data.crop_area}: give two fractions of the image's area, 0 < low <= high"
       " <= 1."
     )
-  low, high = data.crop_aspect
-  if not 0 < low <= high:
+  if not _is_range(data.crop_aspect):
     raise RequestError(
       f"data.crop_aspect={data.crop_aspect}: give two ratios width/height, 0 < low <= high."
     )
+
+
+def _is_range(value: tuple) -> bool:
+  are_numbers = all(isinstance(number, int | float) for number in value)
+  return are_numbers and len(value) == 2 and 0 < value[0] <= value[1]
