@@ -92,7 +92,11 @@ def make_train_step(
     A function of `TrainState` and this replica's `Batch` (without padding; two images for each
     example if `mixes(augmentation)`), that gives the next state and metrics, both identical on all
     replicas.
+
+  Raises:
+    RequestError: if RandAugment's layers or magnitude are out of range.
   """
+  augment.check_strength(augmentation.randaugment_layers, augmentation.randaugment_magnitude)
 
   def loss_fn(params, net_state, batch, key, example_ids):
     net_key, augment_key = jax.random.split(key)

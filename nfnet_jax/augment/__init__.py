@@ -13,4 +13,5 @@ from nfnet_jax.augment.mixing import pairs as pairs
 from nfnet_jax.augment.pixels import MEAN_RGB as MEAN_RGB
 from nfnet_jax.augment.pixels import STDDEV_RGB as STDDEV_RGB
 from nfnet_jax.augment.pixels import normalize as normalize
+from nfnet_jax.augment.rand_augment import check_strength as check_strength
 from nfnet_jax.augment.rand_augment import randaugment as randaugment

@@ -72,11 +72,7 @@ def randaugment(
   Raises:
     RequestError: if layers or magnitude are out of range.
   """
-  if layers < 0 or not 0 <= magnitude <= 20:
-    raise RequestError(
-      f"RandAugment with layers={layers}, magnitude={magnitude}: layers must be at least 0 and "
-      "magnitude 0 to 20 (the paper has 4 layers at 5, 10 or 15)."
-    )
+  check_strength(layers, magnitude)
   ops = operations(magnitude)
 
   def layer(index: int, images: Array) -> Array:
@@ -90,6 +86,15 @@ def randaugment(
     return jnp.concatenate(groups)[places]
 
   return jax.lax.fori_loop(0, layers, layer, _to_uint8(images))
+
+
+def check_strength(layers: int, magnitude: int) -> None:
+  """Raises RequestError unless `randaugment` can take these values."""
+  if layers < 0 or not 0 <= magnitude <= 20:
+    raise RequestError(
+      f"RandAugment with layers={layers}, magnitude={magnitude}: layers must be at least 0 and "
+      "magnitude 0 to 20 (the paper has 4 layers at 5, 10 or 15)."
+    )
 
 
 def operations(magnitude: int) -> tuple[Op, ...]:
