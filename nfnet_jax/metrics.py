@@ -33,12 +33,12 @@ class Writer:
       values: a number, or an array of one, for each name. A value that is not finite becomes
         `null`, JSON having no name for it, and no event.
     """
+    from tensorboardX.proto.summary_pb2 import Summary
+
     numbers = {name: float(value) for name, value in values.items()}
     finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
     record = {"step": int(step), "split": split} | dict.fromkeys(numbers) | finite
     self._lines.write(json.dumps(record, allow_nan=False) + "\n")
-    from tensorboardX.proto.summary_pb2 import Summary
-
     scalars = [Summary.Value(tag=f"{split}/{name}", simple_value=x) for name, x in finite.items()]
     _write_event(self._events, step=int(step), summary=Summary(value=scalars))
 
