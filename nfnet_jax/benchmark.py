@@ -14,7 +14,7 @@ from nfnet_jax import data, parallel
 from nfnet_jax.batch import Batch
 from nfnet_jax.build import build
 from nfnet_jax.errors import RequestError
-from nfnet_jax.step import mixes
+from nfnet_jax.step import images_per_example
 
 WINDOWS = 5
 STEPS = 5  # timed, after one that compiles
@@ -48,7 +48,7 @@ def measure_input(config: ConfigDict, batches: int = 50, with_step: bool = True)
     raise RequestError(f"--batches={batches}: give {WINDOWS} or more, one for each window.")
   parallel.check_batch_size(config.batch_size, config.accumulate)
   config = config_lib.resolve(config, data.describe(config.data))
-  size = config.batch_size * (2 if mixes(config.augment) else 1)
+  size = config.batch_size * images_per_example(config.augment)
   stream = data.train_batches(config.data, seed=config.seed, batch_size=size)
   speeds = _speeds(stream, size, batches // WINDOWS)
   result = {
@@ -92,7 +92,7 @@ def _without_augmentation(config: ConfigDict) -> ConfigDict:
 
 def _step_seconds(config: ConfigDict) -> float:
   """Median seconds of a step, the transfer of its batch included."""
-  size = config.batch_size * (2 if mixes(config.augment) else 1)
+  size = config.batch_size * images_per_example(config.augment)
   pixels = config.data.train_size
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (size, pixels, pixels, 3), np.uint8)

@@ -51,6 +51,8 @@ def shard(batch: Batch, num_devices: int) -> Batch:
 
 def check_batch_size(batch_size: int, accumulate: int = 1) -> None:
   """Raises RequestError unless the global batch divides over all devices and parts of a step."""
+  if accumulate < 1:
+    raise RequestError(f"accumulate={accumulate} must be at least 1.")
   num_devices = jax.device_count()
   unit = num_devices * accumulate
   if batch_size < 1 or batch_size % unit:

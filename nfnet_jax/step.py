@@ -46,9 +46,9 @@ class Augmentation(Protocol):
   randaugment_magnitude: int
 
 
-def mixes(augmentation: Augmentation) -> bool:
-  """Whether every example is made of two images."""
-  return augmentation.mixup_alpha > 0 or augmentation.cutmix
+def images_per_example(augmentation: Augmentation) -> int:
+  """How many images of the data set make one training example: 2 where they are mixed, else 1."""
+  return 2 if augmentation.mixup_alpha > 0 or augmentation.cutmix else 1
 
 
 def init_state(
@@ -89,9 +89,9 @@ def make_train_step(
     seed: of the run.
 
   Returns:
-    A function of `TrainState` and this replica's `Batch` (without padding; two images for each
-    example if `mixes(augmentation)`), that gives the next state and metrics, both identical on all
-    replicas.
+    A function of `TrainState` and this replica's `Batch` (without padding;
+    `images_per_example(augmentation)` images for each example), that gives the next state and
+    metrics, both identical on all replicas.
 
   Raises:
     RequestError: if RandAugment's layers or magnitude are out of range.
@@ -116,7 +116,7 @@ def make_train_step(
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     _check_batch(batch)
-    num_examples = batch.labels.shape[0] // (2 if mixes(augmentation) else 1)
+    num_examples = batch.labels.shape[0] // images_per_example(augmentation)
     example_ids = jax.lax.axis_index(AXIS) * num_examples + jnp.arange(num_examples)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     mean = grad_fn(state.params, state.net_state, batch, key, example_ids)
@@ -188,7 +188,7 @@ def _augmented(batch, key, example_ids, augmentation, num_classes, label_smoothi
   mix_key, randaugment_key = jax.random.split(key)
   images, labels = batch.images, batch.labels
   targets = losses.soft_labels(labels, num_classes, label_smoothing)
-  if mixes(augmentation):
+  if images_per_example(augmentation) == 2:
     images, ratios = augment.mix(
       *augment.pairs(images),
       mix_key,

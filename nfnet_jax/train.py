@@ -19,7 +19,7 @@ from nfnet_jax.build import build
 from nfnet_jax.errors import RequestError
 from nfnet_jax.evaluate import evaluate, weights_of
 from nfnet_jax.meter import DivergedError, Meter
-from nfnet_jax.step import mixes
+from nfnet_jax.step import images_per_example
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     "process_index": jax.process_index(),
     "process_count": jax.process_count(),
   }
-  sources = config.batch_size * (2 if mixes(config.augment) else 1)
+  sources = config.batch_size * images_per_example(config.augment)
   batches = data.train_batches(
     config.data, seed=config.seed, start_step=start, **share | {"batch_size": sources}
   )

@@ -1,5 +1,7 @@
 """Tiny data sets that the data tests write for themselves."""
 
+import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,3 +82,14 @@ def write_folder(root: Path, num_train: int = 9, num_test: int = 4) -> None:
       directory.mkdir(parents=True, exist_ok=True)
       image = tf.io.encode_png(np.full((10, 12, 3), 10 * i, np.uint8))
       (directory / f"{i}.PNG").write_bytes(image.numpy())
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+  """An archive of files by name."""
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode="w") as archive:
+    for name, content in files.items():
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      archive.addfile(info, io.BytesIO(content))
+  return buffer.getvalue()

@@ -260,6 +260,7 @@ def test_values_from_the_command_line():
     ("model.widths=(4,4)", "less than one group of 8"),
     ("model.activation=gelo", "unknown activation 'gelo': choose one of"),
     ("model.num_classes=11", "model.num_classes=11, but data set 'digits' has 10 classes"),
+    ("accumulate=0", "accumulate=0 must be at least 1."),
     ("augment.randaugment_magnitude=21", "magnitude=21: layers must be at least 0"),
     ("augment.mixup_alpha=-1", "augment.mixup_alpha=-1.0 must be at least 0."),
     ("data.crop_area=0.5", "data.crop_area=(0.5,): give two fractions"),

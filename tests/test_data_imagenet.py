@@ -1,7 +1,5 @@
 """ImageNet as TFDS prepares it, from a miniature of the archives."""
 
-import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +15,12 @@ from tests import data_examples as examples
 NUM_CLASSES, PER_CLASS, NUM_VALIDATION = 3, 4, 50
 
 
-def tar(files: dict[str, bytes]) -> bytes:
-  buffer = io.BytesIO()
-  with tarfile.open(fileobj=buffer, mode="w") as archive:
-    for name, content in files.items():
-      info = tarfile.TarInfo(name)
-      info.size = len(content)
-      archive.addfile(info, io.BytesIO(content))
-  return buffer.getvalue()
-
-
 def prepare(root: Path, changes: dict[str, bytes]) -> ConfigDict:
   """Lets TFDS prepare a few images of the first classes, some of them replaced."""
   builder = tfds.builder("imagenet2012", data_dir=root)
   synsets = builder.info.features["label"].names[:NUM_CLASSES]
   train = {
-    f"{synset}.tar": tar(
+    f"{synset}.tar": examples.tar(
       {
         name: changes.get(name, examples.jpeg(i))
         for i, name in enumerate(f"{synset}_{k}.JPEG" for k in range(PER_CLASS))
@@ -43,8 +31,8 @@ def prepare(root: Path, changes: dict[str, bytes]) -> ConfigDict:
   validation = {
     f"ILSVRC2012_val_{i:08d}.JPEG": examples.jpeg(i % 20) for i in range(1, NUM_VALIDATION + 1)
   }
-  (root / "ILSVRC2012_img_train.tar").write_bytes(tar(train))
-  (root / "ILSVRC2012_img_val.tar").write_bytes(tar(validation))
+  (root / "ILSVRC2012_img_train.tar").write_bytes(examples.tar(train))
+  (root / "ILSVRC2012_img_val.tar").write_bytes(examples.tar(validation))
   builder.download_and_prepare(
     download_config=tfds.download.DownloadConfig(manual_dir=root, try_download_gcs=False)
   )

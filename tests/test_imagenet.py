@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import tensorflow_datasets as tfds
 from nfnet_jax import config as config_lib
 from nfnet_jax import data, metrics
 from nfnet_jax.__main__ import main
+from tests import data_examples
 
 EXPERIMENT = Path(__file__).parents[1] / "experiments/imagenet_nfnet.py"
 NUM_TRAIN, NUM_VALIDATION = 40, 21
@@ -42,16 +42,6 @@ def cmyk() -> bytes:
   return buffer.getvalue()
 
 
-def tar(files: dict[str, bytes]) -> bytes:
-  buffer = io.BytesIO()
-  with tarfile.open(fileobj=buffer, mode="w") as archive:
-    for name, content in files.items():
-      info = tarfile.TarInfo(name)
-      info.size = len(content)
-      archive.addfile(info, io.BytesIO(content))
-  return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
   """ImageNet with eight images of each of five classes, one of them CMYK in the archive."""
@@ -61,16 +51,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
   builder = tfds.builder("imagenet2012", data_dir=root)
   synsets = [*builder.info.features["label"].names[:4], "n01739381"]
   train = {
-    f"{synset}.tar": tar({f"{synset}_{i}.JPEG": photo(8 * k + i) for i in range(8)})
+    f"{synset}.tar": data_examples.tar({f"{synset}_{i}.JPEG": photo(8 * k + i) for i in range(8)})
     for k, synset in enumerate(synsets[:4])
   }
   # The builder knows by name which images it has to turn into RGB.
-  train["n01739381.tar"] = tar(
+  train["n01739381.tar"] = data_examples.tar(
     {"n01739381_1309.JPEG": cmyk()} | {f"n01739381_{i}.JPEG": photo(32 + i) for i in range(7)}
   )
   validation = {f"ILSVRC2012_val_{i:08d}.JPEG": photo(i) for i in range(1, NUM_VALIDATION + 1)}
-  (manual / "ILSVRC2012_img_train.tar").write_bytes(tar(train))
-  (manual / "ILSVRC2012_img_val.tar").write_bytes(tar(validation))
+  (manual / "ILSVRC2012_img_train.tar").write_bytes(data_examples.tar(train))
+  (manual / "ILSVRC2012_img_val.tar").write_bytes(data_examples.tar(validation))
   builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
   return root
 
