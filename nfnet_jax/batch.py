@@ -12,7 +12,8 @@ class Batch(NamedTuple):
   """`N` labelled images. Padding fills up a last, short batch and counts for nothing.
 
   Attributes:
-    images: `[N, H, W, 3]` uint8, pixel values 0..255.
+    images: `[N, H, W, 3]` pixel values 0..255: uint8 to train on; float32 to test on, where the
+      overshoot of the interpolation is kept, as in the published evaluation.
     labels: `[N]` int32, class index.
     mask: `[N]` float32, 1 for an example and 0 for padding.
   """

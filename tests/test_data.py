@@ -181,7 +181,7 @@ def test_each_test_image_counts_once(tiny: ConfigDict, batch_size: int, process_
   assert {len(share) for share in shares} == {-(-7 // batch_size)}
   seen = []
   for images, labels, mask in itertools.chain(*shares):
-    assert (images.shape, images.dtype) == ((batch_size // process_count, 12, 12, 3), np.uint8)
+    assert (images.shape, images.dtype) == ((batch_size // process_count, 12, 12, 3), np.float32)
     assert (labels.dtype, mask.dtype) == (np.int32, np.float32)
     assert len(labels) == len(mask) == len(images)
     seen += labels[mask == 1].tolist()
@@ -212,7 +212,8 @@ def test_digits_are_scikit_learns(digits: ConfigDict) -> None:
   train = next(data.train_batches(digits, seed=0, batch_size=1437))
   test = next(data.test_batches(digits, batch_size=360))
   pixels, labels = load_digits(return_X_y=True)
-  stored = np.concatenate([train.images, test.images])
+  stored = np.concatenate([train.images, test.images.astype(np.uint8)])
+  np.testing.assert_array_equal(test.images, stored[1437:])  # nothing was interpolated
   np.testing.assert_array_equal(stored[..., 0], stored[..., 2])
   found = [*zip(map(bytes, stored[..., 0]), [*train.labels, *test.labels], strict=True)]
   wanted = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)

@@ -51,10 +51,11 @@ def _source(root: str, split: str) -> Source:
     )
   paths, labels = tf.constant([path for path, _ in listing]), tf.constant([k for _, k in listing])
 
-  def records(seed: tf.Tensor | None) -> tf.data.Dataset:
+  def records(seed: tf.Tensor | None, first: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
     order = tf.range(len(listing))
     if seed is not None:
       order = tf.random.experimental.stateless_shuffle(order, seed)
+    order = order[first : first + count]
     return tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), tf.gather(labels, order)))
 
   return Source(

@@ -2,7 +2,8 @@
 
 The crops are those of the NFNet paper's published code: a random part of the image for training,
 and for testing either the whole image squashed to a square or its central square. Bicubic
-interpolation overshoots, so pixels are clipped and rounded back to uint8.
+interpolation overshoots; training images are clipped and rounded back to uint8, a quarter of the
+bytes to send to a device, and test images are left as they are, as published.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nfnet_jax.batch import Batch
-from nfnet_jax.data import corrupt, culprit
+from nfnet_jax.data import corrupt, culprit, lanes
 from nfnet_jax.data import image as image_lib
 from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Record, Share, Source
@@ -25,11 +25,7 @@ def train_batches(
   """As `nfnet_jax.data.train_batches`, from a source."""
 
   def stream(step: int) -> tf.data.Dataset:
-    position = step * share.batch_size
-    first_epoch, skipped = divmod(position, source.num_examples)
-    epochs = tf.data.Dataset.counter(first_epoch)
-    records = epochs.flat_map(lambda epoch: _records(source, tf.stack([seed, epoch])))
-    return _take_share(records.skip(skipped), position, share)
+    return lanes.stream(source, share, step, seed)
 
   def crop(position: tf.Tensor, record: Record) -> tf.Tensor:
     return _random_crop(source.encoded(record), tf.stack([seed, position]), data)
@@ -52,32 +48,16 @@ def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Bat
   resize = {"squash": image_lib.squash, "central": image_lib.central}[data.test_resize]
 
   def stream(step: int) -> tf.data.Dataset:
-    position = step * share.batch_size
-    return _take_share(_records(source, None).skip(position), position, share)
+    return lanes.stream(source, share, step, seed=None)
 
   def decode(_: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
-    image = resize(source.encoded(record), data.test_size, data.test_padding)
-    return image_lib.to_uint8(image), source.label(record)
+    return resize(source.encoded(record), data.test_size, data.test_padding), source.label(record)
 
   parts = _read(source, stream, decode, 0, share)
   # The last batch's positions may all belong to other processes; this one still takes part in it.
-  nothing = np.zeros([0, data.test_size, data.test_size, 3], np.uint8), np.zeros([0], np.int32)
+  nothing = np.zeros([0, data.test_size, data.test_size, 3], np.float32), np.zeros([0], np.int32)
   num_batches = -(-source.num_examples // share.batch_size)
   return (_pad(*next(parts, nothing), share.size) for _ in range(num_batches))
-
-
-def _records(source: Source, seed: tf.Tensor | None) -> tf.data.Dataset:
-  """One epoch; a source that holds more or less than it promises fails rather than drifts."""
-  return source.records(seed).apply(tf.data.experimental.assert_cardinality(source.num_examples))
-
-
-def _take_share(records: tf.data.Dataset, position: int, share: Share) -> tf.data.Dataset:
-  """Numbers the records by their place in the global stream and keeps one process's."""
-
-  def is_mine(position: tf.Tensor, _: Record) -> tf.Tensor:
-    return position % share.batch_size // share.size == share.process_index
-
-  return records.enumerate(position).filter(is_mine)
 
 
 def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict) -> tf.Tensor:

@@ -14,8 +14,8 @@ class Source(NamedTuple):
   Attributes:
     num_examples: number of records.
     class_names: names in the order of the labels.
-    records: from a seed, `[2]` int64, the records in the order it gives; from `None` in a fixed
-      order.
+    records: from a seed, `[2]` int64, and two int64 numbers, that many records from the first one
+      on, in the order that the seed gives; from `None` instead of a seed, in a fixed order.
     encoded: from a record, the content of its image file (a string scalar).
     label: from a record, its label (int32 scalar).
     locate: from a record, the name by which its owner can find the image (a string scalar).
@@ -25,7 +25,7 @@ class Source(NamedTuple):
 
   num_examples: int
   class_names: tuple[str, ...]
-  records: Callable[[tf.Tensor | None], tf.data.Dataset]
+  records: Callable[[tf.Tensor | None, tf.Tensor, tf.Tensor], tf.data.Dataset]
   encoded: Callable[[Record], tf.Tensor]
   label: Callable[[Record], tf.Tensor]
   locate: Callable[[Record], tf.Tensor]

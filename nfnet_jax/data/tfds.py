@@ -1,6 +1,7 @@
 """Any image-classification data set that TFDS has prepared as TFRecord files."""
 
 import difflib
+import functools
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -10,10 +11,11 @@ from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Record, Source
 from nfnet_jax.errors import RequestError
 
-# Files read at once, and records taken from each in turn. They shape the order, so they are fixed.
-CYCLE = 16
-BLOCK = 16
-READ_BUFFER = 8 << 20  # bytes; remote files are slow in small pieces
+# Files that a lane reads at once, and records taken from each in turn. They shape the order, so
+# they are fixed.
+CYCLE = 4
+BLOCK = 4
+READ_BUFFER = 2 << 20  # bytes; remote files are slow in small pieces
 REMEDY = "Mend the source that the data set was made from and prepare it again."
 
 
@@ -125,7 +127,7 @@ def _source(
   return Source(
     num_examples=sum(file.take for file in files),
     class_names=tuple(features[label].names),
-    records=lambda seed: _records(files, shuffle_buffer, seed),
+    records=functools.partial(_records, files, shuffle_buffer),
     encoded=lambda record: read(record, image, **{image: tfds.decode.SkipDecoding()}),
     label=lambda record: tf.cast(read(record, label), tf.int32),
     locate=locate,
@@ -148,22 +150,31 @@ def _files(builder: tfds.core.DatasetBuilder, split: str) -> list:
   return files
 
 
-def _records(files: list, shuffle_buffer: int, seed: tf.Tensor | None) -> tf.data.Dataset:
+def _records(
+  files: list, shuffle_buffer: int, seed: tf.Tensor | None, first: tf.Tensor, count: tf.Tensor
+) -> tf.data.Dataset:
   """Triples of file name, record number in the file, and serialized example."""
   order = tf.range(len(files))
   if seed is not None:
     file_seed, record_seed = tf.unstack(tf.random.split(seed, 2))
     order = tf.random.experimental.stateless_shuffle(order, file_seed)
   names = tf.gather([file.filename for file in files], order)
-  first = tf.gather(tf.constant([file.skip for file in files], tf.int64), order)
-  count = tf.gather(tf.constant([file.take for file in files], tf.int64), order)
+  skips = tf.gather(tf.constant([file.skip for file in files], tf.int64), order)
+  takes = tf.gather(tf.constant([file.take for file in files], tf.int64), order)
+  # Of each file what lies between `first` and `first + count`, one file behind the other.
+  ends = tf.cumsum(takes)
+  begins = ends - takes
+  starts = tf.maximum(first, begins)
+  counts = tf.minimum(first + count, ends) - starts
+  parts = names, skips + starts - begins, counts
+  parts = [tf.boolean_mask(values, counts > 0) for values in parts]
 
-  records = tf.data.Dataset.from_tensor_slices((names, first, count)).interleave(
-    _file_records, CYCLE, BLOCK, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-  )
+  records = tf.data.Dataset.from_tensor_slices(tuple(parts)).interleave(_file_records, CYCLE, BLOCK)
   if seed is None:
     return records
-  return records.shuffle(shuffle_buffer, seed=record_seed[0], reshuffle_each_iteration=False)
+  # The buffer is that of the whole stream.
+  size = tf.maximum(shuffle_buffer * count // sum(file.take for file in files), 1)
+  return records.shuffle(size, seed=record_seed[0] + first, reshuffle_each_iteration=False)
 
 
 def _file_records(name: tf.Tensor, first: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
