@@ -17,14 +17,12 @@ def train(argv: Sequence[str]) -> None:
   values = flags.FlagValues()
   flags.DEFINE_string("config", None, "A file in experiments/.", flag_values=values)
   flags.DEFINE_string("workdir", None, "The run directory.", flag_values=values)
-  changes = [word for word in argv if word.startswith("--config.")]
-  others = [word for word in argv if word not in changes]
+  changes, others = _split_changes(argv)
   _parse(train, values, others, required=("config", "workdir"))
-  from nfnet_jax import config as config_lib
+  from nfnet_jax import config_file
   from nfnet_jax import train as train_lib
 
-  config = config_lib.from_file(values.config)
-  config_lib.override(config, [word.removeprefix("--config.") for word in changes])
+  config = config_file.override(config_file.read(values.config), changes)
   train_lib.run(config, pathlib.Path(values.workdir))
 
 
@@ -55,14 +53,12 @@ def benchmark(argv: Sequence[str]) -> None:
   flags.DEFINE_string("config", None, "A file in experiments/.", flag_values=values)
   flags.DEFINE_integer("batches", 50, "How many to read.", flag_values=values)
   flags.DEFINE_boolean("step", True, "Time the training step too.", flag_values=values)
-  changes = [word for word in argv if word.startswith("--config.")]
-  others = [word for word in argv if word not in ("input", *changes)]
-  _parse(benchmark, values, others, required=("config",))
-  from nfnet_jax import config as config_lib
+  changes, others = _split_changes(argv)
+  _parse(benchmark, values, [word for word in others if word != "input"], required=("config",))
+  from nfnet_jax import config_file
   from nfnet_jax.benchmark import measure_input
 
-  config = config_lib.from_file(values.config)
-  config_lib.override(config, [word.removeprefix("--config.") for word in changes])
+  config = config_file.override(config_file.read(values.config), changes)
   print(json.dumps(measure_input(config, values.batches, values.step)))
 
 
@@ -140,6 +136,13 @@ def _parse(
   for flag in required:
     if values[flag].value is None:
       raise RequestError(f"--{flag} is missing: {hint}")
+
+
+def _split_changes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """The changes of a config, KEY=VALUE, and the other words."""
+  changes = [word for word in argv if word.startswith("--config.")]
+  others = [word for word in argv if word not in changes]
+  return [word.removeprefix("--config.") for word in changes], others
 
 
 def _quieten() -> None:

@@ -5,20 +5,13 @@ line overrides come next, and `resolve` last: it fills in what was left open, so
 always follows from what the user finally asked for.
 """
 
-import difflib
 import json
 import math
 import pathlib
-import runpy
-import textwrap
-import traceback
-from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
-from absl import flags
-from ml_collections import ConfigDict, config_dict, config_flags
-from ml_collections.config_flags import config_path
+from ml_collections import ConfigDict, config_dict
 
 from nfnet_jax import models
 from nfnet_jax.data import DatasetInfo
@@ -112,74 +105,6 @@ def default() -> ConfigDict:
   return config.lock()
 
 
-def from_file(argument: str) -> ConfigDict:
-  """Runs a config file.
-
-  Args:
-    argument: its path; `FILE:VARIANT` for one whose `get_config` takes an argument.
-
-  Returns:
-    What its `get_config` returns.
-
-  Raises:
-    RequestError: if there is no such file, it fails, or it gives no config.
-  """
-  path, _, variant = argument.partition(":")
-  if not pathlib.Path(path).is_file():
-    raise RequestError(f"there is no config file {path!r}: experiments/ holds those that ship.")
-  try:
-    get_config = runpy.run_path(path).get("get_config")
-    config = get_config(*filter(None, [variant])) if get_config else None
-  except RequestError:
-    raise
-  except Exception as error:  # Whatever goes wrong in there, its author can mend it.
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-    where = f", line {lines[-1]}" if lines else ""
-    what = f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ...')}"
-    raise RequestError(f"config file {path}{where} fails with {what}") from error
-  needed = _flatten(default().to_dict()).keys()
-  if not isinstance(config, ConfigDict) or needed - _flatten(config.to_dict()).keys():
-    raise RequestError(
-      f"config file {path} needs a function get_config() that returns nfnet_jax.config.default() "
-      "with changes."
-    )
-  return config
-
-
-def override(config: ConfigDict, words: Iterable[str]) -> ConfigDict:
-  """Changes a config by the command line's words.
-
-  Args:
-    config: as `default()` has it; it is changed.
-    words: `KEY=VALUE` each, for instance `data.name=cifar10`.
-
-  Returns:
-    The same config.
-
-  Raises:
-    RequestError: for an unknown key, which gives the nearest one, or a value of another type.
-  """
-  known = list(_flatten(config.to_dict()))
-  for word in words:
-    key, equals, value = word.partition("=")
-    if key not in known:
-      near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-      hint = f"did you mean {near[0]}?" if near else "nfnet_jax/config.py lists them all."
-      raise RequestError(f"unknown config key {key!r}: {hint}")
-    if not equals:
-      raise RequestError(f"config key {key} has no value: write --config.{key}=VALUE.")
-    values, argv = flags.FlagValues(), ["", f"--config.{word}"]
-    try:
-      config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-      values(argv)
-    except flags.Error as error:
-      wanted = config_path.get_type(key, config).__name__
-      raise RequestError(
-        f"config key {key} takes a value of type {wanted}, not {value!r}."
-      ) from error
-  return config
-
-
 def resolve(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
   """Checks a config and derives the numbers that were left open.
 
@@ -221,7 +146,7 @@ def resolve(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
 
 
 def _check(config: ConfigDict, info: DatasetInfo) -> None:
-  for key, value in _flatten(config.to_dict()).items():
+  for key, value in flatten(config.to_dict()).items():
     if value is None:
       continue
     if isinstance(value, float) and not math.isfinite(value):
@@ -281,7 +206,7 @@ def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
   Returns:
     One text `key: ours, theirs` for each key; keys that only say how a run is watched are left out.
   """
-  ours, theirs = (_flatten(json.loads(json.dumps(c.to_dict()))) for c in (ours, theirs))
+  ours, theirs = (flatten(json.loads(json.dumps(c.to_dict()))) for c in (ours, theirs))
   keys = sorted((set(ours) | set(theirs)) - set(_OBSERVATION_KEYS))
   absent = "absent"
   return [
@@ -291,8 +216,9 @@ def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
   ]
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """The values of nested dictionaries by dotted key."""
   flat = {}
   for key, value in tree.items():
-    flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
   return flat

@@ -8,7 +8,7 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from nfnet_jax import __main__, checkpoint, data, models
+from nfnet_jax import __main__, checkpoint, config_file, data, models
 from nfnet_jax import config as config_lib
 from nfnet_jax.__main__ import main
 from nfnet_jax.build import build
@@ -30,7 +30,7 @@ TINY = [
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
   directory = tmp_path_factory.mktemp("digits")
-  data.describe(config_lib.override(config_lib.default(), [f"data.dir={directory}"]).data)
+  data.describe(config_file.override(config_lib.default(), [f"data.dir={directory}"]).data)
   return directory
 
 
@@ -67,7 +67,7 @@ def refused_training(refused, digits, tmp_path):
 @pytest.fixture
 def resolved(digits):
   """The tiny run's config as its directory holds it."""
-  config = config_lib.override(config_lib.from_file(str(EXPERIMENT)), [*TINY, f"data.dir={digits}"])
+  config = config_file.override(config_file.read(str(EXPERIMENT)), [*TINY, f"data.dir={digits}"])
   return config_lib.resolve(config, data.describe(config.data))
 
 
@@ -213,8 +213,8 @@ def test_a_variant_is_handed_to_the_config_file(tmp_path):
     "  values.model.name = name\n"
     "  return values\n"
   )
-  assert config_lib.from_file(str(path)).model.name == "nfnet_f0"
-  assert config_lib.from_file(f"{path}:nfnet_f3").model.name == "nfnet_f3"
+  assert config_file.read(str(path)).model.name == "nfnet_f0"
+  assert config_file.read(f"{path}:nfnet_f3").model.name == "nfnet_f3"
 
 
 def test_an_unknown_variant(refused_training):
@@ -223,7 +223,7 @@ def test_an_unknown_variant(refused_training):
 
 
 def test_values_from_the_command_line():
-  config = config_lib.override(
+  config = config_file.override(
     config_lib.default(),
     [
       *("batch_size=32", "epochs=3", "data.flip=false", "model.widths=(8,16)", "data.dir=123"),

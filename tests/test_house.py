@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import parallel
+from nfnet_jax import config_file, parallel
 from nfnet_jax.batch import Batch
 from nfnet_jax.build import build
 from nfnet_jax.data import DatasetInfo
@@ -26,6 +26,7 @@ ROWS = (
   {"agc", "losses", "augment", "metrics"},
   {"models", "data", "curves"},
   {"config", "optim"},
+  {"config_file"},
   {"step"},
   {"build", "meter", "parallel"},
   {"checkpoint"},
@@ -162,7 +163,7 @@ def test_everything_public_says_what_it_is():
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiments_resolve_and_make_a_step(path):
-  config = config_lib.from_file(str(path))
+  config = config_file.read(str(path))
   config = config_lib.resolve(config, DATA_SETS[config.data.name])
   run = build(config)
   state = jax.eval_shape(run.init)

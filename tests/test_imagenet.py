@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import data, metrics
+from nfnet_jax import config_file, data, metrics
 from nfnet_jax.__main__ import main
 from tests import data_examples
 
@@ -108,8 +108,8 @@ def test_the_recipe_trains_resumes_and_is_evaluated(
 
 
 def test_two_processes_read_every_image_once(root: Path) -> None:
-  config = config_lib.from_file(f"{EXPERIMENT}:F0")
-  config = config_lib.override(config, changes(root))
+  config = config_file.read(f"{EXPERIMENT}:F0")
+  config = config_file.override(config, changes(root))
   shares = []
   for i in range(2):
     share = {"process_index": i, "process_count": 2}

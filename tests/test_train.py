@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from nfnet_jax import checkpoint, data, metrics
+from nfnet_jax import checkpoint, config_file, data, metrics
 from nfnet_jax import config as config_lib
 from nfnet_jax.__main__ import main
 from nfnet_jax.build import build
@@ -47,7 +47,7 @@ TINY = {
 def digits(tmp_path_factory):
   """A data directory with the digits in it."""
   directory = tmp_path_factory.mktemp("digits")
-  data.describe(config_lib.override(config_lib.default(), [f"data.dir={directory}"]).data)
+  data.describe(config_file.override(config_lib.default(), [f"data.dir={directory}"]).data)
   return directory
 
 
