@@ -40,7 +40,9 @@ def build(config: ConfigDict) -> Run:
   """
   num_classes, optimizer = config.model.num_classes, config.optimizer
   net = models.create_model(config.model.name, num_classes, **config_lib.model_kwargs(config))
-  schedule = optim.warmup_cosine(optimizer.learning_rate, optimizer.warmup_steps, config.steps)
+  schedule = optim.warmup_cosine(
+    optimizer.learning_rate, optimizer.warmup_steps, config.steps, optimizer.final_learning_rate
+  )
   images = jnp.zeros((1, config.data.train_size, config.data.train_size, 3))
 
   def init_net():

@@ -29,7 +29,8 @@ _LOWEST = {
   **dict.fromkeys(("data.shuffle_buffer", "model.group_size"), 1),
   **dict.fromkeys(("data.test_padding", "model.se_ratio", "augment.mixup_alpha"), 0),
   **dict.fromkeys(("augment.randaugment_layers", "augment.randaugment_magnitude"), 0),
-  **dict.fromkeys(("optimizer.clipping", "optimizer.agc_eps", "optimizer.weight_decay"), 0),
+  **dict.fromkeys(("optimizer.final_learning_rate", "optimizer.clipping"), 0),
+  **dict.fromkeys(("optimizer.agc_eps", "optimizer.weight_decay"), 0),
 }
 _FRACTIONS = (
   *("label_smoothing", "ema_decay", "optimizer.momentum", "data.max_corrupt"),
@@ -89,6 +90,7 @@ def default() -> ConfigDict:
   config.optimizer = optimizer = ConfigDict()
   optimizer.learning_rate_per_256 = 0.1  # grows with the batch size
   optimizer.learning_rate = config_dict.placeholder(float)  # the peak; derived unless given
+  optimizer.final_learning_rate = 0.0  # at the end of the cosine
   optimizer.warmup_epochs = 5.0
   optimizer.warmup_steps = config_dict.placeholder(float)  # derived unless given
   optimizer.momentum = 0.9
@@ -162,9 +164,11 @@ def _check(config: ConfigDict, info: DatasetInfo) -> None:
       f"model.num_classes={config.model.num_classes}, but data set {config.data.name!r} has "
       f"{info.num_classes} classes: leave the key out, or choose another data set."
     )
-  if info.num_train < config.batch_size:
+  images = config.batch_size * (2 if config.augment.mixup_alpha > 0 or config.augment.cutmix else 1)
+  if info.num_train < images:
     raise RequestError(
-      f"batch_size={config.batch_size} of {info.num_train} training images: choose a smaller one."
+      f"a step at batch_size={config.batch_size} reads {images} images (mixing takes two for each),"
+      f" but there are {info.num_train} to train on: choose a smaller batch."
     )
   if info.num_classes < 2:
     raise RequestError(

@@ -69,8 +69,8 @@ def param_labels(params: Any) -> Any:
   return labels
 
 
-def warmup_cosine(peak: float, warmup_steps: float, steps: int) -> Schedule:
-  """Linear warm-up from 0 to `peak`, then half a cosine down to 0, and 0 from there on.
+def warmup_cosine(peak: float, warmup_steps: float, steps: int, final: float = 0.0) -> Schedule:
+  """Linear warm-up from 0 to `peak`, then half a cosine down to `final`, and so from there on.
 
   `warmup_steps` need not be whole: five epochs at batch 4096 are 1563.92 steps (appendix A.2).
 
@@ -78,6 +78,7 @@ def warmup_cosine(peak: float, warmup_steps: float, steps: int) -> Schedule:
     peak: highest learning rate.
     warmup_steps: length of the warm-up; 0 for none. A run that is shorter never gets to `peak`.
     steps: length of the whole run, warm-up included.
+    final: learning rate at the end.
 
   Returns:
     A function of the step, counted from 0, that gives the learning rate as float32.
@@ -92,7 +93,7 @@ def warmup_cosine(peak: float, warmup_steps: float, steps: int) -> Schedule:
     step = jnp.asarray(step, jnp.float32)
     warmup = peak * step / (warmup_steps or 1.0)
     progress = jnp.clip((step - warmup_steps) / max(steps - warmup_steps, 1.0), 0.0, 1.0)
-    cosine = 0.5 * peak * (1.0 + jnp.cos(jnp.pi * progress))
+    cosine = final + 0.5 * (peak - final) * (1.0 + jnp.cos(jnp.pi * progress))
     return jnp.where(step < warmup_steps, warmup, cosine)
 
   return schedule

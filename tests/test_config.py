@@ -88,3 +88,10 @@ def test_a_config_that_cannot_be_read(tmp_path, content, words):
     (tmp_path / "config.json").write_text(content)
   with pytest.raises(RequestError, match=words):
     config_lib.load(tmp_path / "config.json")
+
+
+def test_mixing_takes_two_images_for_each_example():
+  tiny.config(batch_size=32, **{"augment.cutmix": True})  # of 64 images
+  with pytest.raises(RequestError, match="batch_size=40 reads 80 images"):
+    tiny.config(batch_size=40, **{"augment.mixup_alpha": 0.2})
+  tiny.config(batch_size=40)

@@ -106,16 +106,17 @@ def test_unknown_clipping_is_refused():
 # --- schedule and averages
 
 
-@pytest.mark.parametrize("name", ["F_series", "ResNet_base"])
+@pytest.mark.parametrize("name", ["F_series", "ResNet_base", "NF_RegNet"])
 def test_schedule_is_the_published_one(name):
   record = golden.load_json("golden_schedule_ema_loss.json")["schedules"][
     f"WarmupCosineDecay/{name}"
   ]
   kwargs = record["kwargs"]
-  schedule = optim.warmup_cosine(kwargs["max_val"], kwargs["warmup_steps"], kwargs["num_steps"])
+  peak, final, steps = kwargs["max_val"], kwargs["min_val"], kwargs["num_steps"]
+  schedule = optim.warmup_cosine(peak, kwargs["warmup_steps"], steps, final)
   for step, value in zip(record["steps"], record["values"], strict=True):
-    # Behind the end the published schedule rises again; ours stays at 0.
-    expected = value if step <= kwargs["num_steps"] else 0.0
+    # Behind the end the published schedule rises again; ours stays.
+    expected = value if step <= steps else final
     assert float(schedule(jnp.int32(step))) == pytest.approx(expected, abs=1e-6), step
 
 
