@@ -1,7 +1,7 @@
 """One step of training and of evaluation, as pure functions of state and batch."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import chex
 import haiku as hk
@@ -121,7 +121,7 @@ def make_train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     mean = grad_fn(state.params, state.net_state, batch, key, example_ids)
     # The only communication of the step. Clipping acts on the mean over the global batch.
-    grads, (metrics, net_state) = jax.lax.pmean(mean, AXIS)
+    grads, (metrics, net_state) = _mean_over_replicas(mean)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
@@ -160,6 +160,11 @@ def make_eval_step(
     return jax.lax.psum(sums, AXIS)
 
   return eval_step
+
+
+def _mean_over_replicas(tree: Any) -> Any:
+  """The mean of each leaf; integers, such as counters of running statistics, stay what they are."""
+  return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS).astype(x.dtype), tree)
 
 
 def _accumulated(grad_fn: Callable, num_parts: int) -> Callable:

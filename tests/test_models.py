@@ -1,6 +1,7 @@
 import doctest
 import functools
 import json
+import math
 
 import haiku as hk
 import jax
@@ -11,10 +12,21 @@ import pytest
 import nfnet_jax
 from nfnet_jax import models
 from nfnet_jax.errors import RequestError
-from nfnet_jax.models import layers, nfnet
+from nfnet_jax.models import layers, nf_regnet, nf_resnet, nfnet, residual
 from tests import golden
 
-NFNETS = [f"nfnet_{name}" for name in nfnet.VARIANTS]
+# The published networks: our names and overrides by the published ones.
+PUBLISHED = {
+  **{f"NFNet-{name.upper()}": (f"nfnet_{name}", {}) for name in nfnet.VARIANTS},
+  **{f"NF_ResNet-ResNet{depth}": (f"nf_resnet{depth}", {}) for depth in nf_resnet.DEPTHS},
+  **{
+    f"NF_ResNet-ResNet{depth}-SE": (f"nf_resnet{depth}", {"se_ratio": 0.25})
+    for depth in nf_resnet.DEPTHS
+  },
+  **{f"NF_RegNet-{name.upper()}": (f"nf_regnet_{name}", {}) for name in nf_regnet.VARIANTS},
+  **{f"ResNet-ResNet{depth}": (f"resnet{depth}", {}) for depth in (50, 101, 152, 200)},
+  "ResNet-ResNet50-postact": ("resnet50", {"preactivation": False}),
+}
 
 
 def tiny(num_classes=10, **overrides):
@@ -22,11 +34,18 @@ def tiny(num_classes=10, **overrides):
   return nfnet_jax.create_model("nfnet_micro", num_classes, **kwargs)
 
 
-def shapes_of(net):
-  params, _ = jax.eval_shape(
+def all_shapes_of(net):
+  """Shapes of the parameters and of the state."""
+  trees = jax.eval_shape(
     lambda: net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), is_training=True)
   )
-  return {m: {n: leaf.shape for n, leaf in leaves.items()} for m, leaves in params.items()}
+  return [
+    {m: {n: x.shape for n, x in leaves.items()} for m, leaves in tree.items()} for tree in trees
+  ]
+
+
+def shapes_of(net):
+  return all_shapes_of(net)[0]
 
 
 def params_of(net):
@@ -37,12 +56,24 @@ def params_of(net):
 # --- names, shapes, table
 
 
-@pytest.mark.parametrize("name", NFNETS)
-def test_parameters_are_the_published_ones(name):
-  published = "NFNet-" + name.removeprefix("nfnet_").upper()
-  assert shapes_of(nfnet_jax.create_model(name)) == golden.published_shapes(published)
+@pytest.mark.parametrize("published", PUBLISHED)
+def test_parameters_are_the_published_ones(published):
+  name, overrides = PUBLISHED[published]
   record = golden.load_json("param_shapes.json.gz")[published]
-  assert models.count_params(name) == record["num_params"]
+  params, state = all_shapes_of(nfnet_jax.create_model(name, **overrides))
+  assert params == golden.published_shapes(published)
+  assert (
+    sum(math.prod(x) for leaves in params.values() for x in leaves.values())
+    == (record["num_params"])
+  )
+  expected = record.get("state", {})
+  assert state == {m: {n: tuple(x) for n, x in leaves.items()} for m, leaves in expected.items()}
+
+
+def test_every_model_is_tested_and_listed():
+  assert set(golden.load_json("param_shapes.json.gz")) == set(PUBLISHED)
+  assert {name for name, _ in PUBLISHED.values()} == set(nfnet_jax.list_models()) - {"nfnet_micro"}
+  assert models.count_params("nf_regnet_b0") == 8595372
 
 
 def test_initial_values():
@@ -63,20 +94,20 @@ def test_initial_values():
   assert set(np.unique(params[f"{block}/~/conv1"]["bias"])) == {0.0}
 
 
-def test_every_model_is_tested_and_listed():
-  assert nfnet_jax.list_models() == [*NFNETS, "nfnet_micro"]
-  assert len(NFNETS) == 16
+def specs_of(name, **overrides):
+  spec = models.MODELS[name]
+  blocks = []
+  hk.transform(lambda: blocks.extend(spec.module(1, **spec.kwargs | overrides).blocks)).init(None)
+  return [block.spec for block in blocks]
 
 
-@pytest.mark.parametrize("variant", nfnet.VARIANTS)
-def test_blocks_are_the_published_ones(variant):
-  key = f"NFNet-{variant.upper()} (stochdepth_rate=0.25 as in experiment_nfnets)"
+@pytest.mark.parametrize("key", golden.load_json("golden_blocks.json"))
+def test_blocks_are_the_published_ones(key):
   record = golden.load_json("golden_blocks.json")[key]
-  row = nfnet.VARIANTS[variant]
-  assert row.drop_rate == record["drop_rate"]
-  specs = nfnet.block_specs(
-    row.widths, row.depths, expansion=0.5, group_size=128, alpha=0.2, stochdepth_rate=0.25
-  )
+  published = key.partition(" ")[0]
+  name, _ = PUBLISHED[published]
+  assert models.MODELS[name].kwargs["drop_rate"] == record["drop_rate"]
+  specs = specs_of(name, stochdepth_rate=0.25 if published.startswith("NFNet") else 0.1)
   assert len(specs) == len(record["blocks"])
   for spec, block in zip(specs, record["blocks"], strict=True):
     assert (spec.in_channels, spec.out_channels) == (block["in_ch"], block["out_ch"])
@@ -97,26 +128,35 @@ def test_create_model_example():
 # --- numbers
 
 
-def f0_params():
-  return golden.fill(golden.published_shapes("NFNet-F0"))
+def params_by_recipe(published):
+  return golden.fill(golden.published_shapes(published))
 
 
 @functools.cache
-def f0_apply(num_classes=1000):
-  net = nfnet_jax.create_model("nfnet_f0", num_classes)
+def jitted(name, num_classes=1000):
+  net = nfnet_jax.create_model(name, num_classes)
   return jax.jit(lambda params, images: net.apply(params, {}, None, images)[0])
 
 
-@pytest.mark.parametrize(("case", "seed", "size"), [("64", 0, (64, 64)), ("75x53", 1, (75, 53))])
-def test_f0_logits_and_features(case, seed, size):
-  record = golden.load_npz(f"golden_F0_{case}.npz")
+# 2e-5 separates right from wrong for F0; NF-ResNet-50's float32 rounding alone is 1e-5.
+@pytest.mark.parametrize(
+  ("published", "case", "seed", "size", "atol"),
+  [
+    ("NFNet-F0", "F0_64", 0, (64, 64), 2e-5),
+    ("NFNet-F0", "F0_75x53", 1, (75, 53), 2e-5),
+    ("NF_ResNet-ResNet50", "NF_ResNet50_64", 0, (64, 64), 5e-5),
+    ("NF_RegNet-B0", "NF_RegNet_B0_64", 0, (64, 64), 5e-5),
+  ],
+)
+def test_logits_and_features(published, case, seed, size, atol):
+  record = golden.load_npz(f"golden_{case}.npz")
   images = golden.images(seed, 2, *size)
-  params = f0_params()
-  logits = f0_apply()(params, images)
-  features = f0_apply(0)(params, images)
+  params, (name, _) = params_by_recipe(published), PUBLISHED[published]
+  logits = jitted(name)(params, images)
+  features = jitted(name, 0)(params, images)
   assert logits.dtype == jnp.float32
-  np.testing.assert_allclose(logits, record["logits"], rtol=0, atol=2e-5)
-  np.testing.assert_allclose(features, record["pool"], rtol=0, atol=2e-5)
+  np.testing.assert_allclose(logits, record["logits"], rtol=0, atol=atol)
+  np.testing.assert_allclose(features, record["pool"], rtol=0, atol=atol)
 
 
 def block_outputs(net, params, images):
@@ -141,24 +181,43 @@ def test_f0_block_statistics():
   """Mean square, variance and branch variance of each block (signal propagation plots)."""
   record = golden.load_npz("golden_F0_64.npz")
   net = nfnet_jax.create_model("nfnet_f0")
-  blocks = block_outputs(net, f0_params(), golden.images(0, 2, 64, 64))
+  blocks = block_outputs(net, params_by_recipe("NFNet-F0"), golden.images(0, 2, 64, 64))
   mean_square = [jnp.mean(jnp.mean(x, axis=(0, 1, 2)) ** 2) for x in blocks]
   variance = [jnp.mean(jnp.var(x, axis=(0, 1, 2))) for x in blocks]
   np.testing.assert_allclose(mean_square, record["avg_sq_mean"][1:], rtol=1e-4)
   np.testing.assert_allclose(variance, record["avg_var"][1:], rtol=1e-4)
 
 
-def test_f0_gradients():
-  record = golden.load_npz("golden_F0_64.npz")
+@pytest.mark.parametrize(
+  ("published", "case", "num_stored"),
+  [
+    ("NFNet-F0", "F0_64", 13),
+    ("NF_RegNet-B0", "NF_RegNet_B0_64", 3),
+  ],
+)
+def test_gradients(published, case, num_stored):
+  check_gradients(published, case, num_stored, "float32")
+
+
+def test_gradients_of_nf_resnet50():
+  # In float64, because float32 loses up to 2e-4 of a SkipInit gain's gradient, where large terms
+  # cancel; the record itself is 9e-5 off there.
+  with jax.enable_x64(True):
+    check_gradients("NF_ResNet-ResNet50", "NF_ResNet50_64", 3, "float64")
+
+
+def check_gradients(published, case, num_stored, dtype):
+  record = golden.load_npz(f"golden_{case}.npz")
   meta = json.loads(str(record["meta_json"]))
-  net = nfnet_jax.create_model("nfnet_f0")
+  net = nfnet_jax.create_model(PUBLISHED[published][0], dtype=dtype)
+  inputs = params_by_recipe(published), golden.images(0, 2, 64, 64)
 
   def loss_fn(params, images, labels):
     logits, _ = net.apply(params, {}, None, images)
     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(2), labels])
 
   loss, grads = jax.jit(jax.value_and_grad(loss_fn))(
-    f0_params(), golden.images(0, 2, 64, 64), record["labels"]
+    *jax.tree.map(lambda x: x.astype(dtype), inputs), record["labels"]
   )
   assert float(loss) == pytest.approx(float(record["loss"]), rel=1e-5)
   flat = {f"{m}/{n}": np.asarray(g) for m, leaves in grads.items() for n, g in leaves.items()}
@@ -166,7 +225,7 @@ def test_f0_gradients():
   norms = [np.linalg.norm(flat[name].astype(np.float64)) for name in meta["grad_names"]]
   np.testing.assert_allclose(norms, record["grad_norms"], rtol=1e-4)
   stored = [key for key in record if key.startswith("grad:")]
-  assert len(stored) == 13
+  assert len(stored) == num_stored
   for key in stored:
     ours, theirs = flat[key.removeprefix("grad:")], record[key]
     if ours.shape != theirs.shape:
@@ -264,11 +323,12 @@ def test_stochastic_depth_drops_at_its_rates():
 
 
 def test_a_dropped_branch_leaves_the_shortcut_and_a_kept_one_is_not_rescaled():
-  spec = nfnet.BlockSpec(16, 16, 8, 1, 1, 1.0, 0.5)
+  spec = residual.BlockSpec(16, 16, 8, 1, 1, 1.0, 0.5, True)
+  style = layers.make_style("gelu")
   block = hk.transform(
-    lambda x, keep: nfnet.NFBlock(
-      spec, alpha=0.2, activation="gelu", se_ratio=0.5, use_two_convs=True
-    )(x, keep)
+    lambda x, keep: nfnet.NFBlock(spec, style=style, alpha=0.2, se_ratio=0.5, use_two_convs=True)(
+      x, keep
+    )
   )
   x = jnp.asarray(golden.images(0, 2, 8, 8).repeat(6, -1)[..., :16])
   shapes = jax.eval_shape(block.init, jax.random.key(0), x, None)
@@ -342,7 +402,7 @@ def test_overrides_change_the_network(override, missing):
     (lambda: nfnet_jax.create_model("nfnet_f0", -1), ["num_classes", "-1"]),
     (lambda: nfnet_jax.create_model("nfnet_f0", widht=3), ["nfnet_f0", "widht"]),
     (lambda: tiny(activation="geluu"), ["geluu", "gelu"]),
-    (lambda: tiny(widths=(8, 32)), ["width 8", "group of 8", "group_size"]),
+    (lambda: tiny(widths=(8, 32)), ["block of 8 channels", "group of 8", "group_size"]),
     (lambda: tiny(widths=(16,)), ["widths=(16,)", "depths=(1, 2)"]),
   ],
 )

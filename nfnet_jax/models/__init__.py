@@ -7,7 +7,7 @@ import haiku as hk
 import jax
 
 from nfnet_jax.errors import RequestError
-from nfnet_jax.models import nfnet
+from nfnet_jax.models import nf_regnet, nf_resnet, nfnet, resnet
 
 
 class ModelSpec(NamedTuple):
@@ -17,32 +17,45 @@ class ModelSpec(NamedTuple):
     module: its Haiku module.
     kwargs: constructor arguments that make it this network.
     train_size, test_size: its image sizes in pixels.
-    randaugment_magnitude: how strongly its training images are distorted.
+    randaugment_magnitude: how strongly its training images are distorted, if they are.
+    test_resize: how its test images are cropped, see `nfnet_jax.data.image`.
   """
 
   module: type[hk.Module]
   kwargs: dict[str, Any]
   train_size: int
   test_size: int
-  randaugment_magnitude: int
+  randaugment_magnitude: int = 5
+  test_resize: str = "central"
 
 
 def _nfnet(variant: nfnet.Variant) -> ModelSpec:
   kwargs = {"widths": variant.widths, "depths": variant.depths, "drop_rate": variant.drop_rate}
-  return ModelSpec(nfnet.NFNet, kwargs, *variant[3:])
+  return ModelSpec(nfnet.NFNet, kwargs, *variant[3:], test_resize="squash")
+
+
+def _nf_regnet(variant: nf_regnet.Variant) -> ModelSpec:
+  kwargs = {"widths": variant.widths, "depths": variant.depths, "drop_rate": variant.drop_rate}
+  return ModelSpec(nf_regnet.NF_RegNet, kwargs, *variant[3:])
+
+
+def _resnet(module: type[hk.Module], depth: str) -> ModelSpec:
+  return ModelSpec(module, {"depths": nf_resnet.DEPTHS[depth], "drop_rate": 0.0}, 224, 256)
 
 
 MODELS: dict[str, ModelSpec] = {
-  f"nfnet_{name}": _nfnet(variant) for name, variant in nfnet.VARIANTS.items()
-} | {
+  **{f"nfnet_{name}": _nfnet(variant) for name, variant in nfnet.VARIANTS.items()},
   # Ours and not the paper's: for images of about 32 pixels, 0.5M parameters.
   "nfnet_micro": ModelSpec(
     nfnet.NFNet,
     {"widths": (64, 128, 256), "depths": (1, 1, 1), "group_size": 32, "drop_rate": 0.1},
     train_size=32,
     test_size=32,
-    randaugment_magnitude=5,
+    test_resize="squash",
   ),
+  **{f"nf_resnet{depth}": _resnet(nf_resnet.NF_ResNet, depth) for depth in nf_resnet.DEPTHS},
+  **{f"nf_regnet_{name}": _nf_regnet(variant) for name, variant in nf_regnet.VARIANTS.items()},
+  **{f"resnet{depth}": _resnet(resnet.ResNet, depth) for depth in ("50", "101", "152", "200")},
 }
 
 
@@ -79,7 +92,8 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> hk.Tra
     name: one of `list_models()`.
     num_classes: size of the classifier; 0 gives pooled features `[N, C]` instead of logits.
     **overrides: constructor arguments of the network's Haiku module, e.g. `alpha`, `activation`,
-      `se_ratio`, `stochdepth_rate`, `drop_rate`, `use_two_convs`, `widths`, `dtype`.
+      `se_ratio`, `stochdepth_rate`, `drop_rate`, `use_two_convs`, `widths`, `dtype`,
+      `features_only`, `numerics`, `folded`.
 
   Returns:
     `init(rng, images, is_training)` and

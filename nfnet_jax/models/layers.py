@@ -4,11 +4,15 @@ Parameters are always created in float32. A layer computes in the dtype of its i
 standardised in the dtype of the parameters and cast afterwards.
 """
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
+
+from nfnet_jax.errors import RequestError
 
 Array = jax.Array
 
@@ -38,6 +42,41 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   name: (lambda x, f=f, gamma=GAMMAS[name]: f(x) * gamma) for name, f in _NONLINEARITIES.items()
 }
 
+NUMERICS = ("published", "timm")
+
+
+def _timm_gelu(x: Array) -> Array:
+  return jax.nn.gelu(x, approximate=False) * GAMMAS["gelu"]
+
+
+class Style(NamedTuple):
+  """How a network's convolutions and non-linearities compute; see `make_style`."""
+
+  conv: Callable[..., "WSConv2D"]
+  activation: Callable[[Array], Array]
+
+
+def make_style(activation: str, numerics: str = "published", folded: bool = False) -> Style:
+  """Chooses a network's convolutions and non-linearity.
+
+  Args:
+    activation: a name in `ACTIVATIONS`.
+    numerics: "published", or "timm" for networks that were trained by timm: it computes GELU by
+      the error function, and adds 1e-5 to the variance of a weight instead of bounding it.
+    folded: takes weights as they are, standardised before (`nfnet_jax.models.fold`).
+
+  Raises:
+    RequestError: for an unknown activation or numerics.
+  """
+  for name, value, choices in (
+    ("activation", activation, ACTIVATIONS),
+    ("numerics", numerics, NUMERICS),
+  ):
+    if value not in choices:
+      raise RequestError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}.")
+  f = _timm_gelu if (activation, numerics) == ("gelu", "timm") else ACTIVATIONS[activation]
+  return Style(functools.partial(WSConv2D, numerics=numerics, folded=folded), f)
+
 
 def conv(x: Array, w: Array, *, stride: int = 1, groups: int = 1) -> Array:
   """Convolves with TensorFlow's "SAME" padding.
@@ -61,16 +100,17 @@ def conv(x: Array, w: Array, *, stride: int = 1, groups: int = 1) -> Array:
   )
 
 
-def standardize_weight(w: Array, gain: Array, eps: float = 1e-4) -> Array:
+def standardize_weight(w: Array, gain: Array, numerics: str = "published") -> Array:
   """Scaled weight standardisation (NFNet paper, section 2, equation 1).
 
-  `w_hat = gain * (w - mu) / sqrt(max(N * var, eps))`, with the mean `mu` and the biased variance
-  `var` over the fan-in of every output channel and `N` the fan-in.
+  `w_hat = gain * (w - mu) / sqrt(max(N * var, 1e-4))`, with the mean `mu` and the biased variance
+  `var` over the fan-in of every output channel and `N` the fan-in. The small number is a bound and
+  not an addend, as published; timm's is `N * (var + 1e-5)`.
 
   Args:
     w: `[kh, kw, I, O]` kernel.
     gain: `[O]` learnable gain.
-    eps: lower bound of `N * var`; a bound and not an addend, as published.
+    numerics: see `make_style`.
 
   Returns:
     `[kh, kw, I, O]`, every output channel with zero mean and norm `gain`.
@@ -78,7 +118,8 @@ def standardize_weight(w: Array, gain: Array, eps: float = 1e-4) -> Array:
   fan_in = w[..., 0].size
   mean = jnp.mean(w, axis=(0, 1, 2))
   var = jnp.var(w, axis=(0, 1, 2))
-  scale = gain * jax.lax.rsqrt(jnp.maximum(var * fan_in, eps))
+  square = jnp.maximum(var * fan_in, 1e-4) if numerics == "published" else (var + 1e-5) * fan_in
+  scale = gain * jax.lax.rsqrt(square)
   return w * scale[None, None, None] - (mean * scale)[None, None, None]
 
 
@@ -86,21 +127,60 @@ class WSConv2D(hk.Module):
   """Square convolution with scaled weight standardisation, gain and bias (see there)."""
 
   def __init__(
-    self, channels: int, kernel: int, *, stride: int = 1, groups: int = 1, name: str | None = None
+    self,
+    channels: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    numerics: str = "published",
+    folded: bool = False,
+    name: str | None = None,
   ):
     super().__init__(name)
     self.channels, self.kernel, self.stride, self.groups = channels, kernel, stride, groups
+    self.numerics, self.folded = numerics, folded
 
   def __call__(self, x: Array) -> Array:
     """Maps `[N, H, W, C]` to `[N, ceil(H / stride), ceil(W / stride), channels]`."""
     shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.channels)
     init = hk.initializers.VarianceScaling(1.0, "fan_in", "normal")
     w = hk.get_parameter("w", shape, jnp.float32, init)
-    gain = hk.get_parameter("gain", (self.channels,), jnp.float32, jnp.ones)
+    if not self.folded:
+      gain = hk.get_parameter("gain", (self.channels,), jnp.float32, jnp.ones)
+      w = standardize_weight(w, gain, self.numerics)
     bias = hk.get_parameter("bias", (self.channels,), jnp.float32, jnp.zeros)
-    w = standardize_weight(w, gain).astype(x.dtype)
-    x = conv(x, w, stride=self.stride, groups=self.groups)
+    x = conv(x, w.astype(x.dtype), stride=self.stride, groups=self.groups)
     return x + bias.astype(x.dtype)[None, None, None]
+
+
+class Conv2D(hk.Module):
+  """Square convolution without bias, for networks that normalise behind it."""
+
+  def __init__(self, channels: int, kernel: int, *, stride: int = 1, name: str | None = None):
+    super().__init__(name)
+    self.channels, self.kernel, self.stride = channels, kernel, stride
+
+  def __call__(self, x: Array) -> Array:
+    """Maps `[N, H, W, C]` to `[N, ceil(H / stride), ceil(W / stride), channels]`."""
+    shape = (self.kernel, self.kernel, x.shape[-1], self.channels)
+    init = hk.initializers.VarianceScaling(1.0, "fan_in", "normal")
+    w = hk.get_parameter("w", shape, jnp.float32, init)
+    return conv(x, w.astype(x.dtype), stride=self.stride)
+
+
+class BatchNorm(hk.BatchNorm):
+  """Batch normalisation with scale and offset, computed in float32 at least."""
+
+  def __init__(self, decay: float, cross_replica_axis: str | None, name: str | None = None):
+    # Initialisation runs on one device, outside of the mapped axis.
+    axis = None if hk.running_init() else cross_replica_axis
+    super().__init__(True, True, decay, cross_replica_axis=axis, name=name)
+
+  def __call__(self, x: Array, is_training: bool) -> Array:
+    """Normalises `[N, H, W, C]` over all axes but the last."""
+    high = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return super().__call__(high, is_training).astype(x.dtype)
 
 
 class Linear(hk.Module):
@@ -144,6 +224,11 @@ class SqueezeExcite(hk.Module):
 def avg_pool(x: Array) -> Array:
   """2x2 average pooling with stride 2; windows over the border average the pixels that exist."""
   return hk.avg_pool(x, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
+
+
+def max_pool(x: Array) -> Array:
+  """3x3 maximum pooling with stride 2."""
+  return hk.max_pool(x, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
 
 
 def example_keys(example_ids: Array) -> Array:

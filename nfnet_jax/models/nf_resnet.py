@@ -1,0 +1,148 @@
+"""NF-ResNet: "Characterizing signal propagation to close the performance gap in unnormalized
+ResNets" (Brock, De, Smith 2021).
+
+Table, block, network, in that order. Parameters carry the published names, for instance
+`NF_ResNet/~/nf_res_block_3/~/conv1` with `w`, `gain` and `bias`.
+"""
+
+from collections.abc import Sequence
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from nfnet_jax.models import layers
+from nfnet_jax.models.residual import BlockSpec, add_branch, block_specs, classify, run_blocks
+
+Array = jax.Array
+
+WIDTHS = (256, 512, 1024, 2048)
+
+# Blocks of each stage, by the number of layers.
+DEPTHS = {
+  "50": (3, 4, 6, 3),
+  "101": (3, 4, 23, 3),
+  "152": (3, 8, 36, 3),
+  "200": (3, 24, 36, 3),
+  "288": (24, 24, 24, 24),
+  "600": (50, 50, 50, 50),
+}
+
+
+class NFResBlock(hk.Module):
+  """Residual block without normalisation: `h + alpha * f(beta * h)` (section 3 of the paper)."""
+
+  def __init__(
+    self,
+    spec: BlockSpec,
+    *,
+    style: layers.Style,
+    alpha: float,
+    se_ratio: float,
+    name: str | None = None,
+  ):
+    super().__init__(name)
+    self.spec, self.alpha, self.activation = spec, alpha, style.activation
+    conv, stride = style.conv, spec.stride
+    self.conv0 = conv(spec.width, 1, name="conv0")
+    self.conv1 = conv(spec.width, 3, stride=stride, name="conv1")
+    self.conv2 = conv(spec.out_channels, 1, name="conv2")
+    self.conv_shortcut = (
+      conv(spec.out_channels, 1, stride=stride, name="conv_shortcut")
+      if spec.is_transition
+      else None
+    )
+    self.squeeze_excite = (
+      layers.SqueezeExcite(spec.out_channels, se_ratio, name="squeeze_excite") if se_ratio else None
+    )
+
+  def __call__(self, x: Array, keep: Array | None = None) -> Array:
+    """Maps `[N, H, W, in_channels]` to `[N, H / stride, W / stride, out_channels]`.
+
+    `keep`, `[N]`, is 0 for the examples whose branch stochastic depth drops.
+    """
+    out = self.activation(x) * self.spec.beta
+    shortcut = x if self.conv_shortcut is None else self.conv_shortcut(out)
+    out = self.conv0(out)
+    out = self.conv1(self.activation(out))
+    out = self.conv2(self.activation(out))
+    if self.squeeze_excite is not None:
+      out = 2 * self.squeeze_excite(out) * out
+    return add_branch(out, shortcut, keep, self.alpha)
+
+
+class NF_ResNet(hk.Module):
+  """Normalizer-free pre-activation ResNet.
+
+  Args:
+    num_classes: size of the classifier; 0 gives the pooled features instead.
+    depths: blocks of each stage.
+    widths: output channels of each stage.
+    drop_rate: dropout on the pooled features.
+    stochdepth_rate: stochastic depth at the (virtual) block behind the last.
+    alpha: scale of the residual branches.
+    activation: name of a non-linearity in `layers.ACTIVATIONS`.
+    se_ratio: hidden over input channels of squeeze-and-excitation (0.25 in the published code); 0
+      leaves it out.
+    expansion: inner width of a block over its output width.
+    numerics, folded: see `layers.make_style`.
+    features_only: gives the activated outputs of all stages instead, see `models.feature_info`.
+    dtype: of the computation. Parameters are float32 and so are the outputs, or float64 for
+      float64.
+    name: root of the parameters' names.
+
+  Raises:
+    RequestError: for an unknown activation or numerics, or stages that cannot be built
+      (`residual.block_specs`).
+  """
+
+  def __init__(
+    self,
+    num_classes: int,
+    depths: Sequence[int] = DEPTHS["50"],
+    widths: Sequence[int] = WIDTHS,
+    *,
+    drop_rate: float = 0.0,
+    stochdepth_rate: float = 0.1,
+    alpha: float = 0.2,
+    activation: str = "relu",
+    se_ratio: float = 0.0,
+    expansion: float = 0.25,
+    numerics: str = "published",
+    folded: bool = False,
+    features_only: bool = False,
+    dtype: jnp.dtype = jnp.float32,
+    name: str = "NF_ResNet",
+  ):
+    super().__init__(name)
+    style = layers.make_style(activation, numerics, folded)
+    self.dtype, self.drop_rate, self.features_only = dtype, drop_rate, features_only
+    self.activation = style.activation
+    stem_width = widths[0] // 4 if widths else 0
+    specs = block_specs(
+      stem_width,
+      widths,
+      depths,
+      inner=lambda _, __, out_channels: out_channels * expansion,
+      group_size=None,
+      alpha=alpha,
+      stochdepth_rate=stochdepth_rate,
+    )
+    self.initial_conv = style.conv(stem_width, 7, stride=2, name="initial_conv")
+    kwargs = {"style": style, "alpha": alpha, "se_ratio": se_ratio}
+    self.blocks = [NFResBlock(spec, **kwargs, name="nf_res_block") for spec in specs]
+    w_init = hk.initializers.RandomNormal(0.01)
+    self.head = layers.Linear(num_classes, w_init=w_init, name="linear") if num_classes else None
+
+  def __call__(
+    self, images: Array, is_training: bool = False, example_ids: Array | None = None
+  ) -> Array | list[Array]:
+    """Classifies images; arguments and results as those of `nfnet.NFNet`."""
+    layers.check_images(images)
+    if example_ids is None:
+      example_ids = jnp.arange(images.shape[0])
+    x = layers.max_pool(self.initial_conv(images.astype(self.dtype)))
+    x, stages = run_blocks(x, self.blocks, is_training, example_ids)
+    if self.features_only:
+      return [self.activation(stage) for stage in stages]
+    return classify(self.activation(x), self.head, self.drop_rate, is_training, example_ids)

@@ -1,0 +1,159 @@
+"""What the normalizer-free residual networks share: the layout of their blocks, and their head."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from nfnet_jax.errors import RequestError
+from nfnet_jax.models import layers
+
+Array = jax.Array
+
+
+class BlockSpec(NamedTuple):
+  """What one residual block is made of.
+
+  Attributes:
+    in_channels, out_channels: of the block.
+    width: channels of its inner convolutions, in `groups` groups.
+    groups: number of groups of the 3x3 convolutions.
+    stride: of its first 3x3 convolution.
+    beta: reciprocal of the standard deviation that the input has at initialisation.
+    stochdepth_rate: probability of dropping the branch.
+    ends_stage: whether it is the last block of its stage.
+  """
+
+  in_channels: int
+  out_channels: int
+  width: int
+  groups: int
+  stride: int
+  beta: float
+  stochdepth_rate: float
+  ends_stage: bool
+
+  @property
+  def is_transition(self) -> bool:
+    """Whether the shortcut needs a convolution."""
+    return self.stride > 1 or self.in_channels != self.out_channels
+
+
+def block_specs(
+  in_channels: int,
+  widths: Sequence[int],
+  depths: Sequence[int],
+  *,
+  inner: Callable[[int, int, int], float],
+  group_size: int | None,
+  alpha: float,
+  stochdepth_rate: float,
+  first_stride: int = 1,
+) -> list[BlockSpec]:
+  """Lays out the residual blocks of all stages.
+
+  The variance that a block adds is `alpha ** 2` by construction; it is tracked from block to block
+  and starts again at 1 behind the transition block of each stage (NF-ResNet paper, section 3).
+
+  Args:
+    in_channels: of the first block.
+    widths: output channels of each stage.
+    depths: number of blocks of each stage.
+    inner: inner channels of a block from its number and its input and output channels; fractions
+      are cut, then it is rounded down to whole groups.
+    group_size: channels per group; None for one group.
+    alpha: scale of the residual branches.
+    stochdepth_rate: rate of stochastic depth, growing linearly from 0 at the first block.
+    first_stride: stride of the first stage; that of the others is 2.
+
+  Returns:
+    One `BlockSpec` per block, in order.
+
+  Raises:
+    RequestError: if the stages don't match, or if a width leaves no group.
+  """
+  if not widths or len(widths) != len(depths) or min(depths) < 1:
+    raise RequestError(
+      f"widths={tuple(widths)} and depths={tuple(depths)} must name the same stages, "
+      "each of at least one block."
+    )
+  specs = []
+  expected_std = 1.0
+  for stage, (out_channels, depth) in enumerate(zip(widths, depths, strict=True)):
+    for index in range(depth):
+      width = int(inner(len(specs), in_channels, out_channels))
+      groups = width // group_size if group_size else 1
+      if groups < 1 or width < 1:
+        raise RequestError(
+          f"a block of {out_channels} channels has {width} inner ones, less than one group of "
+          f"{group_size}: choose a wider stage or a smaller group_size."
+        )
+      specs.append(
+        BlockSpec(
+          in_channels=in_channels,
+          out_channels=out_channels,
+          width=groups * group_size if group_size else width,
+          groups=groups,
+          stride=1 if index else 2 if stage else first_stride,
+          beta=1.0 / expected_std,
+          stochdepth_rate=stochdepth_rate * len(specs) / sum(depths),
+          ends_stage=index == depth - 1,
+        )
+      )
+      in_channels = out_channels
+      expected_std = ((1.0 if index == 0 else expected_std**2) + alpha**2) ** 0.5
+  return specs
+
+
+def drop_branch(out: Array, keep: Array | None) -> Array:
+  """Stochastic depth: `keep`, `[N]`, is 0 for the examples whose branch `out` is dropped."""
+  return out if keep is None else out * keep.astype(out.dtype)[:, None, None, None]
+
+
+def add_branch(out: Array, shortcut: Array, keep: Array | None, alpha: float) -> Array:
+  """`alpha * skip_gain * out + shortcut`, with the gain a parameter of the running module.
+
+  At initialisation SkipInit's gain of 0 makes every block but a transition the identity.
+  """
+  out = drop_branch(out, keep)
+  skip_gain = hk.get_parameter("skip_gain", (), jnp.float32, jnp.zeros)
+  return out * skip_gain.astype(out.dtype) * alpha + shortcut
+
+
+def run_blocks(
+  x: Array, blocks: Sequence[hk.Module], is_training: bool, example_ids: Array, *args: Any
+) -> tuple[Array, list[Array]]:
+  """The output of the last block, and that of the last one of each stage.
+
+  Every block has a `spec` and maps `[N, H, W, C]`, its row of `layers.stochastic_depth` (None for
+  all to be kept), and `args`.
+  """
+  rates = [block.spec.stochdepth_rate for block in blocks]
+  keep = [None] * len(blocks)
+  if is_training and any(rates):
+    keep = layers.stochastic_depth(rates, example_ids)
+  stages = []
+  for i, block in enumerate(blocks):
+    x = block(x, keep[i], *args)
+    if block.spec.ends_stage:
+      stages.append(x)
+  return x, stages
+
+
+def classify(
+  x: Array,
+  head: Callable[[Array], Array] | None,
+  drop_rate: float,
+  is_training: bool,
+  example_ids: Array,
+) -> Array:
+  """Logits `[N, num_classes]` from `[N, H, W, C]`; without a head the pooled features."""
+  # Pooling and classifier cost next to nothing: they keep full precision under bfloat16.
+  x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+  if head is None:
+    return x
+  if is_training and drop_rate > 0:
+    x = layers.dropout(x, drop_rate, example_ids)
+  return head(x)

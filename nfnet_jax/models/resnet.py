@@ -1,0 +1,157 @@
+"""ResNet with batch normalisation: the baseline that the normalizer-free networks replace.
+
+Block and network; the table of depths is that of NF-ResNet. Parameters carry the published names,
+for instance `ResNet/~/res_block_v2_3/~/conv1` with `w` and `ResNet/~/res_block_v2_3/~/bn1` with
+`scale` and `offset`; running means and variances are the network's state.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from nfnet_jax.models import layers
+from nfnet_jax.models.nf_resnet import DEPTHS, WIDTHS
+from nfnet_jax.models.residual import BlockSpec, block_specs, classify, drop_branch, run_blocks
+
+Array = jax.Array
+
+
+class ResBlockV2(hk.Module):
+  """Pre-activation bottleneck block: normalisation and ReLU before each convolution."""
+
+  def __init__(
+    self, spec: BlockSpec, *, norm: Callable[..., layers.BatchNorm], name: str | None = None
+  ):
+    super().__init__(name)
+    self.spec = spec
+    self.norms = [norm(name=f"bn{i}") for i in range(3)]
+    self.convs, self.conv_shortcut = _convs(spec)
+
+  def __call__(self, x: Array, keep: Array | None, is_training: bool) -> Array:
+    """Maps `[N, H, W, in_channels]` to `[N, H / stride, W / stride, out_channels]`."""
+    out, shortcut = x, x
+    for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
+      out = jax.nn.relu(norm(out, is_training))
+      if i == 0 and self.conv_shortcut is not None:
+        shortcut = self.conv_shortcut(out)
+      out = conv(out)
+    return drop_branch(out, keep) + shortcut
+
+
+class ResBlockV1(hk.Module):
+  """Post-activation bottleneck block: normalisation and ReLU behind each convolution."""
+
+  def __init__(
+    self, spec: BlockSpec, *, norm: Callable[..., layers.BatchNorm], name: str | None = None
+  ):
+    super().__init__(name)
+    self.spec, self.norm = spec, norm
+    self.norms = [norm(name=f"bn{i}") for i in range(3)]
+    self.convs, self.conv_shortcut = _convs(spec)
+
+  def __call__(self, x: Array, keep: Array | None, is_training: bool) -> Array:
+    """Maps `[N, H, W, in_channels]` to `[N, H / stride, W / stride, out_channels]`."""
+    out, shortcut = x, x
+    if self.conv_shortcut is not None:
+      # Made here and not above, because that is what gives it its published name.
+      shortcut = self.norm(name="shortcut_bn")(self.conv_shortcut(x), is_training)
+    for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
+      out = norm(conv(out), is_training)
+      out = jax.nn.relu(out) if i < 2 else out
+    return jax.nn.relu(drop_branch(out, keep) + shortcut)
+
+
+def _convs(spec: BlockSpec) -> tuple[list[layers.Conv2D], layers.Conv2D | None]:
+  """The convolutions of the branch, and that of the shortcut if it needs one."""
+  conv0 = layers.Conv2D(spec.width, 1, name="conv0")
+  conv1 = layers.Conv2D(spec.width, 3, stride=spec.stride, name="conv1")
+  conv2 = layers.Conv2D(spec.out_channels, 1, name="conv2")
+  shortcut = None
+  if spec.is_transition:
+    shortcut = layers.Conv2D(spec.out_channels, 1, stride=spec.stride, name="conv_shortcut")
+  return [conv0, conv1, conv2], shortcut
+
+
+class ResNet(hk.Module):
+  """ResNet with batch normalisation.
+
+  Args:
+    num_classes: size of the classifier; 0 gives the pooled features instead.
+    depths: blocks of each stage.
+    widths: output channels of each stage.
+    preactivation: normalises before (v2) or behind (v1) each convolution.
+    cross_replica_axis: the mapped axis over whose devices training normalises together ("devices"
+      in `nfnet_jax.step`); None for each device's own part of the batch.
+    bn_decay: of the running means and variances.
+    drop_rate: dropout on the pooled features.
+    stochdepth_rate: stochastic depth at the (virtual) block behind the last.
+    features_only: gives the activated outputs of all stages instead, see `models.feature_info`.
+    dtype: of the computation; normalisation is computed in float32. Parameters are float32 and so
+      are the outputs, or float64 for float64.
+    name: root of the parameters' names.
+
+  Raises:
+    RequestError: for stages that cannot be built (`residual.block_specs`).
+  """
+
+  def __init__(
+    self,
+    num_classes: int,
+    depths: Sequence[int] = DEPTHS["50"],
+    widths: Sequence[int] = WIDTHS,
+    *,
+    preactivation: bool = True,
+    cross_replica_axis: str | None = None,
+    bn_decay: float = 0.9,
+    drop_rate: float = 0.0,
+    stochdepth_rate: float = 0.0,
+    features_only: bool = False,
+    dtype: jnp.dtype = jnp.float32,
+    name: str = "ResNet",
+  ):
+    super().__init__(name)
+    self.dtype, self.drop_rate, self.features_only = dtype, drop_rate, features_only
+    stem_width = widths[0] // 4 if widths else 0
+    specs = block_specs(
+      stem_width,
+      widths,
+      depths,
+      inner=lambda _, __, out_channels: out_channels // 4,
+      group_size=None,
+      alpha=0.0,
+      stochdepth_rate=stochdepth_rate,
+    )
+    norm = functools.partial(layers.BatchNorm, bn_decay, cross_replica_axis)
+    self.initial_conv = layers.Conv2D(stem_width, 7, stride=2, name="initial_conv")
+    self.initial_bn = None if preactivation else norm(name="initial_bn")
+    if preactivation:
+      self.blocks = [ResBlockV2(spec, norm=norm, name="res_block_v2") for spec in specs]
+    else:
+      self.blocks = [ResBlockV1(spec, norm=norm, name="res_block_v1") for spec in specs]
+    self.final_bn = norm(name="final_bn") if preactivation else None
+    head = layers.Linear(num_classes, w_init=jnp.zeros, name="linear") if num_classes else None
+    self.head = head
+
+  def __call__(
+    self, images: Array, is_training: bool = False, example_ids: Array | None = None
+  ) -> Array | list[Array]:
+    """Classifies images; arguments and results as those of `nfnet.NFNet`.
+
+    When training, what comes out for an image depends on the others, and the state changes.
+    """
+    layers.check_images(images)
+    if example_ids is None:
+      example_ids = jnp.arange(images.shape[0])
+    x = self.initial_conv(images.astype(self.dtype))
+    if self.initial_bn is not None:
+      x = jax.nn.relu(self.initial_bn(x, is_training))
+    x = layers.max_pool(x)
+    x, stages = run_blocks(x, self.blocks, is_training, example_ids, is_training)
+    if self.features_only:
+      return [jax.nn.relu(stage) for stage in stages]
+    if self.final_bn is not None:
+      x = jax.nn.relu(self.final_bn(x, is_training))
+    return classify(x, self.head, self.drop_rate, is_training, example_ids)
