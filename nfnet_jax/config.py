@@ -62,6 +62,8 @@ def default() -> ConfigDict:
   model.widths = config_dict.placeholder(tuple)  # stages, for networks of your own
   model.depths = config_dict.placeholder(tuple)
   model.group_size = config_dict.placeholder(int)
+  model.preactivation = config_dict.placeholder(bool)  # of networks with BatchNorm
+  model.cross_replica_axis = config_dict.placeholder(str)  # theirs too; "devices" for one batch
 
   config.data = data = ConfigDict()
   data.name = "digits"  # any TFDS name; "folder" for images in DIR/SPLIT/CLASS/
@@ -73,7 +75,9 @@ def default() -> ConfigDict:
   data.crop_area = (0.08, 1.0)  # random crop: share of the image's area
   data.crop_aspect = (3 / 4, 4 / 3)  # random crop: width over height
   data.flip = True  # random horizontal flip
-  data.test_resize = "squash"  # to a square, then centre crop; "central": centre crop, then resize
+  # "squash": to a square, then centre crop; "central": centre crop, then resize; None: the
+  # network's.
+  data.test_resize = config_dict.placeholder(str)
   data.test_padding = 32  # pixels that the centre crop leaves out
   data.shuffle_buffer = 16384  # records
   data.max_corrupt = 0.001  # share of the training images that may be damaged; 0: none
@@ -129,6 +133,7 @@ def resolve(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
       config.model.drop_rate = spec.kwargs["drop_rate"]
     config.data.train_size = config.data.train_size or spec.train_size
     config.data.test_size = config.data.test_size or spec.test_size
+    config.data.test_resize = config.data.test_resize or spec.test_resize
     if config.augment.randaugment_magnitude is None:
       config.augment.randaugment_magnitude = spec.randaugment_magnitude
     steps_per_epoch = info.num_train / config.batch_size
@@ -164,11 +169,12 @@ def _check(config: ConfigDict, info: DatasetInfo) -> None:
       f"model.num_classes={config.model.num_classes}, but data set {config.data.name!r} has "
       f"{info.num_classes} classes: leave the key out, or choose another data set."
     )
-  images = config.batch_size * (2 if config.augment.mixup_alpha > 0 or config.augment.cutmix else 1)
-  if info.num_train < images:
+  mixes = config.augment.mixup_alpha > 0 or config.augment.cutmix
+  if info.num_train < config.batch_size * (2 if mixes else 1):
+    twice = ", each mixed from two," if mixes else ""
     raise RequestError(
-      f"a step at batch_size={config.batch_size} reads {images} images (mixing takes two for each),"
-      f" but there are {info.num_train} to train on: choose a smaller batch."
+      f"batch_size={config.batch_size}{twice} of {info.num_train} training images: choose a smaller"
+      " one."
     )
   if info.num_classes < 2:
     raise RequestError(

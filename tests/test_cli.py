@@ -250,7 +250,7 @@ def test_values_from_the_command_line():
     ("data.flip=maybe", "config key data.flip takes a value of type bool, not 'maybe'."),
     ("batch_size=12", "batch_size=12 does not divide over 8 devices"),
     ("batch_size=0", "batch_size=0 does not divide over 8 devices"),
-    ("batch_size=1440", "a step at batch_size=1440 reads 1440 images"),
+    ("batch_size=1440", "batch_size=1440 of 1437 training images"),
     ("steps=0", "steps=0 must be at least 1."),
     ("optimizer.learning_rate=nan", "optimizer.learning_rate=nan must be finite."),
     ("optimizer.clipping=-1", "optimizer.clipping=-1.0 must be at least 0."),

@@ -29,6 +29,10 @@ def test_they_follow_overrides_of_the_network_and_the_batch():
   assert config.optimizer.learning_rate == pytest.approx(0.4)
   assert (config.data.train_size, config.data.test_size) == (320, 416)
   assert config.model.drop_rate == 0.4
+  assert config.data.test_resize == "squash"
+  config = paper(batch_size=1024, **{"model.name": "nf_regnet_b4"})
+  assert (config.data.test_resize, config.data.test_size) == ("central", 384)
+  assert paper(**{"data.test_resize": "central"}).data.test_resize == "central"
 
 
 def test_what_is_given_wins():
@@ -92,6 +96,8 @@ def test_a_config_that_cannot_be_read(tmp_path, content, words):
 
 def test_mixing_takes_two_images_for_each_example():
   tiny.config(batch_size=32, **{"augment.cutmix": True})  # of 64 images
-  with pytest.raises(RequestError, match="batch_size=40 reads 80 images"):
+  with pytest.raises(
+    RequestError, match="batch_size=40, each mixed from two, of 64 training images"
+  ):
     tiny.config(batch_size=40, **{"augment.mixup_alpha": 0.2})
   tiny.config(batch_size=40)

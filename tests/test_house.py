@@ -14,6 +14,8 @@ from nfnet_jax import config_file, parallel
 from nfnet_jax.batch import Batch
 from nfnet_jax.build import build
 from nfnet_jax.data import DatasetInfo
+from nfnet_jax.errors import RequestError
+from nfnet_jax.models import nf_regnet, nf_resnet, nfnet
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "nfnet_jax"
@@ -160,6 +162,24 @@ def test_everything_public_says_what_it_is():
   definitions = [each for path in FILES for each in public_definitions(path)]
   assert len(definitions) > 100
   assert [name for node, name in definitions if not ast.get_docstring(node)] == []
+
+
+@pytest.mark.parametrize(
+  ("path", "dials"),
+  [
+    ("imagenet_nfnet", nfnet.VARIANTS),
+    ("imagenet_nf_resnet", nf_resnet.DEPTHS),
+    ("imagenet_nf_regnet", nf_regnet.VARIANTS),
+    ("imagenet_resnet", ("50", "101", "152", "200")),
+  ],
+)
+def test_every_dial_resolves(path, dials):
+  for dial in dials:
+    config = config_file.read(f"{ROOT}/experiments/{path}.py:{dial}")
+    resolved = config_lib.resolve(config, DATA_SETS["imagenet2012"])
+    assert resolved.model.name.endswith(dial)
+  with pytest.raises(RequestError, match="'zzz': choose one of"):
+    config_file.read(f"{ROOT}/experiments/{path}.py:zzz")
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

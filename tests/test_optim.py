@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import nfnet_jax
-from nfnet_jax import config, optim
+from nfnet_jax import config, models, optim
 from nfnet_jax.errors import RequestError
 from tests import golden
 
@@ -50,7 +50,9 @@ def test_labels_are_total(name):
   params, _ = jax.eval_shape(lambda: net.init(jax.random.key(0), images, True))
   labels = optim.param_labels(params)
   assert jax.tree.structure(labels) == jax.tree.structure(params)
-  assert [p for p in labels if optim.HEAD in labels[p].values()] == ["NFNet/~/linear"]
+  assert [p for p in labels if optim.HEAD in labels[p].values()] == [
+    f"{models.MODELS[name].module.__name__}/~/linear"
+  ]
   assert set(jax.tree.leaves(labels)) == {optim.GAIN_BIAS, optim.HEAD, optim.WEIGHT}
 
 

@@ -167,7 +167,7 @@ def _share(data: ConfigDict, batch_size: int, process_index: int, process_count:
 
 def _check_crops(data: ConfigDict) -> None:
   """Checks the request before TensorFlow, which would answer less clearly, sees it."""
-  if data.test_resize not in ("squash", "central"):
+  if data.test_resize not in (None, "squash", "central"):
     raise RequestError(f"data.test_resize={data.test_resize!r}: choose 'squash' or 'central'.")
   if not _is_range(data.crop_area) or data.crop_area[1] > 1:
     raise RequestError(

@@ -7,7 +7,7 @@ import haiku as hk
 import jax
 
 from nfnet_jax.errors import RequestError
-from nfnet_jax.models import nf_regnet, nf_resnet, nfnet, resnet
+from nfnet_jax.models import layers, nf_regnet, nf_resnet, nfnet, resnet
 
 
 class ModelSpec(NamedTuple):
@@ -116,6 +116,51 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> hk.Tra
   except TypeError as error:
     raise RequestError(f"cannot build {name} with {overrides}: {error}.") from error
   return hk.transform_with_state(forward)
+
+
+def feature_info(name: str, **overrides: Any) -> list[tuple[int, int]]:
+  """Channels and stride of each array that `create_model(name, features_only=True)` gives.
+
+  They are the outputs of the network's stages, behind the non-linearity that the next stage starts
+  with, from fine to coarse: what detection and segmentation heads are built on.
+
+  >>> feature_info("nfnet_f0")
+  [(256, 4), (512, 8), (1536, 16), (1536, 32)]
+
+  Raises:
+    RequestError: as `create_model`.
+  """
+  net = create_model(name, features_only=True, **overrides)
+  size = 64  # a multiple of every stride
+  images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+
+  def features(key, x):
+    params, state = net.init(key, x, False)
+    return net.apply(params, state, None, x)[0]
+
+  stages = jax.eval_shape(features, jax.random.key(0), images)
+  return [(stage.shape[-1], size // stage.shape[1]) for stage in stages]
+
+
+def fold(params: hk.Params, numerics: str = "published") -> hk.Params:
+  """Standardises every convolution's weight once, for `create_model(name, folded=True)`.
+
+  A network that is only to predict need not do that at every call.
+
+  Args:
+    params: `{module: {name: array}}` of a normalizer-free network.
+    numerics: see `layers.make_style`.
+
+  Returns:
+    The same parameters without the gains, which are in the weights then.
+  """
+  folded = {}
+  for module, leaves in params.items():
+    folded[module] = dict(leaves)
+    if "gain" in leaves:
+      gain = folded[module].pop("gain")
+      folded[module]["w"] = layers.standardize_weight(leaves["w"], gain, numerics)
+  return folded
 
 
 def count_params(name: str, num_classes: int = 1000, **overrides: Any) -> int:
