@@ -38,6 +38,7 @@ setuptools.setup(
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.12,<0.13",
+    "safetensors>=0.5",
     "tensorboardX",
     "tqdm",
   ],

@@ -3,6 +3,7 @@
 from nfnet_jax.agc import AdaptiveGradClipState, adaptive_grad_clip, unitwise_norm
 from nfnet_jax.errors import RequestError
 from nfnet_jax.models import create_model, list_models
+from nfnet_jax.weights import load_variables, load_weights
 
 __version__ = "0.1.0"
 
@@ -12,5 +13,7 @@ __all__ = [
   "adaptive_grad_clip",
   "create_model",
   "list_models",
+  "load_variables",
+  "load_weights",
   "unitwise_norm",
 ]

@@ -62,6 +62,31 @@ def benchmark(argv: Sequence[str]) -> None:
   print(json.dumps(measure_input(config, values.batches, values.step)))
 
 
+def convert(argv: Sequence[str]) -> None:
+  """Write weights in another format, bit for bit; prints JSON."""
+  values = flags.FlagValues()
+  flags.DEFINE_string("weights", None, "A weights file or a run directory.", flag_values=values)
+  flags.DEFINE_string("model", None, "Its network.", flag_values=values)
+  flags.DEFINE_string("out", None, "The new file.", flag_values=values)
+  flags.DEFINE_string("to", "safetensors", "Or timm, or published.", flag_values=values)
+  flags.DEFINE_string("numerics", None, "timm for what timm trained.", flag_values=values)
+  flags.DEFINE_boolean("averaged", True, "Averaged weights of a run.", flag_values=values)
+  flags.DEFINE_boolean("force", False, "Replace an existing file.", flag_values=values)
+  _parse(convert, values, argv, required=("weights", "model", "out"))
+  from nfnet_jax import weights
+
+  result = weights.convert(
+    values.weights,
+    values.out,
+    values.model,
+    values.to,
+    averaged=values.averaged,
+    force=values.force,
+    **({"numerics": values.numerics} if values.numerics else {}),
+  )
+  print(json.dumps(result))
+
+
 def models(argv: Sequence[str]) -> None:
   """List the networks with their parameters and image sizes."""
   _parse(models, flags.FlagValues(), argv)
@@ -76,6 +101,7 @@ def models(argv: Sequence[str]) -> None:
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
   "train": train,
   "evaluate": evaluate,
+  "convert": convert,
   "benchmark": benchmark,
   "models": models,
 }

@@ -32,6 +32,7 @@ ROWS = (
   {"step"},
   {"build", "meter", "parallel"},
   {"checkpoint"},
+  {"weights"},
   {"evaluate"},
   {"train", "benchmark"},
   {"__main__"},

@@ -1,0 +1,162 @@
+"""Weights written to files, and from one format to another."""
+
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import haiku as hk
+import jax
+import numpy as np
+import safetensors.numpy
+
+from nfnet_jax.errors import RequestError
+from nfnet_jax.weights import fit, published, timm
+from nfnet_jax.weights.files import OURS
+from nfnet_jax.weights.load import load_stored, open_weights
+
+FORMATS = ("safetensors", "timm", "published")
+
+
+def save_weights(
+  path: str | pathlib.Path,
+  params: hk.Params,
+  model: str,
+  *,
+  state: hk.State | None = None,
+  to: str = "safetensors",
+  provenance: Mapping[str, str] | None = None,
+  force: bool = False,
+  **overrides: Any,
+) -> dict[str, Any]:
+  """Writes weights to a file, which appears whole or not at all.
+
+  Args:
+    path: the file.
+    params: `{module: {name: array}}` with the published names.
+    model: the network's name in `list_models()`.
+    state: its running statistics, if it has any.
+    to: "safetensors" for the published names, "timm" for safetensors with timm's names and
+      layouts, "published" for the layout of the published files: a pickle of dictionaries and
+      arrays, which the paper's own code can load.
+    provenance: more about the file, as safetensors metadata.
+    force: whether an existing file is replaced.
+    **overrides: those that the network was made with. They are written as metadata too, with
+      `numerics` for itself, and `load_weights` compares them.
+
+  Returns:
+    `out`, `format`, `sha256` of the file, `leaves`, `parameters`, and the metadata.
+
+  Raises:
+    RequestError: if the file exists or cannot be written, or the format cannot hold this network.
+  """
+  path = pathlib.Path(path)
+  if to not in FORMATS:
+    raise RequestError(f"unknown format {to!r}: choose one of {', '.join(FORMATS)}.")
+  if path.exists() and not force:
+    raise RequestError(f"{path} exists: choose another name, or replace it with --force.")
+  numerics = overrides.pop("numerics", "published")
+  if to == "published" and numerics != "published":
+    raise RequestError(
+      f"a network of numerics={numerics!r} in the published layout would be computed wrong, since "
+      "that cannot say so: write safetensors."
+    )
+  leaves = jax.device_get(fit.flatten(params) | fit.flatten(state or {}))
+  metadata = {
+    **{"format": OURS, "model": model, "numerics": numerics},
+    **{key: str(size) for key, size in [("num_classes", _count_classes(leaves))] if size},
+    **({"overrides": json.dumps(overrides, default=str)} if overrides else {}),
+    **(provenance or {}),
+  }
+  content = _encode(leaves, to, metadata)
+  _write(path, content)
+  return {
+    **{"out": str(path), "sha256": hashlib.sha256(content).hexdigest(), "leaves": len(leaves)},
+    "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+    **(metadata | {"format": to}),
+  }
+
+
+def convert(
+  path: str | pathlib.Path,
+  out: str | pathlib.Path,
+  model: str,
+  to: str = "safetensors",
+  *,
+  averaged: bool = True,
+  force: bool = False,
+  **overrides: Any,
+) -> dict[str, Any]:
+  """Writes a file's weights in another format, bit for bit.
+
+  Args:
+    path: anything that `load_weights` reads; it tells the number of classes.
+    out: the new file.
+    model: the network's name in `list_models()`.
+    to: see `save_weights`.
+    averaged: of a run directory, the averaged weights or the raw ones.
+    force: whether an existing file is replaced.
+    **overrides: as for `load_weights`; `numerics` and the others follow from a file that says
+      them.
+
+  Returns:
+    As `save_weights`. The provenance is that of the first file in a chain of conversions.
+
+  Raises:
+    RequestError: as `load_weights` and `save_weights`.
+  """
+  if pathlib.Path(out).exists() and not force:  # before the work
+    raise RequestError(f"{out} exists: choose another name, or replace it with --force.")
+  stored = open_weights(path, averaged=averaged)
+  said = stored.metadata
+  numerics = {"numerics": said["numerics"]} if "numerics" in said else {}
+  overrides = json.loads(said.get("overrides", "{}")) | numerics | overrides
+  num_classes = fit.count_classes(stored.entries) or 0
+  params, state = load_stored(stored, model, num_classes=num_classes, **overrides)
+  provenance = {key: said[key] for key in ("source", "source_sha256") if key in said}
+  if not provenance:
+    provenance = {"source": stored.path.name, "source_sha256": _sha256(stored.path)}
+  return save_weights(
+    out, params, model, state=state, to=to, provenance=provenance, force=force, **overrides
+  )
+
+
+def _encode(leaves: dict[str, np.ndarray], to: str, metadata: dict[str, str]) -> bytes:
+  if to == "published":
+    return published.dumps(fit.unflatten(leaves))
+  if to == "timm":
+    leaves = timm.to_timm(leaves)
+  # Not np.ascontiguousarray, which makes vectors of scalars.
+  arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
+  return _sort_metadata(safetensors.numpy.save(arrays, metadata))
+
+
+def _sort_metadata(content: bytes) -> bytes:
+  """The library writes metadata in random order; the same weights are to give the same bytes."""
+  end = 8 + int.from_bytes(content[:8], "little")
+  header = json.loads(content[8:end])
+  header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+  text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+  text += b" " * (-len(text) % 8)
+  return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[end:]])
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+  partial = path.with_name(path.name + ".partial")
+  try:
+    partial.write_bytes(content)
+    partial.replace(path)
+  except OSError as error:
+    partial.unlink(missing_ok=True)
+    raise RequestError(f"cannot write {path}: {error.strerror}.") from error
+
+
+def _count_classes(leaves: Mapping[str, np.ndarray]) -> int | None:
+  return next((leaf.shape[-1] for name, leaf in leaves.items() if fit.is_head(name)), None)
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,163 @@
+"""Whether the leaves of a file are those of a network, and if not, of which."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import haiku as hk
+import jax
+import numpy as np
+
+from nfnet_jax import models
+from nfnet_jax.errors import RequestError
+from nfnet_jax.weights.files import Entry, Stored
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+_LISTED = 10
+_BLOCK = re.compile(r"\w+/~/(?:nf_|nf_res_|res_)block(?:_v[12])?(?:_\d+)?")
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def init_shapes(
+  model: str, num_classes: int, in_chans: int = 3, **overrides: Any
+) -> tuple[Shapes, Shapes]:
+  """Shapes of a network's parameters and of its state, both by `module/name`."""
+  net = models.create_model(model, num_classes, **overrides)
+  size = models.get_spec(model).train_size
+  images = jax.ShapeDtypeStruct((1, size, size, in_chans), "float32")
+  trees = jax.eval_shape(lambda key, x: net.init(key, x, True), jax.random.key(0), images)
+  params, state = map(flatten, trees)
+  return params, state
+
+
+def flatten(tree: hk.Params | hk.State) -> dict[str, Any]:
+  """Leaves of `{module: {name: leaf}}` by `module/name`."""
+  return {
+    f"{module}/{name}": leaf for module, names in tree.items() for name, leaf in names.items()
+  }
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """The inverse of `flatten`."""
+  tree = {}
+  for path, leaf in leaves.items():
+    module, _, name = path.rpartition("/")
+    tree.setdefault(module, {})[name] = leaf
+  return tree
+
+
+def is_head(name: str) -> bool:
+  """Whether a leaf belongs to the classifier."""
+  return name.count("/") == 3 and name.split("/")[1:3] == ["~", "linear"]
+
+
+def is_stem_kernel(name: str) -> bool:
+  """Whether a leaf is the kernel that images go through first."""
+  return name.split("/", 1)[-1] in ("~/stem_conv0/w", "~/initial_conv/w")
+
+
+def count_classes(entries: Mapping[str, Entry]) -> int | None:
+  """Number of classes that a file's classifier has; None without a classifier."""
+  sizes = [entry.shape[-1] for name, entry in entries.items() if is_head(name) and entry.shape]
+  return sizes[-1] if sizes else None
+
+
+def check_fit(stored: Stored, wanted: Shapes, model: str, num_classes: int) -> None:
+  """Raises a RequestError unless a file has exactly the leaves of a network.
+
+  Args:
+    stored: the file, with our names.
+    wanted: the network's leaves.
+    model, num_classes: what the caller asked for.
+  """
+  found = stored.entries
+  wrong_shape = [
+    f"{name} is {_shape(found[name].shape)} and not {_shape(leaf.shape)}"
+    for name, leaf in wanted.items()
+    if name in found and tuple(found[name].shape) != leaf.shape
+  ]
+  wrong_dtype = [
+    f"{name} is {found[name].dtype}"
+    for name, leaf in wanted.items()
+    if name in found and not _castable(found[name].dtype, leaf.dtype)
+  ]
+  lists = {
+    "missing": [name for name in wanted if name not in found],
+    "left over": [name for name in found if name not in wanted],
+    "wrong shape": wrong_shape,
+    "wrong dtype": wrong_dtype,
+  }
+  parts = [f"{what}: {_enumerate(names)}" for what, names in lists.items() if names]
+  if parts:
+    raise RequestError(
+      f"{stored.path} does not hold {model} with {num_classes} classes: {'; '.join(parts)}. "
+      f"{_advice(found, model)}"
+    )
+
+
+def fitting_models(entries: Mapping[str, Entry]) -> list[str]:
+  """Names of the networks whose leaves a file has, whatever its number of classes."""
+  roots = {name.partition("/")[0] for name in entries}
+  blocks = {found[0] for found in map(_BLOCK.match, entries) if found}
+  stems = [entry.shape[2] for name, entry in entries.items() if _is_stem(name, entry)]
+  shapes = {name: tuple(entry.shape) for name, entry in entries.items()}
+  fitting = []
+  for name, spec in models.MODELS.items():
+    if {spec.module.__name__} != roots or sum(spec.kwargs["depths"]) != len(blocks) or not stems:
+      continue
+    params, state = init_shapes(name, count_classes(entries) or 0, stems[0])
+    if {key: leaf.shape for key, leaf in (params | state).items()} == shapes:
+      fitting.append(name)
+  return fitting
+
+
+def as_wanted(path: Any, name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  """A leaf in the network's dtype.
+
+  Raises:
+    RequestError: if it is not finite, or has digits that the dtype would lose.
+  """
+  cast = np.asarray(array, dtype, order="C")
+  if not np.isfinite(cast).all():
+    bad = cast.size - np.count_nonzero(np.isfinite(cast))
+    raise RequestError(
+      f"{path}: {bad} of {cast.size} values of {name} are not finite: this network has diverged or "
+      "the file is damaged, use another one."
+    )
+  if array.dtype.itemsize > cast.dtype.itemsize and (cast != array).any():
+    raise RequestError(
+      f"{path}: {name} is {array.dtype} with more digits than {cast.dtype} holds: round the file's "
+      f"leaves to {cast.dtype} first."
+    )
+  return cast
+
+
+def _is_stem(name: str, entry: Entry) -> bool:
+  return is_stem_kernel(name) and len(entry.shape) == 4
+
+
+def _castable(dtype: str, wanted: np.dtype) -> bool:
+  return dtype == str(wanted) or (str(wanted) in _FLOATS and dtype in _FLOATS)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+  return str(list(shape))
+
+
+def _enumerate(names: list[str]) -> str:
+  more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+  return ", ".join(name[:120] for name in names[:_LISTED]) + more
+
+
+def _advice(entries: Mapping[str, Entry], model: str) -> str:
+  fitting = fitting_models(entries)
+  classes = count_classes(entries)
+  if model in fitting:
+    return (
+      f"It holds {model} with num_classes={classes}: ask for that, or for head='reset' to start "
+      "with a new classifier."
+    )
+  if fitting:
+    return f"It fits model={fitting[0]!r} with num_classes={classes}."
+  return "It fits none of the networks without overrides; name the overrides it was trained with."

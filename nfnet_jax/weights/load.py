@@ -1,0 +1,216 @@
+"""Weights from files, checked leaf by leaf."""
+
+import inspect
+import json
+import logging
+import pathlib
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfnet_jax import models
+from nfnet_jax.errors import RequestError
+from nfnet_jax.weights import fit, published, timm
+from nfnet_jax.weights.files import Entry, Stored, read_file
+from nfnet_jax.weights.runs import read_run
+
+logger = logging.getLogger(__name__)
+
+# Arguments of networks that may differ between training and use, or are compared for themselves.
+_NOT_COMPARED = (
+  *("self", "name", "num_classes", "numerics", "dtype", "folded", "features_only"),
+  *("drop_rate", "stochdepth_rate", "cross_replica_axis"),
+)
+
+
+def load_weights(
+  path: str | pathlib.Path,
+  model: str,
+  *,
+  num_classes: int = 1000,
+  head: str | None = None,
+  in_chans: int = 3,
+  averaged: bool = True,
+  rng: jax.Array | None = None,
+  **overrides: Any,
+) -> hk.Params:
+  """Loads the parameters of a network.
+
+  The format follows from the content: a published `F*_haiku.npz` (a pickle, which is interpreted
+  and never executed), an `.npz` of arrays named `module/name`, safetensors with the published
+  names or with timm's, or a run directory. Every leaf of the file and of the network is used
+  exactly once.
+
+  Args:
+    path: the file or directory.
+    model: one of `list_models()`.
+    num_classes: of the network.
+    head: None to load the classifier, or "reset" to leave it at its initial values, drawn by
+      `rng`; the file's own is then not used, so that its number of classes may differ.
+    in_chans: channels of the images. If the file's are 3, the first kernel is summed over them
+      for 1 channel, and repeated and scaled by `3 / in_chans` for other numbers, as timm does.
+    averaged: of a run directory, the averaged weights or the raw ones.
+    rng: key for "reset"; `jax.random.key(0)` by default.
+    **overrides: as for `create_model`. With `numerics="timm"` a file is taken for one that timm
+      has trained; without, for the published numerics, which timm's `dm_nfnet_*` have too. A file
+      that says which it is must agree.
+
+  Returns:
+    `{module: {name: array}}` in float32, by the published names. Leaves of lower precision are
+      widened; float64 is accepted if no digit is lost.
+
+  Raises:
+    RequestError: if the file is none of these, is damaged, or would run code; if it is another
+      network's, listing up to ten leaves each that are missing, left over, or of the wrong shape
+      or dtype, and the network that it does fit; if a leaf is not finite.
+  """
+  arguments = {"num_classes": num_classes, "head": head, "in_chans": in_chans, "rng": rng}
+  return load_variables(path, model, averaged=averaged, **arguments, **overrides)[0]
+
+
+def load_variables(
+  path: str | pathlib.Path,
+  model: str,
+  *,
+  num_classes: int = 1000,
+  head: str | None = None,
+  in_chans: int = 3,
+  averaged: bool = True,
+  rng: jax.Array | None = None,
+  **overrides: Any,
+) -> tuple[hk.Params, hk.State]:
+  """Loads parameters and running statistics; see `load_weights`.
+
+  Returns:
+    The two for `net.apply`. The second is empty for normalizer-free networks.
+  """
+  stored = open_weights(path, averaged=averaged)
+  arguments = {"num_classes": num_classes, "head": head, "in_chans": in_chans, "rng": rng}
+  return load_stored(stored, model, **arguments, **overrides)
+
+
+def load_stored(
+  stored: Stored,
+  model: str,
+  *,
+  num_classes: int,
+  head: str | None = None,
+  in_chans: int = 3,
+  rng: jax.Array | None = None,
+  **overrides: Any,
+) -> tuple[hk.Params, hk.State]:
+  """`load_variables` from an opened file."""
+  if head not in (None, "reset"):
+    raise RequestError(f"head must be None or 'reset', got {head!r}.")
+  params, state = fit.init_shapes(model, num_classes, in_chans, **overrides)
+  check_metadata(stored, model, overrides)
+  wanted, new_head = params | state, {}
+  if head == "reset":
+    new_head = {name: leaf for name, leaf in wanted.items() if fit.is_head(name)}
+    wanted = {name: leaf for name, leaf in wanted.items() if name not in new_head}
+    kept = {name: entry for name, entry in stored.entries.items() if not fit.is_head(name)}
+    stored = stored._replace(entries=kept)
+  if in_chans != 3:
+    adapted = {name: _adapt(name, entry, in_chans) for name, entry in stored.entries.items()}
+    stored = stored._replace(entries=adapted)
+  fit.check_fit(stored, wanted, model, num_classes)
+  leaves = {
+    name: jnp.asarray(fit.as_wanted(stored.path, name, stored.entries[name].read(), leaf.dtype))
+    for name, leaf in wanted.items()
+  }
+  if new_head:
+    rng = jax.random.key(0) if rng is None else rng
+    leaves |= _initial(new_head, rng, model, num_classes, in_chans, overrides)
+  return tuple(fit.unflatten({name: leaves[name] for name in names}) for names in (params, state))
+
+
+def open_weights(path: str | pathlib.Path, *, averaged: bool = True) -> Stored:
+  """Reads a file or a run directory, by our names; nothing is compared yet.
+
+  Raises:
+    RequestError: if it cannot be read, or holds a network that only timm has.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    return read_run(path, averaged=averaged)
+  stored = read_file(path)
+  if stored.kind == "pickle":
+    published.report(path)
+  if not timm.is_timm(stored.entries):
+    return stored
+  if not timm.is_published_network(stored.entries):
+    raise RequestError(
+      f"{path} holds one of timm's own networks (nfnet_l0, eca_nfnet_*, nf_resnet50, nf_regnet_b1 "
+      "and others without SkipInit), which are not in nfnet_jax: of timm's, only dm_nfnet_* load."
+    )
+  if "numerics" not in stored.metadata:
+    logger.info(
+      "%s has timm's names and does not say its numerics: right for dm_nfnet_*; for a network that "
+      "timm trained, ask for numerics='timm'.",
+      path,
+    )
+  return stored._replace(entries=timm.from_timm(stored.entries))
+
+
+def check_metadata(stored: Stored, model: str, overrides: dict[str, Any]) -> None:
+  """Raises a RequestError if a file says that it is of another network than the one asked for."""
+  said = stored.metadata
+  for key, value in (("model", model), ("numerics", overrides.get("numerics", "published"))):
+    if said.get(key, value) != value:
+      raise RequestError(f"{stored.path} holds {key}={said[key]!r}, not {value!r}: ask for that.")
+  if not said:
+    return
+  theirs = _settings(model, json.loads(said.get("overrides", "{}")))
+  for key, value in _settings(model, overrides).items():
+    if theirs.get(key) != value:
+      raise RequestError(
+        f"{stored.path} holds a {model} of {key}={theirs.get(key)}, not {value}: ask for that."
+      )
+
+
+def _settings(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
+  """All that a network computes by, as JSON has it."""
+  spec = models.get_spec(model)
+  parameters = inspect.signature(spec.module.__init__).parameters.values()
+  values = {p.name: p.default for p in parameters} | spec.kwargs | overrides
+  compared = {key: value for key, value in values.items() if key not in _NOT_COMPARED}
+  return json.loads(json.dumps(compared, default=str))
+
+
+def _adapt(name: str, entry: Entry, in_chans: int) -> Entry:
+  """The first kernel of 3 channels for another number of them."""
+  if not fit.is_stem_kernel(name) or entry.shape[2:3] != (3,):
+    return entry
+
+  def read():
+    kernel = np.asarray(entry.read(), np.float32)
+    if in_chans == 1:
+      return kernel.sum(axis=2, keepdims=True)
+    return kernel[:, :, np.arange(in_chans) % 3] * np.float32(3 / in_chans)
+
+  shape = (*entry.shape[:2], in_chans, *entry.shape[3:])
+  return Entry(shape, entry.dtype, read)
+
+
+def _initial(
+  wanted: fit.Shapes,
+  rng: jax.Array,
+  model: str,
+  num_classes: int,
+  in_chans: int,
+  overrides: dict[str, Any],
+) -> dict[str, jax.Array]:
+  """Initial values of a few leaves; the others are never computed."""
+  net = models.create_model(model, num_classes, **overrides)
+  size = models.get_spec(model).train_size
+
+  @jax.jit
+  def init(key):
+    params, _ = net.init(key, jnp.zeros((1, size, size, in_chans)), True)
+    leaves = fit.flatten(params)
+    return {name: leaves[name] for name in wanted}
+
+  return init(rng)

@@ -1,0 +1,47 @@
+"""Weights of our own runs."""
+
+import json
+import pathlib
+
+import jax
+
+from nfnet_jax.errors import RequestError
+from nfnet_jax.weights.files import Stored, entries_of
+
+_OF_TRAINING = ("dtype", "drop_rate", "stochdepth_rate", "cross_replica_axis")
+
+
+def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
+  """Reads the newest good checkpoint of a run directory.
+
+  Args:
+    workdir: the run directory.
+    averaged: whether to take the averaged weights or the raw ones.
+
+  Raises:
+    RequestError: if the directory holds no run or no checkpoint.
+  """
+  # Here, because `import nfnet_jax` is to work without Orbax.
+  from nfnet_jax import checkpoint
+  from nfnet_jax import config as config_lib
+  from nfnet_jax.build import build
+
+  config = config_lib.load(workdir / "config.json")
+  template = jax.eval_shape(build(config).init)
+  restored = checkpoint.restore_newest(workdir / "checkpoints", template)
+  if restored is None:
+    raise RequestError(f"{workdir} holds no checkpoint yet: train for longer, or look elsewhere.")
+  step, state = restored
+  which = "averaged" if averaged else "raw"
+  params, net_state = (
+    (state.ema_params, state.ema_net_state) if averaged else (state.params, state.net_state)
+  )
+  overrides = config_lib.model_kwargs(config)
+  metadata = {
+    "model": config.model.name,
+    "numerics": overrides.pop("numerics", "published"),
+    "overrides": json.dumps({k: v for k, v in overrides.items() if k not in _OF_TRAINING}),
+    "num_classes": str(config.model.num_classes),
+    "source": f"{workdir.name}, step {step}, {which} weights",
+  }
+  return Stored(workdir, "run", entries_of(params) | entries_of(net_state), metadata)

@@ -1,0 +1,171 @@
+"""timm's names and layouts of NFNets.
+
+timm's `dm_nfnet_f0` to `dm_nfnet_f6` are the published networks, tensor for tensor. Its own
+(`nfnet_l0`, `eca_nfnet_*`, `nf_resnet50`, `nf_regnet_b1`, ...) have blocks of another kind.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from nfnet_jax.errors import RequestError
+from nfnet_jax.weights.files import Entry
+
+_PLACE = re.compile(r"stages\.(\d+)\.(\d+)\.")
+_CONVS_OF_A_BLOCK = {
+  "conv1": "conv0",
+  "conv2": "conv1",
+  "conv2b": "conv1b",
+  "conv3": "conv2",
+  "downsample.conv": "conv_shortcut",
+}
+
+
+class Layout(NamedTuple):
+  """How timm stores a leaf: our axes in another order, then axes of size 1."""
+
+  order: tuple[int, ...]
+  added_axes: int = 0
+
+  def fits(self, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of timm's can have this shape."""
+    rank = len(self.order)
+    return len(shape) == rank + self.added_axes and all(size == 1 for size in shape[rank:])
+
+  def to_ours(self, x: np.ndarray) -> np.ndarray:
+    """timm's to ours."""
+    kept = x.shape[: len(self.order)]
+    return x.reshape(kept).transpose(np.argsort(self.order))
+
+  def to_timm(self, x: np.ndarray) -> np.ndarray:
+    """Ours to timm's."""
+    x = x.transpose(self.order)
+    return x.reshape(x.shape + (1,) * self.added_axes)
+
+
+_SCALAR = Layout(())
+_VECTOR = Layout((0,))
+_GAIN = Layout((0,), added_axes=3)
+_KERNEL = Layout((3, 2, 0, 1))  # HWIO to OIHW
+_MATRIX = Layout((1, 0))
+_GATE = Layout((1, 0), added_axes=2)  # a matrix as a convolution
+
+
+class Leaf(NamedTuple):
+  """Our name of one of timm's tensors, and how it is stored there."""
+
+  name: str
+  layout: Layout
+
+
+def is_timm(names: Iterable[str]) -> bool:
+  """Whether tensors have timm's names; its own networks count too."""
+  return any(name.startswith(("stem.conv", "stages.", "head.fc.")) for name in names)
+
+
+def is_published_network(names: Iterable[str]) -> bool:
+  """Whether timm's tensors are those of a published NFNet: its own networks have no such gain."""
+  return any(name.endswith(".skipinit_gain") for name in names)
+
+
+def name_table(depths: Iterable[int]) -> dict[str, Leaf]:
+  """All names that timm may give to the leaves of an NFNet.
+
+  Args:
+    depths: blocks of each stage.
+
+  Returns:
+    Our names, for instance `NFNet/~/nf_block_3/~/conv1b/gain`, and layouts, by timm's names. Some,
+    such as the convolutions of shortcuts, only some blocks have.
+  """
+  table = {}
+  for i in range(4):
+    table |= _conv(f"stem.conv{i + 1}", f"NFNet/~/stem_conv{i}")
+  places = [(stage, index) for stage, depth in enumerate(depths) for index in range(depth)]
+  for k, (stage, index) in enumerate(places):
+    theirs, ours = f"stages.{stage}.{index}", _block(k)
+    table[f"{theirs}.skipinit_gain"] = Leaf(f"{ours}/skip_gain", _SCALAR)
+    for their_conv, our_conv in _CONVS_OF_A_BLOCK.items():
+      table |= _conv(f"{theirs}.{their_conv}", f"{ours}/~/{our_conv}")
+    for their_fc, our_linear in (("fc1", "linear"), ("fc2", "linear_1")):
+      gate = f"{ours}/~/squeeze_excite/~/{our_linear}"
+      table |= _linear(f"{theirs}.attn_last.{their_fc}", gate, _GATE)
+  table |= _conv("final_conv", "NFNet/~/final_conv")
+  return table | _linear("head.fc", "NFNet/~/linear", _MATRIX)
+
+
+def from_timm(entries: dict[str, Entry]) -> dict[str, Entry]:
+  """Entries by timm's names as entries by ours.
+
+  Those that it has no rule for stay as they are: the comparison with the network will list them.
+
+  Raises:
+    RequestError: if the file has names of both kinds.
+  """
+  places = {tuple(map(int, found.groups())) for found in map(_PLACE.match, entries) if found}
+  stages = sorted({stage for stage, _ in places})
+  table = name_table([sum(place[0] == stage for place in places) for stage in stages])
+  converted = {}
+  for theirs, entry in entries.items():
+    leaf = table.get(theirs)
+    if leaf is None:
+      converted[theirs] = entry
+    elif leaf.layout.fits(entry.shape):
+      converted[leaf.name] = _as_ours(leaf.layout, entry)
+    else:
+      converted[leaf.name] = entry
+  if len(converted) != len(entries):
+    raise RequestError(
+      "the file names some leaves twice, by timm's names and by the published ones."
+    )
+  return converted
+
+
+def to_timm(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Arrays by our names as arrays by timm's.
+
+  Raises:
+    RequestError: for a network that is no NFNet.
+  """
+  depths = []
+  for k in range(len(leaves)):
+    if f"{_block(k)}/skip_gain" not in leaves:
+      break
+    # In an NFNet the first block of every stage has one, and no other.
+    if k == 0 or f"{_block(k)}/~/conv_shortcut/w" in leaves:
+      depths.append(0)
+    depths[-1] += 1
+  table = {ours: (theirs, layout) for theirs, (ours, layout) in name_table(depths).items()}
+  unknown = [name for name in leaves if name not in table]
+  if unknown:
+    raise RequestError(
+      f"timm has no name for {unknown[0]}: of the published networks it has NFNets alone. Write "
+      "safetensors with our names."
+    )
+  return {table[name][0]: table[name][1].to_timm(leaf) for name, leaf in leaves.items()}
+
+
+def _block(k: int) -> str:
+  return f"NFNet/~/nf_block_{k}" if k else "NFNet/~/nf_block"
+
+
+def _conv(theirs: str, ours: str) -> dict[str, Leaf]:
+  return {
+    f"{theirs}.weight": Leaf(f"{ours}/w", _KERNEL),
+    f"{theirs}.bias": Leaf(f"{ours}/bias", _VECTOR),
+    f"{theirs}.gain": Leaf(f"{ours}/gain", _GAIN),
+  }
+
+
+def _linear(theirs: str, ours: str, layout: Layout) -> dict[str, Leaf]:
+  return {
+    f"{theirs}.weight": Leaf(f"{ours}/w", layout),
+    f"{theirs}.bias": Leaf(f"{ours}/b", _VECTOR),
+  }
+
+
+def _as_ours(layout: Layout, entry: Entry) -> Entry:
+  shape = tuple(entry.shape[i] for i in np.argsort(layout.order))
+  return Entry(shape, entry.dtype, lambda: layout.to_ours(entry.read()))
