@@ -3,7 +3,7 @@
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from nfnet_jax import data, parallel
 from nfnet_jax.batch import Batch
 from nfnet_jax.build import build
 from nfnet_jax.errors import RequestError
-from nfnet_jax.step import images_per_example
+from nfnet_jax.step import AXIS, augmented, images_per_example
 
 WINDOWS = 5
 STEPS = 5  # timed, after one that compiles
@@ -26,8 +26,8 @@ def measure_input(config: ConfigDict, batches: int = 50, with_step: bool = True)
   """Measures how fast training images are read, and what augmentation costs on the devices.
 
   After a fifth as many batches to warm up, `batches` are read in five windows while nothing else
-  runs. Then the whole training step is timed on a batch of random pixels, as configured and with
-  `config.augment` off: what it is faster by is the augmentation's share.
+  runs. Then the whole training step and its augmentation alone are timed on a batch of random
+  pixels.
 
   Args:
     config: `config.default()` with changes; the batch is that of one process.
@@ -38,8 +38,8 @@ def measure_input(config: ConfigDict, batches: int = 50, with_step: bool = True)
   Returns:
     `images_per_second` read by this host (median of the windows), `lowest` and `highest` of a
     window, and `images_per_step`, the images read for one step. With the step also `step_seconds`
-    (median), `step_images_per_second` that it takes from the host, and `augmentation_share`, the
-    share of the step, which noise can make negative.
+    (median), `step_images_per_second` that it takes from the host, and `augmentation_share`, of
+    the step.
 
   Raises:
     RequestError: if config and data do not fit together, or `batches` are too few.
@@ -59,12 +59,11 @@ def measure_input(config: ConfigDict, batches: int = 50, with_step: bool = True)
   }
   log.info("host: %.0f images/s (%.0f to %.0f)", *list(result.values())[:3])
   if with_step:
-    seconds = _step_seconds(config)
-    without = _step_seconds(_without_augmentation(config))
+    seconds = _step_seconds(config, size)
     result |= {
       "step_seconds": seconds,
       "step_images_per_second": size / seconds,
-      "augmentation_share": 1 - without / seconds,
+      "augmentation_share": _augmentation_seconds(config, size) / seconds,
     }
     slower = "host" if result["images_per_second"] < size / seconds else "devices"
     log.info(
@@ -84,25 +83,45 @@ def _speeds(stream: Iterator[Batch], size: int, window: int) -> list[float]:
   return speeds[1:]
 
 
-def _without_augmentation(config: ConfigDict) -> ConfigDict:
-  config = config.copy_and_resolve_references().unlock()
-  config.augment.update(mixup_alpha=0.0, cutmix=False, randaugment_layers=0)
-  return config
-
-
-def _step_seconds(config: ConfigDict) -> float:
+def _step_seconds(config: ConfigDict, size: int) -> float:
   """Median seconds of a step, the transfer of its batch included."""
-  size = config.batch_size * images_per_example(config.augment)
-  pixels = config.data.train_size
+  batch, built = _noise(config, size), build(config)
+  state, step = parallel.replicate(built.init()), parallel.map_train_step(built.train_step)
+
+  def advance() -> None:
+    nonlocal state
+    state, _ = jax.block_until_ready(step(state, batch))
+
+  return _median_seconds(advance)
+
+
+def _augmentation_seconds(config: ConfigDict, size: int) -> float:
+  """Median seconds of what a step does to its images before the network sees them."""
+  batch, ids = _noise(config, size), np.arange(config.batch_size // jax.device_count())
+  labels = config.model.num_classes, config.label_smoothing
+
+  def alone(_, key: jax.Array, batch: Batch) -> jax.Array:
+    images, targets, _ = augmented(batch, key, ids, config.augment, *labels)
+    return jax.lax.pmean(images.mean() + targets.mean(), AXIS)
+
+  run, key = parallel.map_eval_step(alone), parallel.replicate(jax.random.key(0))
+  return _median_seconds(lambda: jax.block_until_ready(run(None, key, batch)))
+
+
+def _noise(config: ConfigDict, size: int) -> Batch:
+  """Images of random pixels, laid out for all devices."""
   rng = np.random.default_rng(0)
+  pixels = config.data.train_size
   images = rng.integers(0, 256, (size, pixels, pixels, 3), np.uint8)
   labels = rng.integers(0, config.model.num_classes, size, np.int32)
-  batch = parallel.shard(Batch(images, labels, np.ones(size, np.float32)), jax.device_count())
-  built = build(config)
-  state, step = parallel.replicate(built.init()), parallel.map_train_step(built.train_step)
+  return parallel.shard(Batch(images, labels, np.ones(size, np.float32)), jax.device_count())
+
+
+def _median_seconds(function: Callable[[], None]) -> float:
+  """Of `STEPS` calls, behind one that compiles."""
   seconds = []
   for _ in range(1 + STEPS):
     start = time.perf_counter()
-    state, _ = jax.block_until_ready(step(state, batch))
+    function()
     seconds.append(time.perf_counter() - start)
   return float(np.median(seconds[1:]))

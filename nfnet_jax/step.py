@@ -100,7 +100,7 @@ def make_train_step(
 
   def loss_fn(params, net_state, batch, key, example_ids):
     net_key, augment_key = jax.random.split(key)
-    images, targets, labels = _augmented(
+    images, targets, labels = augmented(
       batch, augment_key, example_ids, augmentation, num_classes, label_smoothing
     )
     logits, net_state = net.apply(
@@ -134,6 +134,50 @@ def make_train_step(
     return TrainState(state.step + 1, params, net_state, *ema, opt_state), metrics
 
   return train_step
+
+
+def augmented(
+  batch: Batch,
+  key: Array,
+  example_ids: Array,
+  augmentation: Augmentation,
+  num_classes: int,
+  label_smoothing: float,
+) -> tuple[Array, Array, Array]:
+  """What the network is trained on: mixed, distorted and normalised images.
+
+  Args:
+    batch: `images_per_example(augmentation)` images for each example.
+    key: random key of the step.
+    example_ids: `[N]` indices of the examples in the global batch, which key their draws.
+    augmentation, num_classes, label_smoothing: as of `make_train_step`.
+
+  Returns:
+    `[N, H, W, 3]` images, `[N, num_classes]` soft labels, and the `[N]` labels that accuracy is
+    measured by: those of the first of two mixed images.
+  """
+  mix_key, randaugment_key = jax.random.split(key)
+  images, labels = batch.images, batch.labels
+  targets = losses.soft_labels(labels, num_classes, label_smoothing)
+  if images_per_example(augmentation) == 2:
+    images, ratios = augment.mix(
+      *augment.pairs(images),
+      mix_key,
+      example_ids,
+      mixup_alpha=augmentation.mixup_alpha,
+      cutmix=augmentation.cutmix,
+    )
+    targets = augment.blend(ratios, *augment.pairs(targets))
+    labels, _ = augment.pairs(labels)
+  if augmentation.randaugment_layers:
+    images = augment.randaugment(
+      images,
+      randaugment_key,
+      example_ids,
+      layers=augmentation.randaugment_layers,
+      magnitude=augmentation.randaugment_magnitude,
+    )
+  return augment.normalize(images), targets, labels
 
 
 def make_eval_step(
@@ -186,32 +230,6 @@ def _accumulated(grad_fn: Callable, num_parts: int) -> Callable:
     return grads, (metrics, net_state)
 
   return accumulated
-
-
-def _augmented(batch, key, example_ids, augmentation, num_classes, label_smoothing):
-  """Normalised images, soft labels, and the labels that accuracy is measured by."""
-  mix_key, randaugment_key = jax.random.split(key)
-  images, labels = batch.images, batch.labels
-  targets = losses.soft_labels(labels, num_classes, label_smoothing)
-  if images_per_example(augmentation) == 2:
-    images, ratios = augment.mix(
-      *augment.pairs(images),
-      mix_key,
-      example_ids,
-      mixup_alpha=augmentation.mixup_alpha,
-      cutmix=augmentation.cutmix,
-    )
-    targets = augment.blend(ratios, *augment.pairs(targets))
-    labels, _ = augment.pairs(labels)
-  if augmentation.randaugment_layers:
-    images = augment.randaugment(
-      images,
-      randaugment_key,
-      example_ids,
-      layers=augmentation.randaugment_layers,
-      magnitude=augmentation.randaugment_magnitude,
-    )
-  return augment.normalize(images), targets, labels
 
 
 def _check_batch(batch: Batch) -> None:

@@ -110,6 +110,7 @@ def test_the_recipe_trains_resumes_and_is_evaluated(
 def test_two_processes_read_every_image_once(root: Path) -> None:
   config = config_file.read(f"{EXPERIMENT}:F0")
   config = config_file.override(config, changes(root))
+  config = config_lib.resolve(config, data.describe(config.data))
   shares = []
   for i in range(2):
     share = {"process_index": i, "process_count": 2}
