@@ -1,0 +1,232 @@
+"""timm's names, layouts and numerics; conversions in both directions."""
+
+import json
+import zlib
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from safetensors import safe_open
+
+import nfnet_jax
+from nfnet_jax.__main__ import main
+from nfnet_jax.errors import RequestError
+from nfnet_jax.weights import convert, load_weights, save_weights
+from nfnet_jax.weights.files import Entry, read_file
+from nfnet_jax.weights.fit import flatten, init_shapes
+from nfnet_jax.weights.timm import from_timm, to_timm
+from tests import golden
+
+TINY = {"widths": (256, 128, 192, 192), "depths": (1, 2, 1, 1), "group_size": 32}
+NAMES = golden.load_json("timm_names.json")  # timm's: [ours, timm's shape, ours]
+MICRO = {"num_classes": 10}
+
+
+def timm_value(name, shape):
+  """What `timm_tiny_logits.npz` was measured with."""
+  rng = np.random.RandomState(zlib.crc32(name.encode()) ^ 2102)
+  if name.endswith("skipinit_gain"):
+    value = rng.uniform(0.3, 0.9)
+  elif name.endswith("gain"):
+    value = 1 + 0.2 * rng.standard_normal(shape)
+  elif name.endswith("bias"):
+    value = 0.1 * rng.standard_normal(shape)
+  else:
+    value = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+  return np.asarray(value, np.float32)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+  """A network's weights as timm saves them."""
+  tensors = {name: timm_value(name, shape) for name, (_, shape, _) in NAMES.items()}
+  path = tmp_path_factory.mktemp("timm") / "model.safetensors"
+  safetensors.numpy.save_file(tensors, path)
+  return path
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+  """The weights of our smallest network in the published layout."""
+  params, _ = init_shapes("nfnet_micro", 10)
+  shapes = {}
+  for name, leaf in params.items():
+    module, _, key = name.rpartition("/")
+    shapes.setdefault(module, {})[key] = leaf.shape
+  path = tmp_path_factory.mktemp("published") / "weights.npz"
+  save_weights(path, golden.fill(shapes), "nfnet_micro", to="published")
+  return path
+
+
+def zeros(shape):
+  """An array of any shape in four bytes."""
+  return np.broadcast_to(np.float32(0), shape)
+
+
+def leaves_of(path):
+  stored = read_file(path)
+  return {name: entry.read() for name, entry in stored.entries.items()}
+
+
+def same_bits(ours, theirs):
+  assert sorted(ours) == sorted(theirs)
+  for name, leaf in ours.items():
+    assert (leaf.dtype, leaf.shape) == (theirs[name].dtype, theirs[name].shape)
+    assert leaf.tobytes() == theirs[name].tobytes()
+
+
+def test_every_name_and_shape_of_a_network_of_timms():
+  entries = {name: Entry(tuple(theirs), "float32", None) for name, (_, theirs, _) in NAMES.items()}
+  ours = from_timm(entries)
+  assert {name: list(entry.shape) for name, entry in ours.items()} == {
+    name: shape for name, _, shape in NAMES.values()
+  }
+  back = to_timm({name: zeros(entry.shape) for name, entry in ours.items()})
+  assert {name: list(leaf.shape) for name, leaf in back.items()} == {
+    name: theirs for name, (_, theirs, _) in NAMES.items()
+  }
+  theirs = {name: np.full(theirs, i) for i, (name, (_, theirs, _)) in enumerate(NAMES.items())}
+  read = {name: lambda leaf=leaf: leaf for name, leaf in theirs.items()}
+  ours = from_timm({name: Entry(leaf.shape, "int64", read[name]) for name, leaf in theirs.items()})
+  assert {name: entry.read().flat[0] for name, entry in ours.items()} == {
+    name: i for i, (name, _, _) in enumerate(NAMES.values())
+  }
+
+
+@pytest.mark.parametrize("model", ["F0", "F1", "F2", "F3", "F4", "F5", "F6", "F7", "F0+", "F7+"])
+def test_every_published_leaf_maps_one_to_one(model):
+  leaves = {
+    name: zeros(shape) for name, shape in flatten(golden.published_shapes(f"NFNet-{model}")).items()
+  }
+  theirs = to_timm(leaves)
+  assert len(theirs) == len(leaves)
+  back = from_timm({name: Entry(leaf.shape, "float32", None) for name, leaf in theirs.items()})
+  assert {name: entry.shape for name, entry in back.items()} == {
+    name: leaf.shape for name, leaf in leaves.items()
+  }
+
+
+@pytest.mark.parametrize("size", [(96, 96), (65, 65), (70, 97)])
+@pytest.mark.parametrize("numerics", ["timm", "published"])
+def test_logits_of_weights_from_timm(tiny, size, numerics):
+  overrides = TINY | {"numerics": numerics}
+  net = nfnet_jax.create_model("nfnet_f0", 10, **overrides)
+  params = load_weights(tiny, "nfnet_f0", num_classes=10, **overrides)
+  images = np.random.RandomState(7).standard_normal((2, *size, 3)).astype(np.float32)
+  logits, _ = jax.jit(lambda params, x: net.apply(params, {}, None, x))(params, images)
+  height, width = size
+  kind = {"timm": "timm_stock", "published": "haiku"}[numerics]
+  expected = golden.load_npz("timm_tiny_logits.npz")[f"{kind}_{height}x{width}"]
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5)
+
+
+def test_round_trip_is_exact_to_the_bit(published, tmp_path):
+  ours, timm, back = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.npz"))
+  convert(published, ours, "nfnet_micro")
+  convert(ours, timm, "nfnet_micro", "timm")
+  result = convert(timm, back, "nfnet_micro", "published")
+  assert back.read_bytes() == published.read_bytes()
+  same_bits(leaves_of(ours), leaves_of(published))
+  assert result["leaves"] == 77
+  assert result["parameters"] == 505789
+  with safe_open(timm, "numpy") as file:
+    kernel = file.get_tensor("stages.1.0.conv2.weight")
+    metadata = file.metadata()
+  np.testing.assert_array_equal(
+    kernel, leaves_of(ours)["NFNet/~/nf_block_1/~/conv1/w"].transpose(3, 2, 0, 1)
+  )
+  assert metadata["model"] == "nfnet_micro"
+  assert metadata["numerics"] == "published"
+  assert metadata["num_classes"] == "10"
+  assert metadata["source"] == published.name
+  assert len(metadata["source_sha256"]) == 64
+
+
+def test_the_same_weights_give_the_same_bytes(published, tmp_path):
+  one, two = tmp_path / "one", tmp_path / "two"
+  assert (
+    convert(published, one, "nfnet_micro")["sha256"]
+    == (convert(published, two, "nfnet_micro")["sha256"])
+  )
+  assert one.read_bytes() == two.read_bytes()
+  assert not list(tmp_path.glob("*.partial"))
+
+
+def test_numerics_go_with_the_file(tiny, tmp_path):
+  ours, back = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+  convert(tiny, ours, "nfnet_f0", **TINY, numerics="timm")
+  with pytest.raises(RequestError, match="numerics='timm'"):
+    load_weights(ours, "nfnet_f0", num_classes=10, **TINY)
+  load_weights(ours, "nfnet_f0", num_classes=10, **TINY, numerics="timm")
+  convert(ours, back, "nfnet_f0", "timm")  # numerics and overrides follow from the file
+  same_bits(leaves_of(back), leaves_of(tiny))
+  with pytest.raises(RequestError, match="computed wrong"):
+    convert(ours, tmp_path / "c.npz", "nfnet_f0", "published")
+  assert not (tmp_path / "c.npz").exists()
+
+
+def test_overrides_go_with_the_file(published, tmp_path):
+  path = tmp_path / "a.safetensors"
+  convert(published, path, "nfnet_micro", activation="silu")
+  with pytest.raises(RequestError, match="activation=silu, not gelu"):
+    load_weights(path, "nfnet_micro", **MICRO)
+  load_weights(path, "nfnet_micro", **MICRO, activation="silu", drop_rate=0.5)
+
+
+@pytest.mark.parametrize(
+  "names",
+  [
+    ["stem.conv1.weight", "stages.0.0.attn_last.fc1.weight", "head.fc.weight"],  # nfnet_l0
+    ["stem.conv1.weight", "stages.0.0.attn_last.conv.weight", "head.fc.weight"],  # eca_nfnet_l0
+    ["stem.conv.weight", "stages.0.0.conv1.weight", "head.fc.weight"],  # nf_resnet50
+  ],
+)
+def test_networks_that_only_timm_has(names, tmp_path):
+  path = tmp_path / "model.safetensors"
+  safetensors.numpy.save_file({name: np.zeros(3, np.float32) for name in names}, path)
+  with pytest.raises(RequestError, match="timm's own networks"):
+    load_weights(path, "nfnet_f0")
+
+
+def test_timms_names_are_for_nfnets(tmp_path):
+  leaves = {"NF_ResNet/~/initial_conv/w": zeros((7, 7, 3, 64))}
+  with pytest.raises(RequestError, match="NFNets alone"):
+    to_timm(leaves)
+
+
+def test_wrong_shapes_and_names_of_timms_are_listed(tiny, tmp_path):
+  tensors = dict(safetensors.numpy.load_file(tiny))
+  tensors["final_conv.gain"] = tensors["final_conv.gain"].reshape(-1)
+  tensors["stages.0.0.attn_last.fc1.weight"] = tensors["stages.0.0.attn_last.fc1.weight"][..., 0]
+  tensors["stages.0.0.norm.weight"] = tensors.pop("head.fc.bias")
+  path = tmp_path / "model.safetensors"
+  safetensors.numpy.save_file(tensors, path)
+  with pytest.raises(RequestError) as error:
+    load_weights(path, "nfnet_f0", num_classes=10, **TINY)
+  message = str(error.value)
+  assert "missing: NFNet/~/linear/b;" in message
+  assert "left over: stages.0.0.norm.weight;" in message
+  assert "wrong shape: NFNet/~/nf_block/~/squeeze_excite/~/linear/w is [128, 256, 1]" in message
+  twice = dict(safetensors.numpy.load_file(tiny)) | {"NFNet/~/linear/b": np.zeros(10, np.float32)}
+  safetensors.numpy.save_file(twice, path)
+  with pytest.raises(RequestError, match="twice"):
+    load_weights(path, "nfnet_f0", num_classes=10, **TINY)
+
+
+def test_command_line(published, tmp_path, capsys):
+  out = tmp_path / "out.safetensors"
+  words = ["convert", f"--weights={published}", "--model=nfnet_micro", f"--out={out}", "--to=timm"]
+  assert main(words) == 0
+  result = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert result["format"] == "timm"
+  assert result["out"] == str(out)
+  before = out.read_bytes()
+  assert main(words) == 2
+  assert "exists" in capsys.readouterr().err
+  assert out.read_bytes() == before
+  assert main([*words, "--force"]) == 0
+  assert main([*words[:-1], "--to=torch", "--force"]) == 2
+  assert "unknown format 'torch'" in capsys.readouterr().err
+  assert main([word.replace(out.name, "no/where") for word in words]) == 2
+  assert "cannot write" in capsys.readouterr().err
