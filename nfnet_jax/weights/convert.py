@@ -111,7 +111,8 @@ def convert(
     raise RequestError(f"{out} exists: choose another name, or replace it with --force.")
   stored = open_weights(path, averaged=averaged)
   said = stored.metadata
-  numerics = {"numerics": said["numerics"]} if "numerics" in said else {}
+  # Not all networks take this argument.
+  numerics = {"numerics": "timm"} if said.get("numerics") == "timm" else {}
   overrides = json.loads(said.get("overrides", "{}")) | numerics | overrides
   num_classes = fit.count_classes(stored.entries) or 0
   params, state = load_stored(stored, model, num_classes=num_classes, **overrides)

@@ -160,4 +160,4 @@ def _advice(entries: Mapping[str, Entry], model: str) -> str:
     )
   if fitting:
     return f"It fits model={fitting[0]!r} with num_classes={classes}."
-  return "It fits none of the networks without overrides; name the overrides it was trained with."
+  return "It fits none of the networks as they are: give the overrides that it was trained with."
