@@ -38,6 +38,7 @@ setuptools.setup(
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.12,<0.13",
+    "pillow",
     "safetensors>=0.5",
     "tensorboardX",
     "tqdm",
@@ -46,7 +47,7 @@ setuptools.setup(
     "data": DATA,
     "gpu": ["jax[cuda12]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
-    "test": [*DATA, "hypothesis", "pillow", "pytest", "pytest-xdist", "ruff"],
+    "test": [*DATA, "hypothesis", "pytest", "pytest-xdist", "ruff"],
   },
   entry_points={"console_scripts": ["nfnet-jax=nfnet_jax.__main__:main"]},
 )

@@ -27,22 +27,52 @@ def train(argv: Sequence[str]) -> None:
 
 
 def evaluate(argv: Sequence[str]) -> None:
-  """Evaluate the newest good checkpoint of a run; prints JSON."""
+  """Evaluate a run (--workdir), or weights on a data set (--weights); prints JSON."""
   values = flags.FlagValues()
   flags.DEFINE_string("workdir", None, "The run directory.", flag_values=values)
-  flags.DEFINE_string("split", None, "Default: the run's test split.", flag_values=values)
-  flags.DEFINE_integer("batch_size", None, "Global. Default: the run's.", flag_values=values)
-  flags.DEFINE_string("data_dir", None, "Default: the run's.", flag_values=values)
-  _parse(evaluate, values, argv, required=("workdir",))
-  from nfnet_jax.evaluate import evaluate_workdir
+  flags.DEFINE_string("weights", None, "Or a weights file,", flag_values=values)
+  flags.DEFINE_string("model", None, "its network,", flag_values=values)
+  flags.DEFINE_string("dataset", None, "and a TFDS data set, or folder.", flag_values=values)
+  flags.DEFINE_string("numerics", None, "timm for what timm trained.", flag_values=values)
+  flags.DEFINE_string("split", None, "Default: the test split.", flag_values=values)
+  flags.DEFINE_integer("batch_size", None, "Global. Default: the run's, or 64.", flag_values=values)
+  flags.DEFINE_string("data_dir", None, "Default: the run's, or TFDS's.", flag_values=values)
+  given = {word.partition("=")[0].strip("-") for word in argv}
+  of_weights = {"weights", "model", "dataset", "numerics"}
+  required = ("weights", "model", "dataset") if given & of_weights else ("workdir",)
+  _parse(evaluate, values, argv, required=required)
+  if values.workdir and values.weights:
+    raise RequestError("--workdir and --weights exclude each other: a run names its own network.")
+  from nfnet_jax.evaluate import evaluate_weights, evaluate_workdir
 
-  result = evaluate_workdir(
-    pathlib.Path(values.workdir),
-    split=values.split,
-    batch_size=values.batch_size,
-    data_dir=values.data_dir,
-  )
+  where = {"split": values.split, "data_dir": values.data_dir, "batch_size": values.batch_size}
+  if values.workdir:
+    result = evaluate_workdir(pathlib.Path(values.workdir), **where)
+  else:
+    network = {"dataset": values.dataset, "numerics": values.numerics}
+    given = {name: value for name, value in (where | network).items() if value is not None}
+    result = evaluate_weights(pathlib.Path(values.weights), values.model, **given)
   print(json.dumps(result))
+
+
+def predict(argv: Sequence[str]) -> None:
+  """Predict the classes of images, files or folders behind the flags; prints JSON lines."""
+  values = flags.FlagValues()
+  flags.DEFINE_string("weights", None, "A weights file or a run directory.", flag_values=values)
+  flags.DEFINE_string("model", None, "Its network.", flag_values=values)
+  flags.DEFINE_integer("num_classes", 1000, "Its classes.", flag_values=values)
+  flags.DEFINE_string("numerics", None, "timm for what timm trained.", flag_values=values)
+  flags.DEFINE_string("classes", None, "A file of class names, one a line.", flag_values=values)
+  flags.DEFINE_integer("top", 5, "How many classes to give.", flag_values=values)
+  flags.DEFINE_integer("batch_size", 8, "Images computed together.", flag_values=values)
+  flags.DEFINE_string("features", None, "Write features to this .npz.", flag_values=values)
+  flags.DEFINE_boolean("force", False, "Replace an existing file.", flag_values=values)
+  images = _parse(predict, values, argv, required=("weights", "model"), positional=True)
+  from nfnet_jax import predict as predict_lib
+
+  kwargs = {name: value for name, value in values.flag_values_dict().items() if value is not None}
+  for line in predict_lib.run(images, **kwargs):
+    print(json.dumps(line), flush=True)
 
 
 def benchmark(argv: Sequence[str]) -> None:
@@ -101,6 +131,7 @@ def models(argv: Sequence[str]) -> None:
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
   "train": train,
   "evaluate": evaluate,
+  "predict": predict,
   "convert": convert,
   "benchmark": benchmark,
   "models": models,
@@ -144,9 +175,13 @@ def _usage() -> str:
 
 
 def _parse(
-  verb: Callable, values: flags.FlagValues, argv: Sequence[str], required: Sequence[str] = ()
-) -> None:
-  """Parses flags strictly; every mistake is a RequestError of one line."""
+  verb: Callable,
+  values: flags.FlagValues,
+  argv: Sequence[str],
+  required: Sequence[str] = (),
+  positional: bool = False,
+) -> list[str]:
+  """Parses flags strictly and gives the other words; mistakes are RequestErrors of one line."""
   name = verb.__name__
   if "-h" in argv or "--help" in argv:
     lines = [f"  --{flag:<12}{values[flag].help}" for flag in values]
@@ -157,11 +192,12 @@ def _parse(
     rest = values(["nfnet-jax", *argv])[1:]
   except flags.Error as error:
     raise RequestError(f"{error}: {hint}") from error
-  if rest:
+  if rest and not positional:
     raise RequestError(f"unexpected argument {rest[0]!r}: flags are written --NAME=VALUE. {hint}")
   for flag in required:
     if values[flag].value is None:
       raise RequestError(f"--{flag} is missing: {hint}")
+  return rest
 
 
 def _split_changes(argv: Sequence[str]) -> tuple[list[str], list[str]]:

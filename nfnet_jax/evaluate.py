@@ -2,16 +2,18 @@
 
 import pathlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import haiku as hk
 import jax
 
-from nfnet_jax import checkpoint, data, parallel
+from nfnet_jax import checkpoint, data, inference, models, parallel
 from nfnet_jax import config as config_lib
 from nfnet_jax.batch import Batch
 from nfnet_jax.build import build
 from nfnet_jax.errors import RequestError
-from nfnet_jax.step import TrainState
+from nfnet_jax.step import TrainState, make_eval_step
+from nfnet_jax.weights.accuracy import IMAGENET_ACCURACY
 
 Variables = tuple[hk.Params, hk.State]
 
@@ -98,3 +100,53 @@ def evaluate_workdir(
   )
   metrics = evaluate(eval_step, parallel.replicate(weights_of(state)), batches)
   return {"step": step, "split": config.data.test_split} | metrics
+
+
+def evaluate_weights(
+  path: str | pathlib.Path,
+  model: str,
+  *,
+  dataset: str,
+  split: str | None = None,
+  data_dir: str | None = None,
+  batch_size: int = 64,
+  **overrides: Any,
+) -> dict[str, float | int | str]:
+  """Evaluates weights from a file, with the network's own test size and preprocessing.
+
+  Args:
+    path: see `weights.load_weights`.
+    model: one of `list_models()`.
+    dataset: any TFDS name, or "folder".
+    split: of the data set; "validation" of imagenet2012 and "test" of others by default.
+    data_dir: where the data are, if not at TFDS's own default.
+    batch_size: global.
+    **overrides: as for `weights.load_weights`.
+
+  Returns:
+    `model`, `split`, and the metrics of `evaluate`; for the published networks on ImageNet also the
+    `expected_top1` and `expected_top5` of the published weights.
+
+  Raises:
+    RequestError: if weights, network and data do not fit together.
+  """
+  parallel.check_batch_size(batch_size)
+  spec = models.get_spec(model)
+  split = split or ("validation" if dataset == "imagenet2012" else "test")
+  config = config_lib.default().data
+  config.update(name=dataset, dir=data_dir, train_split=split, test_split=split)
+  config.update(test_size=spec.test_size, test_resize=spec.test_resize)
+  num_classes = data.describe(config).num_classes
+  net, *variables = inference.load_network(path, model, num_classes=num_classes, **overrides)
+  eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=num_classes))
+  batches = data.test_batches(
+    config,
+    batch_size=batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  metrics = evaluate(eval_step, {"": parallel.replicate(tuple(variables))}, batches)
+  expected = {}
+  if (dataset, split) == ("imagenet2012", "validation") and model in IMAGENET_ACCURACY:
+    expected = dict(zip(("expected_top1", "expected_top5"), IMAGENET_ACCURACY[model], strict=True))
+  return {"model": model, "split": split} | metrics | expected

@@ -25,7 +25,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 # A module imports only from rows above its own. `models`, `data` and `augment` count as one each.
 ROWS = (
   {"errors", "batch"},
-  {"agc", "losses", "augment", "metrics"},
+  {"agc", "losses", "augment", "metrics", "preprocess"},
   {"models", "data", "curves"},
   {"config", "optim"},
   {"config_file"},
@@ -33,7 +33,8 @@ ROWS = (
   {"build", "meter", "parallel"},
   {"checkpoint"},
   {"weights"},
-  {"evaluate"},
+  {"inference"},
+  {"evaluate", "predict"},
   {"train", "benchmark"},
   {"__main__"},
 )

@@ -1,0 +1,204 @@
+"""Predictions for image files: classes with their probabilities, or features. No TensorFlow."""
+
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from nfnet_jax import augment, inference, models, preprocess
+from nfnet_jax.errors import RequestError
+
+
+class Predictor(NamedTuple):
+  """A network with its weights, and how its images are prepared.
+
+  Attributes:
+    apply: from `[N, size, size, 3]` pixels in 0..255 to `[N, num_classes]` logits, or to features.
+    size, padding, resize: see `preprocess.prepare`.
+  """
+
+  apply: Callable[[np.ndarray], jax.Array]
+  size: int
+  padding: int
+  resize: str
+
+
+def run(
+  images: Iterable[str],
+  *,
+  weights: str,
+  model: str,
+  num_classes: int = 1000,
+  classes: str | None = None,
+  top: int = 5,
+  batch_size: int = 8,
+  features: str | None = None,
+  force: bool = False,
+  **overrides: Any,
+) -> Iterator[dict[str, Any]]:
+  """Predicts images, one after another.
+
+  Args:
+    images: files and folders.
+    weights, model, num_classes: see `weights.load_weights`.
+    classes: file of class names.
+    top: how many classes to give.
+    batch_size: see `predict`.
+    features: an `.npz` to write the pooled features `[images, C]` to, with the `images`' names.
+    force: whether to replace that file.
+    **overrides: see `load_predictor`.
+
+  Yields:
+    For each image, `image` and `top` (see `top_classes`), or `error`. With `features` only the
+    errors, and at the end `features` and the number of `images`.
+
+  Raises:
+    RequestError: for a bad request, before anything is predicted; at the end, if there were images
+      that could not be read.
+  """
+  if top < 1 or batch_size < 1:
+    raise RequestError(f"top={top} and batch_size={batch_size} must be at least 1.")
+  paths = find_images(map(pathlib.Path, images))
+  names = read_class_names(pathlib.Path(classes), num_classes) if classes else None
+  if features and pathlib.Path(features).exists() and not force:
+    raise RequestError(f"{features} exists: choose another file, or replace it with --force.")
+  predictor = load_predictor(
+    pathlib.Path(weights), model, num_classes=num_classes, features=bool(features), **overrides
+  )
+  done, num_errors = {}, 0
+  for path, output in predict(predictor, paths, batch_size):
+    if isinstance(output, RequestError):
+      num_errors += 1
+      yield {"image": str(path), "error": str(output)}
+    elif features:
+      done[str(path)] = output
+    else:
+      yield {"image": str(path), "top": top_classes(output, top, names)}
+  if features and done:
+    with open(features, "wb") as file:
+      np.savez(file, images=np.array(list(done)), features=np.stack(list(done.values())))
+    yield {"features": features, "images": len(done)}
+  if num_errors:
+    raise RequestError(f"{num_errors} of {len(paths)} images could not be read; see their errors.")
+
+
+def load_predictor(
+  path: pathlib.Path,
+  model: str,
+  *,
+  num_classes: int = 1000,
+  features: bool = False,
+  size: int | None = None,
+  padding: int = 32,
+  **overrides: Any,
+) -> Predictor:
+  """Loads a network for predictions.
+
+  Args:
+    path: of the weights, see `weights.load_weights`.
+    model: one of `list_models()`.
+    num_classes: of the network.
+    features: gives pooled features instead of logits.
+    size: of the images in pixels; the network's test size by default.
+    padding: pixels that the centre crop leaves out.
+    **overrides: as for `create_model`.
+
+  Raises:
+    RequestError: as `weights.load_weights`.
+  """
+  net, params, state = inference.load_network(
+    path, model, num_classes=num_classes, features=features, **overrides
+  )
+
+  @jax.jit
+  def apply(params, images):
+    return net.apply(params, state, None, augment.normalize(images))[0]
+
+  spec = models.get_spec(model)
+  return Predictor(
+    lambda images: apply(params, images), size or spec.test_size, padding, spec.test_resize
+  )
+
+
+def find_images(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+  """The files among `paths`, and all image files below the folders, in alphabetical order.
+
+  Raises:
+    RequestError: for a path that does not exist, or if there is no image.
+  """
+  endings = set(Image.registered_extensions())
+  found = []
+  for path in paths:
+    if path.is_dir():
+      found += sorted(file for file in path.rglob("*") if file.suffix.lower() in endings)
+    elif path.exists():
+      found.append(path)
+    else:
+      raise RequestError(f"there is no image or folder {path}.")
+  if not found:
+    raise RequestError(f"no image in {', '.join(map(str, paths)) or 'no path'}: name a file.")
+  return found
+
+
+def predict(
+  predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int
+) -> Iterator[tuple[pathlib.Path, np.ndarray | RequestError]]:
+  """What the network gives for each image, in order, batch by batch.
+
+  Args:
+    predictor: the network.
+    paths: of the images.
+    batch_size: images that are computed together; all batches are filled up to it, so that the
+      network compiles once.
+
+  Yields:
+    Each path with its logits or features, or with the error of an image that cannot be read.
+  """
+  for start in range(0, len(paths), batch_size):
+    batch = paths[start : start + batch_size]
+    images = np.zeros((batch_size, predictor.size, predictor.size, 3), np.float32)
+    errors = {}
+    for i, path in enumerate(batch):
+      try:
+        pixels = preprocess.read_image(path)
+        images[i] = preprocess.prepare(pixels, predictor.size, predictor.padding, predictor.resize)
+      except RequestError as error:
+        errors[i] = error
+    outputs = np.asarray(predictor.apply(images)) if len(errors) < len(batch) else images
+    for i, (path, output) in enumerate(zip(batch, outputs, strict=False)):
+      yield path, errors.get(i, output)
+
+
+def top_classes(logits: np.ndarray, k: int, names: Sequence[str] | None) -> list[dict]:
+  """The `k` most probable classes of `[num_classes]` logits, most probable first.
+
+  Returns:
+    `class` (its index), `name` if there are names, and `probability` of each.
+  """
+  probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits)))
+  order = np.argsort(-probabilities, kind="stable")[:k]
+  return [
+    {"class": int(i), **({"name": names[i]} if names else {}), "probability": float(p)}
+    for i, p in zip(order, probabilities[order], strict=True)
+  ]
+
+
+def read_class_names(path: pathlib.Path, num_classes: int) -> list[str]:
+  """One name a line, in the order of the labels.
+
+  Raises:
+    RequestError: if the file cannot be read, or has another number of names.
+  """
+  try:
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+  except (OSError, UnicodeDecodeError) as error:
+    raise RequestError(f"cannot read class names from {path}: {error}.") from error
+  if len(names) != num_classes:
+    raise RequestError(
+      f"{path} names {len(names)} classes, but the network has {num_classes}: give one a line."
+    )
+  return names
