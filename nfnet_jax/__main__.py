@@ -117,6 +117,24 @@ def convert(argv: Sequence[str]) -> None:
   print(json.dumps(result))
 
 
+def export(argv: Sequence[str]) -> None:
+  """Write network and weights as one file that predicts with JAX alone; prints JSON."""
+  values = flags.FlagValues()
+  flags.DEFINE_string("weights", None, "A weights file or a run directory.", flag_values=values)
+  flags.DEFINE_string("model", None, "Its network.", flag_values=values)
+  flags.DEFINE_string("out", None, "The new file.", flag_values=values)
+  flags.DEFINE_integer("num_classes", 1000, "Its classes.", flag_values=values)
+  flags.DEFINE_integer("size", None, "Of the images. Default: the network's.", flag_values=values)
+  flags.DEFINE_string("numerics", None, "timm for what timm trained.", flag_values=values)
+  flags.DEFINE_boolean("force", False, "Replace an existing file.", flag_values=values)
+  _parse(export, values, argv, required=("weights", "model", "out"))
+  from nfnet_jax import export as export_lib
+
+  given = {name: value for name, value in values.flag_values_dict().items() if value is not None}
+  path, out, model = (given.pop(name) for name in ("weights", "out", "model"))
+  print(json.dumps(export_lib.export(path, out, model, **given)))
+
+
 def models(argv: Sequence[str]) -> None:
   """List the networks with their parameters and image sizes."""
   _parse(models, flags.FlagValues(), argv)
@@ -133,6 +151,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
   "evaluate": evaluate,
   "predict": predict,
   "convert": convert,
+  "export": export,
   "benchmark": benchmark,
   "models": models,
 }

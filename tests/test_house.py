@@ -34,7 +34,7 @@ ROWS = (
   {"checkpoint"},
   {"weights"},
   {"inference"},
-  {"evaluate", "predict"},
+  {"evaluate", "predict", "export"},
   {"train", "benchmark"},
   {"__main__"},
 )
