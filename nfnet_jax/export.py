@@ -21,7 +21,7 @@ def export(
   num_classes: int = 1000,
   size: int | None = None,
   force: bool = False,
-  **overrides,
+  **overrides: Any,
 ) -> dict[str, int | str]:
   """Writes a network with its weights, standardised once, as one file.
 

@@ -394,6 +394,46 @@ def test_overrides_change_the_network(override, missing):
   assert not any(missing in module for module in shapes_of(tiny(**override)))
 
 
+@pytest.mark.parametrize("name", ["nfnet_f0", "nf_resnet50", "nf_regnet_b0", "resnet50"])
+def test_features_have_the_announced_channels_and_strides(name):
+  info = models.feature_info(name)
+  net = nfnet_jax.create_model(name, features_only=True)
+  images = jax.ShapeDtypeStruct((2, 96, 160, 3), "float32")
+
+  def features(x):
+    params, state = net.init(jax.random.key(0), x, False)
+    return net.apply(params, state, None, x)[0]
+
+  shapes = [stage.shape for stage in jax.eval_shape(features, images)]
+  assert shapes == [(2, 96 // stride, 160 // stride, channels) for channels, stride in info]
+  assert [stride for _, stride in info] == [4, 8, 16, 32]
+
+
+def test_features_are_the_activated_ends_of_the_stages():
+  net = tiny()
+  params, images = params_of(net), golden.images(0, 2, 32, 32)
+  features = tiny(features_only=True).apply(params, {}, None, images)[0]
+  first, _, last = block_outputs(net, params, images)
+  for ours, block in zip(features, [first, last], strict=True):
+    np.testing.assert_allclose(ours, layers.ACTIVATIONS["gelu"](block), atol=1e-5)
+
+
+@pytest.mark.parametrize("numerics", layers.NUMERICS)
+def test_folded_weights_give_the_same_logits(numerics):
+  net, folded = tiny(numerics=numerics), tiny(numerics=numerics, folded=True)
+  params, images = params_of(net), golden.images(0, 2, 32, 32)
+  standardised = models.fold(params, numerics)
+  assert shapes_of(folded) == {
+    m: {n: x.shape for n, x in leaves.items()} for m, leaves in standardised.items()
+  }
+  apply = jax.jit(lambda p: net.apply(p, {}, None, images)[0])
+  ours = jax.jit(lambda p: folded.apply(p, {}, None, images)[0])(standardised)
+  np.testing.assert_allclose(ours, apply(params), rtol=0, atol=1e-5)
+  other = models.fold(params, "timm" if numerics == "published" else "published")
+  wrong = jax.jit(lambda p: folded.apply(p, {}, None, images)[0])(other)
+  assert np.abs(wrong - apply(params)).max() > 1e-4
+
+
 @pytest.mark.parametrize(
   ("make", "words"),
   [
@@ -402,6 +442,7 @@ def test_overrides_change_the_network(override, missing):
     (lambda: nfnet_jax.create_model("nfnet_f0", -1), ["num_classes", "-1"]),
     (lambda: nfnet_jax.create_model("nfnet_f0", widht=3), ["nfnet_f0", "widht"]),
     (lambda: tiny(activation="geluu"), ["geluu", "gelu"]),
+    (lambda: tiny(numerics="torch"), ["'torch'", "published, timm"]),
     (lambda: tiny(widths=(8, 32)), ["block of 8 channels", "group of 8", "group_size"]),
     (lambda: tiny(widths=(16,)), ["widths=(16,)", "depths=(1, 2)"]),
   ],

@@ -180,7 +180,8 @@ class BatchNorm(hk.BatchNorm):
   def __call__(self, x: Array, is_training: bool) -> Array:
     """Normalises `[N, H, W, C]` over all axes but the last."""
     high = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return super().__call__(high, is_training).astype(x.dtype)
+    # Only training makes the running statistics, and initialisation has to.
+    return super().__call__(high, is_training or hk.running_init()).astype(x.dtype)
 
 
 class Linear(hk.Module):
