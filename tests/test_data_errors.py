@@ -145,6 +145,15 @@ def test_other_file_format(tmp_path: Path) -> None:
   assert "tfrecord" in message
 
 
+def test_several_right_classes_are_not_taken_for_one() -> None:
+  from nfnet_jax.data.tfds import _find_features
+
+  real = tfds.builder("imagenet2012_real")
+  with pytest.raises(RequestError, match="several right classes for an image \\('real_label'\\)"):
+    _find_features(real)
+  assert _find_features(tfds.builder("imagenet_v2")) == ("image", "label")
+
+
 def test_features_that_are_not_for_classification(tmp_path: Path) -> None:
   tfds.dataset_builders.store_as_tfds_dataset(
     name="pairs",

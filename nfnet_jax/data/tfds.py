@@ -84,7 +84,14 @@ def _find_features(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
   """Names of the image and the label: the supervised ones, else the only ones of their kind."""
   features = builder.info.features
   if isinstance(features, tfds.features.FeaturesDict):
-    candidates = [builder.info.supervised_keys or (), tuple(features)]
+    supervised = builder.info.supervised_keys or ()
+    several = [key for key in supervised if isinstance(key, str) and _is_list(features[key])]
+    if several:  # Its other labels are not what it is judged by.
+      raise RequestError(
+        f"Data set {builder.name!r} has several right classes for an image ({several[0]!r}), which"
+        " is not counted here: choose a set with one."
+      )
+    candidates = [supervised, tuple(features)]
     for keys in candidates:
       named = {key: features[key] for key in keys if isinstance(key, str)}
       images = [key for key, feature in named.items() if _is_image(feature)]
@@ -100,6 +107,10 @@ def _find_features(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
 def _is_image(feature: tfds.features.FeatureConnector) -> bool:
   # Floating-point images are stored as something else in the guise of a PNG.
   return isinstance(feature, tfds.features.Image) and np.dtype(feature.np_dtype).kind == "u"
+
+
+def _is_list(feature: tfds.features.FeatureConnector) -> bool:
+  return isinstance(feature, tfds.features.Sequence)
 
 
 def _is_label(feature: tfds.features.FeatureConnector) -> bool:
