@@ -181,6 +181,11 @@ def test_archives_of_something_else(params, tmp_path):
   with zipfile.ZipFile(tmp_path / "f", "w") as archive:
     archive.writestr(f"{W}.npy", b"\x93NUMPY\x01\x00\xff\xff{'descr': '<f4', ")
   assert "truncated or damaged .npz" in refusal(tmp_path / "f")
+  with zipfile.ZipFile(tmp_path / "f", "w") as archive:
+    archive.writestr(f"{W}.npy", b"")
+    with pytest.warns(UserWarning, match="Dup"):
+      archive.writestr(f"{W}.npy", b"")
+  assert "two arrays of one name" in refusal(tmp_path / "f")
   # Its shape is looked at, and nothing of that size is allocated.
   header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999,), }\n"
   with zipfile.ZipFile(tmp_path / "f", "w") as archive:

@@ -256,6 +256,8 @@ def test_control_the_gadgets_are_live(name, tmp_path):
     ("an array of objects", "'O8'"),
     ("persistent id", "BINPERSID"),
     ("EXT1", "EXT1"),
+    ("another codec", "_codecs.encode of something"),
+    ("reconstructed memmap", "numpy.memmap"),
   ],
 )
 def test_what_is_refused_is_named(name, said, tmp_path):
@@ -295,9 +297,13 @@ def test_damage_never_surprises(protocol, tmp_path):
     (b"\x80\x02r" + b"\xff" * 4 + b".", "damaged"),
     (b"\x80\x02}.}", "1 bytes behind its end"),
     (b"\x80\x02)" + b"\x85" * 200_000 + b".", "where a dictionary belongs"),
+    (
+      b"\x80\x02cdill._dill\n_create_array\nq\x00" + b"(h\x00" * 5000 + b"NNNt" * 5000 + b"R.",
+      "_create_array of something",
+    ),
     (b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.", "something else than an array"),
   ],
-  ids=["many", "long", "memo", "behind", "deep", "circle"],
+  ids=["many", "long", "memo", "behind", "deep", "nested", "circle"],
 )
 def test_bombs_are_bounded(content, said, tmp_path):
   with pytest.raises(RequestError, match=said):

@@ -128,6 +128,8 @@ def test_round_trip_is_exact_to_the_bit(published, tmp_path):
   result = convert(timm, back, "nfnet_micro", "published")
   assert back.read_bytes() == published.read_bytes()
   same_bits(leaves_of(ours), leaves_of(published))
+  # NumPy's name of that time, which the paper's own code needs.
+  assert b"cnumpy.core.multiarray\n_reconstruct\n" in back.read_bytes()
   assert result["leaves"] == 77
   assert result["parameters"] == 505789
   with safe_open(timm, "numpy") as file:

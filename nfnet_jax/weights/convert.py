@@ -55,8 +55,7 @@ def save_weights(
   path = pathlib.Path(path)
   if to not in FORMATS:
     raise RequestError(f"unknown format {to!r}: choose one of {', '.join(FORMATS)}.")
-  if path.exists() and not force:
-    raise RequestError(f"{path} exists: choose another name, or replace it with --force.")
+  _check_free(path, force)
   numerics = overrides.pop("numerics", "published")
   if to == "published" and numerics != "published":
     raise RequestError(
@@ -107,8 +106,7 @@ def convert(
   Raises:
     RequestError: as `load_weights` and `save_weights`.
   """
-  if pathlib.Path(out).exists() and not force:  # before the work
-    raise RequestError(f"{out} exists: choose another name, or replace it with --force.")
+  _check_free(pathlib.Path(out), force)  # before the work
   stored = open_weights(path, averaged=averaged)
   said = stored.metadata
   # Not all networks take this argument.
@@ -142,6 +140,11 @@ def _sort_metadata(content: bytes) -> bytes:
   text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
   text += b" " * (-len(text) % 8)
   return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[end:]])
+
+
+def _check_free(path: pathlib.Path, force: bool) -> None:
+  if path.exists() and not force:
+    raise RequestError(f"{path} exists: choose another name, or replace it with --force.")
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
