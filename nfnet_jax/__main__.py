@@ -6,10 +6,12 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from absl import flags
+from etils import epath
 
-from nfnet_jax.errors import RequestError, RunError
+from nfnet_jax.errors import RequestError, RunError, verdict
 
 
 def train(argv: Sequence[str]) -> None:
@@ -17,13 +19,15 @@ def train(argv: Sequence[str]) -> None:
   values = flags.FlagValues()
   flags.DEFINE_string("config", None, "A file in experiments/.", flag_values=values)
   flags.DEFINE_string("workdir", None, "The run directory.", flag_values=values)
+  _define_processes(values)
   changes, others = _split_changes(argv)
   _parse(train, values, others, required=("config", "workdir"))
-  from nfnet_jax import config_file
-  from nfnet_jax import train as train_lib
+  with _job(values):
+    from nfnet_jax import config_file
+    from nfnet_jax import train as train_lib
 
-  config = config_file.override(config_file.read(values.config), changes)
-  train_lib.run(config, pathlib.Path(values.workdir))
+    config = config_file.override(config_file.read(values.config), changes)
+    train_lib.run(config, epath.Path(values.workdir))
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -37,22 +41,25 @@ def evaluate(argv: Sequence[str]) -> None:
   flags.DEFINE_string("split", None, "Default: the test split.", flag_values=values)
   flags.DEFINE_integer("batch_size", None, "Global. Default: the run's, or 64.", flag_values=values)
   flags.DEFINE_string("data_dir", None, "Default: the run's, or TFDS's.", flag_values=values)
+  _define_processes(values)
   given = {word.partition("=")[0].strip("-") for word in argv}
   of_weights = {"weights", "model", "dataset", "numerics"}
   required = ("weights", "model", "dataset") if given & of_weights else ("workdir",)
   _parse(evaluate, values, argv, required=required)
   if values.workdir and values.weights:
     raise RequestError("--workdir and --weights exclude each other: a run names its own network.")
-  from nfnet_jax.evaluate import evaluate_weights, evaluate_workdir
-
   where = {"split": values.split, "data_dir": values.data_dir, "batch_size": values.batch_size}
-  if values.workdir:
-    result = evaluate_workdir(pathlib.Path(values.workdir), **where)
-  else:
-    network = {"dataset": values.dataset, "numerics": values.numerics}
-    given = {name: value for name, value in (where | network).items() if value is not None}
-    result = evaluate_weights(pathlib.Path(values.weights), values.model, **given)
-  print(json.dumps(result))
+  with _job(values) as process_index:
+    from nfnet_jax.evaluate import evaluate_weights, evaluate_workdir
+
+    if values.workdir:
+      result = evaluate_workdir(epath.Path(values.workdir), **where)
+    else:
+      network = {"dataset": values.dataset, "numerics": values.numerics}
+      given = {name: value for name, value in (where | network).items() if value is not None}
+      result = evaluate_weights(pathlib.Path(values.weights), values.model, **given)
+    if process_index == 0:
+      print(json.dumps(result))
 
 
 def predict(argv: Sequence[str]) -> None:
@@ -176,13 +183,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
       raise RequestError(f"unknown verb {verb!r}: choose one of {', '.join(VERBS)}.")
     VERBS[verb](argv[1:])
-  except (RequestError, RunError) as error:
-    line = " ".join(map(str.strip, str(error).splitlines()))
+  except (RequestError, RunError, KeyboardInterrupt) as error:
+    status, line = verdict(error)
     print(f"nfnet-jax: {line}", file=sys.stderr)
-    return 2 if isinstance(error, RequestError) else 1
-  except KeyboardInterrupt:
-    print("nfnet-jax: interrupted.", file=sys.stderr)
-    return 130
+    return status
   return 0
 
 
@@ -203,7 +207,7 @@ def _parse(
   """Parses flags strictly and gives the other words; mistakes are RequestErrors of one line."""
   name = verb.__name__
   if "-h" in argv or "--help" in argv:
-    lines = [f"  --{flag:<12}{values[flag].help}" for flag in values]
+    lines = [f"  --{flag:<14}{values[flag].help}" for flag in values]
     print("\n".join([f"usage: nfnet-jax {name} [--FLAG=VALUE ...]", "", verb.__doc__, "", *lines]))
     sys.exit(0)
   hint = f"`nfnet-jax {name} --help` lists the flags."
@@ -217,6 +221,26 @@ def _parse(
     if values[flag].value is None:
       raise RequestError(f"--{flag} is missing: {hint}")
   return rest
+
+
+def _define_processes(values: flags.FlagValues) -> None:
+  """The flags of one job in several processes; a pod or a cluster says these things by itself."""
+  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.", flag_values=values)
+  flags.DEFINE_integer("num_processes", None, "Of the job; 1: alone.", flag_values=values)
+  flags.DEFINE_integer("process_id", None, "This one's, from 0.", flag_values=values)
+  flags.DEFINE_float("join_timeout", 25, "Seconds to wait for all.", flag_values=values)
+
+
+def _job(values: flags.FlagValues) -> AbstractContextManager[int]:
+  """This process's job; whatever imports or uses more of JAX comes in it."""
+  from nfnet_jax import distributed
+
+  return distributed.job(
+    values.coordinator,
+    values.num_processes,
+    values.process_id,
+    join_timeout=values.join_timeout,
+  )
 
 
 def _split_changes(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -11,14 +11,13 @@ A run that goes on reads first and then opens the manager at the step it read:
 
     step, state = restore_newest(directory, fresh_state) or (None, fresh_state)
     manager = open_manager(directory, keep=3, resume_step=step)
+
+Of several processes all read, each for itself, and one writes.
 """
 
 import asyncio
-import hashlib
 import itertools
-import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from nfnet_jax import digest
 from nfnet_jax.errors import RequestError, RunError
 
 _LISTED_DIFFERENCES = 10
@@ -61,24 +61,6 @@ def _worth_reading(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("absl").addFilter(_worth_reading)
-
-
-def tree_digest(tree: Any) -> dict[str, dict[str, Any]]:
-  """Fingerprints every leaf of a tree.
-
-  Args:
-    tree: any pytree of arrays, on host or device.
-
-  Returns:
-    For each leaf's name, its path joined by `/`: `{"shape": [...], "dtype": "float32", "sha256":
-    ...}`, the hash being that of the leaf's bytes in row-major order.
-
-  Raises:
-    ValueError: if two leaves have the same name, as in `{"a/b": x, "a": {"b": y}}`.
-  """
-  leaves = _named_leaves(jax.device_get(tree))
-  with ThreadPoolExecutor() as pool:
-    return dict(zip(leaves, pool.map(_leaf_digest, leaves.values()), strict=True))
 
 
 def open_manager(directory: str, *, keep: int, resume_step: int | None) -> ocp.CheckpointManager:
@@ -118,7 +100,12 @@ def open_manager(directory: str, *, keep: int, resume_step: int | None) -> ocp.C
     if step > (resume_step or 0):
       _set_aside(root / str(step))
   policy = ocp.checkpoint_managers.LatestN(keep)
-  options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=policy,
+    cleanup_tmp_directories=True,
+    create=False,
+    multiprocessing_options=_alone(),
+  )
   return ocp.CheckpointManager(root, options=options)
 
 
@@ -135,8 +122,10 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
   Raises:
     ValueError: if this step is there already with another state.
   """
-  leaves = {name: np.asarray(leaf) for name, leaf in _named_leaves(jax.device_get(state)).items()}
-  record = {"step": step, "leaves": tree_digest(leaves)}
+  leaves = {
+    name: np.asarray(leaf) for name, leaf in digest.named_leaves(jax.device_get(state)).items()
+  }
+  record = {"step": step, "leaves": digest.tree_digest(leaves)}
   if step in manager.all_steps():
     manager.wait_until_finished()
     if _read_record(manager.directory / str(step)) != record:
@@ -144,7 +133,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
     return
   items = ocp.args.Composite(
     state=ocp.args.PyTreeSave(leaves),
-    digest=ocp.args.JsonSave({**record, "sha256": _seal(record)}),
+    digest=ocp.args.JsonSave({**record, "sha256": digest.seal(record)}),
   )
   manager.save(step, args=items, force=True)
 
@@ -193,6 +182,14 @@ def restore_newest(
   return None
 
 
+def _alone() -> ocp.options.MultiprocessingOptions:
+  """Lets Orbax work in this process without waiting for the others."""
+  index = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+  )
+
+
 def _steps(root: epath.Path) -> list[int]:
   paths = root.iterdir() if root.is_dir() else ()
   return sorted(int(path.name) for path in paths if path.name.isdecimal())
@@ -206,41 +203,17 @@ def _set_aside(path: epath.Path) -> None:
   logger.warning("Moved %s, which does not verify, to %s.", path, target)
 
 
-def _named_leaves(tree: Any) -> dict[str, Any]:
-  leaves = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if name in leaves:
-      raise ValueError(f"Two leaves of the state have the name {name}; rename one.")
-    leaves[name] = leaf
-  return leaves
-
-
-def _leaf_digest(leaf: Any) -> dict[str, Any]:
-  array = np.asarray(leaf)
-  data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-  return {**_spec(array), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _spec(leaf: Any) -> dict[str, Any]:
-  return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-
-
-def _seal(record: dict[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
 def _read(path: epath.Path, template: Any) -> Any:
   leaves = _read_record(path)["leaves"]
-  wanted = {name: _spec(leaf) for name, leaf in _named_leaves(template).items()}
+  wanted = {name: digest.spec(leaf) for name, leaf in digest.named_leaves(template).items()}
   _check_model(path, leaves, wanted)
   restore_args = dict.fromkeys(wanted, ocp.RestoreArgs(restore_type=np.ndarray))
   try:
-    with ocp.Checkpointer(_state_handler()) as checkpointer:
+    with ocp.Checkpointer(_state_handler(), multiprocessing_options=_alone()) as checkpointer:
       stored = checkpointer.restore(
         path / "state", ocp.args.PyTreeRestore(restore_args=restore_args)
       )
-    found = tree_digest(stored)
+    found = digest.tree_digest(stored)
   except Exception as error:
     raise _DamagedError(f"its leaves cannot be read, {_first_line(error)}") from error
   broken = [name for name in leaves if found.get(name) != leaves[name]]
@@ -255,17 +228,20 @@ def _state_handler() -> ocp.PyTreeCheckpointHandler:
     (np.ndarray, _PatientReader()),
     (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns of a registry without one.
   )
-  return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+  return ocp.PyTreeCheckpointHandler(
+    type_handler_registry=registry, multiprocessing_options=_alone()
+  )
 
 
 def _read_record(path: epath.Path) -> dict[str, Any]:
   try:
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    handler = ocp.JsonCheckpointHandler(multiprocessing_options=_alone())
+    with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as checkpointer:
       record = checkpointer.restore(path / "digest")
     seal = record.pop("sha256")
   except Exception as error:
     raise _DamagedError(f"its digest cannot be read, {_first_line(error)}") from error
-  if seal != _seal(record):
+  if seal != digest.seal(record):
     raise _DamagedError("its digest does not match the SHA-256 of its own")
   if record["step"] != int(path.name):
     raise _DamagedError(f"it was saved as step {record['step']}")

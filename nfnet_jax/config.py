@@ -8,6 +8,7 @@ always follows from what the user finally asked for.
 import json
 import math
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,9 +22,10 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # Keys that change how a run is watched but not what it computes: they may differ on resuming.
 _STEP_KEYS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
-_OBSERVATION_KEYS = ("data.dir", "data.max_corrupt", *_STEP_KEYS)
+_OBSERVATION_KEYS = ("data.dir", "data.max_corrupt", "stall_timeout", *_STEP_KEYS)
 
 _LOWEST = {
+  "stall_timeout": 1,
   **dict.fromkeys(("batch_size", "accumulate", "steps", "data.train_size", "data.test_size"), 1),
   **dict.fromkeys(_STEP_KEYS, 1),
   **dict.fromkeys(("data.shuffle_buffer", "model.group_size"), 1),
@@ -108,6 +110,10 @@ def default() -> ConfigDict:
   config.eval_every = 1000
   config.checkpoint_every = 1000
   config.keep_checkpoints = 3  # the newest so many
+
+  # Seconds without a step, the first of which compiles, or a batch of an evaluation: the run ends
+  # with the stacks of all threads then.
+  config.stall_timeout = 1800.0
   return config.lock()
 
 
@@ -210,14 +216,17 @@ def load(path: pathlib.Path) -> ConfigDict:
     raise RequestError(f"cannot read {path}: {error}.") from error
 
 
-def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
-  """Lists the keys in which two resolved configs would compute something else.
+def differences(
+  ours: ConfigDict, theirs: ConfigDict, ignore: Iterable[str] = _OBSERVATION_KEYS
+) -> list[str]:
+  """Lists the keys in which two resolved configs differ.
 
   Returns:
-    One text `key: ours, theirs` for each key; keys that only say how a run is watched are left out.
+    One text `key: ours, theirs` for each key; keys that only say how a run is watched are left out
+    unless `ignore` says otherwise.
   """
   ours, theirs = (flatten(json.loads(json.dumps(c.to_dict()))) for c in (ours, theirs))
-  keys = sorted((set(ours) | set(theirs)) - set(_OBSERVATION_KEYS))
+  keys = sorted((set(ours) | set(theirs)) - set(ignore))
   absent = "absent"
   return [
     f"{key}: {ours.get(key, absent)}, {theirs.get(key, absent)}"

@@ -15,3 +15,16 @@ class RunError(RuntimeError):
   The message is one or two sentences: what happened, with the values, what is kept and what to do.
   The command line exits with status 1.
   """
+
+
+def verdict(error: BaseException) -> tuple[int, str | None]:
+  """The exit status that an exception stands for, and the one line that says it all.
+
+  The line is None for one that needs its traceback.
+  """
+  if isinstance(error, KeyboardInterrupt):
+    return 130, "interrupted."
+  if not isinstance(error, RequestError | RunError):
+    return 1, None
+  line = " ".join(map(str.strip, str(error).splitlines()))
+  return 2 if isinstance(error, RequestError) else 1, line

@@ -6,8 +6,9 @@ from typing import Any
 
 import haiku as hk
 import jax
+from etils import epath
 
-from nfnet_jax import checkpoint, data, inference, models, parallel
+from nfnet_jax import agreement, checkpoint, data, inference, models, parallel
 from nfnet_jax import config as config_lib
 from nfnet_jax.batch import Batch
 from nfnet_jax.build import build
@@ -55,7 +56,7 @@ def evaluate(
 
 
 def evaluate_workdir(
-  workdir: pathlib.Path,
+  workdir: epath.Path,
   *,
   split: str | None = None,
   batch_size: int | None = None,
@@ -91,6 +92,7 @@ def evaluate_workdir(
   if restored is None:
     raise RequestError(f"{workdir} holds no checkpoint yet: train for longer, or look elsewhere.")
   step, state = restored
+  agreement.on_state(step, state)
   eval_step = parallel.map_eval_step(run.eval_step)
   batches = data.test_batches(
     config.data,

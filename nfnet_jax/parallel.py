@@ -30,9 +30,9 @@ def map_eval_step(step: Callable, devices: Sequence[jax.Device] | None = None) -
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
-  """Puts a copy of every array on each device, laid out as the mapped steps return it."""
+  """Puts a copy of every array on each device here, laid out as the mapped steps return it."""
   # Without this the second step would meet another layout than the first, and compile again.
-  mesh = jax.sharding.Mesh(np.asarray(devices or jax.devices()), (AXIS,))
+  mesh = jax.sharding.Mesh(np.asarray(devices or jax.local_devices()), (AXIS,))
   return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 

@@ -2,23 +2,22 @@
 
 import contextlib
 import logging
-import pathlib
 import sys
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
+from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from nfnet_jax import checkpoint, curves, data, parallel
+from nfnet_jax import agreement, checkpoint, curves, data, distributed, parallel
 from nfnet_jax import config as config_lib
 from nfnet_jax import metrics as metrics_lib
+from nfnet_jax import record as record_lib
 from nfnet_jax.build import build
-from nfnet_jax.errors import RequestError
 from nfnet_jax.evaluate import evaluate, weights_of
-from nfnet_jax.meter import DivergedError, Meter
+from nfnet_jax.meter import Meter
 from nfnet_jax.step import images_per_example
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ _SHOWN = {
 }
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   """Trains a network as a config says, or carries on with a run that was interrupted.
 
   The run directory holds `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` and, at
@@ -47,8 +46,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     config: `config.default()` with changes; see there.
     workdir: the run directory; made if it does not exist.
 
+  Several processes (`distributed.job`) do the same, each with its share of every batch. Process 0
+  writes, to a directory that all of them see. A notice of termination to any of them (SIGTERM) is a
+  checkpoint and an early return on all.
+
   Returns:
-    The metrics of the last evaluation (`evaluate.evaluate`).
+    The metrics of the last evaluation (`evaluate.evaluate`); empty if the run was told to stop.
 
   Raises:
     RequestError: if config, data and run directory do not fit together; nothing is written then.
@@ -59,13 +62,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
   parallel.check_batch_size(config.batch_size, config.accumulate)
   info = data.describe(config.data)
   config = config_lib.resolve(config, info)
+  agreement.on_config(config)
   built = build(config)
   template = jax.eval_shape(built.init)
-  claim_workdir(workdir, config)
+  record_lib.claim_workdir(workdir, config)
 
-  directory = workdir / "checkpoints"
-  restored = checkpoint.restore_newest(directory, template)
+  restored = checkpoint.restore_newest(workdir / "checkpoints", template)
   start, state = restored or (0, built.init())
+  agreement.on_state(start, state)
   _announce(config, info, state.params, start)
   if start == config.steps:
     return _conclude(workdir)
@@ -81,16 +85,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
   batches = data.train_batches(
     config.data, seed=config.seed, start_step=start, **share | {"batch_size": sources}
   )
+  batches = distributed.watched(batches, config.stall_timeout)
   meter = Meter(config.batch_size)
 
-  resume_step = start if restored else None
   with (
-    checkpoint.open_manager(
-      directory, keep=config.keep_checkpoints, resume_step=resume_step
-    ) as manager,
-    metrics_lib.open_writer(workdir, resume_step=resume_step) as writer,
+    record_lib.open_record(workdir, config, resume_step=start if restored else None) as record,
     _progress_bar(config, start) as bar,
-    _naming_last_checkpoint(manager),
+    distributed.termination_notice() as told_to_stop,
   ):
     for step in range(start + 1, config.steps + 1):
       # The call returns at once and the meter waits for the step before, so that a batch is read
@@ -99,53 +100,27 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
       state, metrics = train_step(state, batch)
       meter.add(step, metrics)
       bar.update(config.batch_size)
+      stop = told_to_stop(step)
 
       if _due(step, config.log_every, config):
         values = meter.report() | {"learning_rate": float(built.schedule(step - 1))}
-        writer.write(step, "train", values)
+        record.write(step, "train", values)
         log.info("step %d/%d: %s", step, config.steps, _format(values))
       if _due(step, config.eval_every, config):
         meter.wait()
-        values = evaluate(eval_step, weights_of(state), data.test_batches(config.data, **share))
-        writer.write(step, "test", values)
+        tests = distributed.watched(data.test_batches(config.data, **share), config.stall_timeout)
+        values = evaluate(eval_step, weights_of(state), tests)
+        record.write(step, "test", values)
         log.info("step %d/%d: test %s", step, config.steps, _format(values))
         meter.restart_clock()
-      if _due(step, config.checkpoint_every, config):
+      if stop or _due(step, config.checkpoint_every, config):
         meter.wait()  # raises before a state that is not finite is saved
-        checkpoint.save(manager, step, state)
+        record.save(step, state)
         meter.restart_clock()
+      if stop and step < config.steps:
+        return _stopped(step, workdir)
 
   return _conclude(workdir)
-
-
-def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Makes a run directory and writes `config.json`, or finds that it is this run's already.
-
-  Args:
-    workdir: the run directory.
-    config: resolved config of the run.
-
-  Raises:
-    RequestError: if it holds another run or cannot be written.
-  """
-  path = workdir / "config.json"
-  try:
-    if path.exists():
-      different = config_lib.differences(config_lib.load(path), config)
-      if different:
-        shown = "; ".join(different[:10])
-        raise RequestError(
-          f"{workdir} holds a run with another config (key: there, here): {shown}. "
-          "Choose another --workdir, or give the same config to carry on."
-        )
-    elif (workdir / "checkpoints").exists() or (workdir / "metrics.jsonl").exists():
-      raise RequestError(f"{workdir} holds results but no config.json: choose another --workdir.")
-    workdir.mkdir(parents=True, exist_ok=True)
-    config_lib.save(config, path)
-  except OSError as error:
-    raise RequestError(
-      f"cannot write run directory {workdir}: {error.strerror}. Choose another --workdir."
-    ) from error
 
 
 def _due(step: int, every: int, config: ConfigDict) -> bool:
@@ -176,8 +151,17 @@ def _announce(config: ConfigDict, info: data.DatasetInfo, params: Any, start: in
   )
 
 
-def _conclude(workdir: pathlib.Path) -> dict[str, float]:
-  """Draws the curves; returns the last line of the test's metrics."""
+def _stopped(step: int, workdir: epath.Path) -> dict[str, float]:
+  """Says, on every process, that the run ends early and well."""
+  # Louder than the rest of the log, of which other processes than the first show nothing.
+  log.warning("told to stop: saved step %d in %s; the same command goes on", step, workdir)
+  return {}
+
+
+def _conclude(workdir: epath.Path) -> dict[str, float]:
+  """Draws the curves; returns the last line of the test's metrics. Process 0 has them."""
+  if jax.process_index():
+    return {}
   final = [line for line in metrics_lib.read(workdir) if line["split"] == "test"][-1]
   log.info("done: test %s; curves in %s", _format(final), curves.plot(workdir))
   return final
@@ -198,22 +182,6 @@ def _progress_bar(config: ConfigDict, start: int):
     ) as bar,
   ):
     yield bar
-
-
-@contextlib.contextmanager
-def _naming_last_checkpoint(manager: ocp.CheckpointManager):
-  try:
-    yield
-  except DivergedError as error:
-    manager.wait_until_finished()
-    step = manager.latest_step()
-    last = f"the last good checkpoint is {manager.directory / str(step)}"
-    if step is None:
-      last = "no checkpoint had been saved"
-    raise DivergedError(
-      f"{error} Stopped; {last}. Lower optimizer.learning_rate or optimizer.clipping, and start "
-      "in another --workdir."
-    ) from None
 
 
 def _format(values: dict[str, float]) -> str:

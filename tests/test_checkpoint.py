@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from nfnet_jax import checkpoint
+from nfnet_jax import checkpoint, digest
 from nfnet_jax.errors import RequestError
 
 
@@ -76,11 +76,11 @@ def test_nothing_to_restore(tmp_path):
 
 
 def test_leaves_have_readable_names():
-  digest = checkpoint.tree_digest(make_state())
-  leaf = digest["params/NFNet/~/stem_conv0/w"]
+  digests = digest.tree_digest(make_state())
+  leaf = digests["params/NFNet/~/stem_conv0/w"]
   assert (leaf["shape"], leaf["dtype"]) == ([3, 3, 3, 8], "float32")
-  assert "opt_state/1/0/trace/NFNet/~/linear/w" in digest
-  assert digest["params/NFNet/~/linear/w"]["dtype"] == "bfloat16"
+  assert "opt_state/1/0/trace/NFNet/~/linear/w" in digests
+  assert digests["params/NFNet/~/linear/w"]["dtype"] == "bfloat16"
 
 
 def test_digest_tells_shape_dtype_and_every_bit_apart():
@@ -88,13 +88,13 @@ def test_digest_tells_shape_dtype_and_every_bit_apart():
   one_bit = zeros.copy()
   one_bit.view(np.uint8)[-1] = 1
   leaves = [zeros, zeros.reshape(2, 2), zeros.astype(np.int32), -zeros, one_bit]
-  digests = [str(checkpoint.tree_digest({"x": leaf})) for leaf in leaves]
+  digests = [str(digest.tree_digest({"x": leaf})) for leaf in leaves]
   assert len(set(digests)) == len(leaves)
 
 
 def test_two_leaves_of_one_name_are_refused():
   with pytest.raises(ValueError, match="name a/b"):
-    checkpoint.tree_digest({"a/b": np.ones(1), "a": {"b": np.ones(1)}})
+    digest.tree_digest({"a/b": np.ones(1), "a": {"b": np.ones(1)}})
 
 
 def test_awkward_names_survive(tmp_path):
@@ -286,7 +286,7 @@ def test_requests_that_cannot_be_met(tmp_path):
 KILLED_WHILE_SAVING = """
 import os, pathlib, signal, sys
 import numpy as np
-from nfnet_jax import checkpoint
+from nfnet_jax import checkpoint, digest
 directory = pathlib.Path(sys.argv[1])
 state = {"w": np.random.default_rng(0).normal(size=5_000_000)}
 manager = checkpoint.open_manager(directory, keep=1, resume_step=None)

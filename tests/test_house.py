@@ -25,14 +25,14 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 # A module imports only from rows above its own. `models`, `data` and `augment` count as one each.
 ROWS = (
   {"errors", "batch"},
-  {"agc", "losses", "augment", "metrics", "preprocess"},
-  {"models", "data", "curves"},
+  {"agc", "losses", "augment", "metrics", "preprocess", "digest", "failure"},
+  {"models", "data", "curves", "distributed"},
   {"config", "optim"},
-  {"config_file"},
+  {"config_file", "agreement"},
   {"step"},
   {"build", "meter", "parallel"},
   {"checkpoint"},
-  {"weights"},
+  {"weights", "record"},
   {"inference"},
   {"evaluate", "predict", "export"},
   {"train", "benchmark"},
