@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Several processes on this machine, as one job:
+#
+#   experiments/launch/local.sh 4 train --config=experiments/digits.py --workdir=runs/digits
+#
+# For tests of what happens on a pod, and for a machine whose GPUs are better fed by a process each:
+# process I then sees GPU I alone. (One process uses all GPUs of a machine as well.)
+set -u
+num_processes=$1
+shift
+python=${PYTHON:-python3}
+port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
+
+processes=()
+for ((id = 0; id < num_processes; id++)); do
+  CUDA_VISIBLE_DEVICES=$id "$python" -m nfnet_jax "$@" \
+    --coordinator="localhost:$port" --num_processes="$num_processes" --process_id="$id" &
+  processes+=("$!")
+done
+
+# The notice of termination goes to all: they save a checkpoint and leave.
+trap 'kill -TERM "${processes[@]}" 2>/dev/null' TERM INT
+status=0
+for process in "${processes[@]}"; do
+  wait "$process"
+  code=$?
+  while kill -0 "$process" 2>/dev/null; do # The wait was cut short by a signal.
+    wait "$process"
+    code=$?
+  done
+  [ "$status" -ne 0 ] || status=$code
+done
+exit "$status"
