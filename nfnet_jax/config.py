@@ -176,6 +176,11 @@ def _check(config: ConfigDict, info: DatasetInfo) -> None:
       f"batch_size={config.batch_size}{twice} of {info.num_train} training images: choose a smaller"
       " one."
     )
+  if info.several_right:
+    raise RequestError(
+      f"data set {config.data.name!r} has several right classes for an image: it is for testing "
+      "only, with `nfnet-jax evaluate --weights`."
+    )
   if info.num_classes < 2:
     raise RequestError(
       f"data set {config.data.name!r} has {info.num_classes} class: nothing to learn."

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import struct
 import zipfile
 
@@ -291,6 +292,7 @@ def test_checksums_of_published_files_are_reported(params, tmp_path, caplog, mon
   load_weights(path, **MICRO)
   assert f"is the published F5_haiku.npz (md5 {md5})" in caplog.text
   assert len({*published._MD5.values()}) == 7
+  assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in published._MD5.values())
 
 
 RUNS = {
