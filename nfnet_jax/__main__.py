@@ -98,7 +98,7 @@ def convert(argv: Sequence[str]) -> None:
   flags.DEFINE_string("weights", None, "A weights file or a run directory.", flag_values=values)
   _define_network(values)
   flags.DEFINE_string("out", None, "The new file.", flag_values=values)
-  flags.DEFINE_string("to", "safetensors", "Or timm, or published.", flag_values=values)
+  flags.DEFINE_string("to", "safetensors", "safetensors, timm or published.", flag_values=values)
   flags.DEFINE_boolean("averaged", True, "Averaged weights of a run.", flag_values=values)
   flags.DEFINE_boolean("force", False, "Replace an existing file.", flag_values=values)
   _parse(convert, values, argv, required=("weights", "out"))
@@ -208,8 +208,10 @@ def _parse(
   """Parses flags strictly and gives the other words; mistakes are RequestErrors of one line."""
   name = verb.__name__
   if "-h" in argv or "--help" in argv:
-    lines = [f"  --{flag:<12}{values[flag].help}" for flag in values]
-    print("\n".join([f"usage: nfnet-jax {name} [--FLAG=VALUE ...]", "", verb.__doc__, "", *lines]))
+    usage = ["usage: nfnet-jax", name, *(f"--{flag}=VALUE" for flag in required)]
+    usage += ["[--FLAG=VALUE ...]"] * bool([*values]) + ["IMAGE ..."] * positional
+    lines = [f"  --{flag:<12}{values[flag].help}{_default(values[flag])}" for flag in values]
+    print("\n".join([" ".join(usage), "", verb.__doc__, "", *lines]))
     sys.exit(0)
   hint = f"`nfnet-jax {name} --help` lists the flags."
   try:
@@ -222,6 +224,10 @@ def _parse(
     if values[flag].value is None:
       raise RequestError(f"--{flag} is missing: {hint}")
   return rest
+
+
+def _default(flag: flags.Flag) -> str:
+  return f" Default: {flag.default}." if flag.default not in (None, False) else ""
 
 
 def _split_changes(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -6,13 +6,14 @@ import pathlib
 import sys
 from typing import Any
 
+import haiku as hk
 import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from nfnet_jax import checkpoint, curves, data, parallel
+from nfnet_jax import checkpoint, curves, data, parallel, weights
 from nfnet_jax import config as config_lib
 from nfnet_jax import metrics as metrics_lib
 from nfnet_jax.build import build
@@ -61,11 +62,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
   config = config_lib.resolve(config, info)
   built = build(config)
   template = jax.eval_shape(built.init)
+  directory = workdir / "checkpoints"
+  given = None if checkpoint.saved_steps(directory) else _given_weights(config)
   claim_workdir(workdir, config)
 
-  directory = workdir / "checkpoints"
   restored = checkpoint.restore_newest(directory, template)
-  start, state = restored or (0, built.init())
+  start, state = restored or (0, built.init_from(*given) if given else built.init())
   _announce(config, info, state.params, start)
   if start == config.steps:
     return _conclude(workdir)
@@ -146,6 +148,24 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     raise RequestError(
       f"cannot write run directory {workdir}: {error.strerror}. Choose another --workdir."
     ) from error
+
+
+def _given_weights(config: ConfigDict) -> tuple[hk.Params, hk.State] | None:
+  """What `config.init` asks to start from."""
+  init, model = config.init, config.model
+  if init.weights is None:
+    if init.head is not None:
+      raise RequestError(f"init.head={init.head!r} without init.weights: name a weights file.")
+    return None
+  log.info("starting from %s%s", init.weights, ", with a new classifier" if init.head else "")
+  return weights.load_variables(
+    init.weights,
+    model.name,
+    num_classes=model.num_classes,
+    head=init.head,
+    rng=jax.random.key(config.seed),
+    **config_lib.model_kwargs(config),
+  )
 
 
 def _due(step: int, every: int, config: ConfigDict) -> bool:

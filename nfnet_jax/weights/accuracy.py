@@ -50,4 +50,4 @@ def expected(model: str, dataset: str, split: str) -> dict[str, float]:
   if SPLITS.get(dataset) != split or model not in _PERCENT:
     return {}
   percent = _PERCENT[model][list(SPLITS).index(dataset)]
-  return {f"expected_top{k}": each / 100 for k, each in zip((1, 5), percent, strict=True)}
+  return {f"expected_top{k}": round(each / 100, 5) for k, each in zip((1, 5), percent, strict=True)}
