@@ -34,17 +34,17 @@ def evaluate(argv: Sequence[str]) -> None:
   """Evaluate a run (--workdir), or weights on a data set (--weights); prints JSON."""
   values = flags.FlagValues()
   flags.DEFINE_string("workdir", None, "The run directory.", flag_values=values)
-  flags.DEFINE_string("weights", None, "Or a weights file,", flag_values=values)
-  flags.DEFINE_string("model", None, "its network,", flag_values=values)
+  flags.DEFINE_string("weights", None, "Or a weights file or run,", flag_values=values)
   flags.DEFINE_string("dataset", None, "and a TFDS data set, or folder.", flag_values=values)
-  flags.DEFINE_string("numerics", None, "timm for what timm trained.", flag_values=values)
+  _define_network(values)
+  flags.DEFINE_integer("size", None, "Pixels. Default: the network's.", flag_values=values)
   flags.DEFINE_string("split", None, "Default: the test split.", flag_values=values)
   flags.DEFINE_integer("batch_size", None, "Global. Default: the run's, or 64.", flag_values=values)
   flags.DEFINE_string("data_dir", None, "Default: the run's, or TFDS's.", flag_values=values)
   _define_processes(values)
   given = {word.partition("=")[0].strip("-") for word in argv}
-  of_weights = {"weights", "model", "dataset", "numerics"}
-  required = ("weights", "model", "dataset") if given & of_weights else ("workdir",)
+  of_weights = {"weights", "model", "dataset", "numerics", "size"}
+  required = ("weights", "dataset") if given & of_weights else ("workdir",)
   _parse(evaluate, values, argv, required=required)
   if values.workdir and values.weights:
     raise RequestError("--workdir and --weights exclude each other: a run names its own network.")
@@ -55,7 +55,7 @@ def evaluate(argv: Sequence[str]) -> None:
     if values.workdir:
       result = evaluate_workdir(epath.Path(values.workdir), **where)
     else:
-      network = {"dataset": values.dataset, "numerics": values.numerics}
+      network = {"dataset": values.dataset, "numerics": values.numerics, "size": values.size}
       given = {name: value for name, value in (where | network).items() if value is not None}
       result = evaluate_weights(pathlib.Path(values.weights), values.model, **given)
     if process_index == 0:
@@ -66,15 +66,15 @@ def predict(argv: Sequence[str]) -> None:
   """Predict the classes of images, files or folders behind the flags; prints JSON lines."""
   values = flags.FlagValues()
   flags.DEFINE_string("weights", None, "A weights file or a run directory.", flag_values=values)
-  flags.DEFINE_string("model", None, "Its network.", flag_values=values)
-  flags.DEFINE_integer("num_classes", 1000, "Its classes.", flag_values=values)
-  flags.DEFINE_string("numerics", None, "timm for what timm trained.", flag_values=values)
+  _define_network(values)
+  flags.DEFINE_integer("num_classes", None, "Default: the file's.", flag_values=values)
+  flags.DEFINE_integer("size", None, "Pixels. Default: the network's.", flag_values=values)
   flags.DEFINE_string("classes", None, "A file of class names, one a line.", flag_values=values)
   flags.DEFINE_integer("top", 5, "How many classes to give.", flag_values=values)
   flags.DEFINE_integer("batch_size", 8, "Images computed together.", flag_values=values)
   flags.DEFINE_string("features", None, "Write features to this .npz.", flag_values=values)
   flags.DEFINE_boolean("force", False, "Replace an existing file.", flag_values=values)
-  images = _parse(predict, values, argv, required=("weights", "model"), positional=True)
+  images = _parse(predict, values, argv, required=("weights",), positional=True)
   from nfnet_jax import predict as predict_lib
 
   kwargs = {name: value for name, value in values.flag_values_dict().items() if value is not None}
@@ -103,13 +103,12 @@ def convert(argv: Sequence[str]) -> None:
   """Write weights in another format, bit for bit; prints JSON."""
   values = flags.FlagValues()
   flags.DEFINE_string("weights", None, "A weights file or a run directory.", flag_values=values)
-  flags.DEFINE_string("model", None, "Its network.", flag_values=values)
+  _define_network(values)
   flags.DEFINE_string("out", None, "The new file.", flag_values=values)
-  flags.DEFINE_string("to", "safetensors", "Or timm, or published.", flag_values=values)
-  flags.DEFINE_string("numerics", None, "timm for what timm trained.", flag_values=values)
+  flags.DEFINE_string("to", "safetensors", "safetensors, timm or published.", flag_values=values)
   flags.DEFINE_boolean("averaged", True, "Averaged weights of a run.", flag_values=values)
   flags.DEFINE_boolean("force", False, "Replace an existing file.", flag_values=values)
-  _parse(convert, values, argv, required=("weights", "model", "out"))
+  _parse(convert, values, argv, required=("weights", "out"))
   from nfnet_jax import weights
 
   result = weights.convert(
@@ -128,18 +127,17 @@ def export(argv: Sequence[str]) -> None:
   """Write network and weights as one file that predicts with JAX alone; prints JSON."""
   values = flags.FlagValues()
   flags.DEFINE_string("weights", None, "A weights file or a run directory.", flag_values=values)
-  flags.DEFINE_string("model", None, "Its network.", flag_values=values)
+  _define_network(values)
   flags.DEFINE_string("out", None, "The new file.", flag_values=values)
-  flags.DEFINE_integer("num_classes", 1000, "Its classes.", flag_values=values)
-  flags.DEFINE_integer("size", None, "Of the images. Default: the network's.", flag_values=values)
-  flags.DEFINE_string("numerics", None, "timm for what timm trained.", flag_values=values)
+  flags.DEFINE_integer("num_classes", None, "Default: the file's.", flag_values=values)
+  flags.DEFINE_integer("size", None, "Pixels. Default: the network's.", flag_values=values)
   flags.DEFINE_boolean("force", False, "Replace an existing file.", flag_values=values)
-  _parse(export, values, argv, required=("weights", "model", "out"))
+  _parse(export, values, argv, required=("weights", "out"))
   from nfnet_jax import export as export_lib
 
   given = {name: value for name, value in values.flag_values_dict().items() if value is not None}
-  path, out, model = (given.pop(name) for name in ("weights", "out", "model"))
-  print(json.dumps(export_lib.export(path, out, model, **given)))
+  path, out = given.pop("weights"), given.pop("out")
+  print(json.dumps(export_lib.export(path, out, **given)))
 
 
 def models(argv: Sequence[str]) -> None:
@@ -197,6 +195,13 @@ def _usage() -> str:
   )
 
 
+def _define_network(values: flags.FlagValues) -> None:
+  """The flags that say what network weights are of."""
+  said = "Default: what the file says or fits."
+  flags.DEFINE_string("model", None, f"Its network. {said}", flag_values=values)
+  flags.DEFINE_string("numerics", None, "timm for what timm trained.", flag_values=values)
+
+
 def _parse(
   verb: Callable,
   values: flags.FlagValues,
@@ -207,8 +212,10 @@ def _parse(
   """Parses flags strictly and gives the other words; mistakes are RequestErrors of one line."""
   name = verb.__name__
   if "-h" in argv or "--help" in argv:
-    lines = [f"  --{flag:<14}{values[flag].help}" for flag in values]
-    print("\n".join([f"usage: nfnet-jax {name} [--FLAG=VALUE ...]", "", verb.__doc__, "", *lines]))
+    usage = ["usage: nfnet-jax", name, *(f"--{flag}=VALUE" for flag in required)]
+    usage += ["[--FLAG=VALUE ...]"] * bool([*values]) + ["IMAGE ..."] * positional
+    lines = [f"  --{flag:<14}{values[flag].help}{_default(values[flag])}" for flag in values]
+    print("\n".join([" ".join(usage), "", verb.__doc__, "", *lines]))
     sys.exit(0)
   hint = f"`nfnet-jax {name} --help` lists the flags."
   try:
@@ -241,6 +248,10 @@ def _job(values: flags.FlagValues) -> AbstractContextManager[int]:
     values.process_id,
     join_timeout=values.join_timeout,
   )
+
+
+def _default(flag: flags.Flag) -> str:
+  return f" Default: {flag.default}." if flag.default not in (None, False) else ""
 
 
 def _split_changes(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -19,12 +19,14 @@ class Run(NamedTuple):
     net: the network.
     schedule: learning rate as a function of the step.
     init: gives the initial `TrainState`; under `jax.eval_shape`, its shapes alone.
+    init_from: the same from a network's parameters and state.
     train_step, eval_step: of one replica, see `nfnet_jax.step`.
   """
 
   net: hk.TransformedWithState
   schedule: optim.Schedule
   init: Callable[[], step.TrainState]
+  init_from: Callable[[hk.Params, hk.State], step.TrainState]
   train_step: Callable
   eval_step: Callable
 
@@ -65,4 +67,5 @@ def build(config: ConfigDict) -> Run:
   # optimisation, because XLA takes seconds of a CPU for every random draw that it optimises.
   options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
   init = jax.jit(lambda: step.init_state(*init_net(), tx), compiler_options=options)
-  return Run(net, schedule, init, train_step, eval_step)
+  init_from = jax.jit(lambda params, state: step.init_state(params, state, tx))
+  return Run(net, schedule, init, init_from, train_step, eval_step)

@@ -90,7 +90,7 @@ def open_manager(directory: str, *, keep: int, resume_step: int | None) -> ocp.C
     (root / ".writable").unlink()
   except OSError as error:
     raise RequestError(f"Cannot write checkpoints to {root} ({error}). Choose another.") from error
-  steps = _steps(root)
+  steps = saved_steps(root)
   if resume_step not in (steps or [None]):
     raise RequestError(
       f"{root} holds checkpoints of steps {steps}, and the run would go on from {resume_step}. "
@@ -160,7 +160,7 @@ def restore_newest(
     CheckpointError: if there are checkpoints and none verifies.
   """
   root = epath.Path(directory).resolve()
-  steps = _steps(root)
+  steps = saved_steps(root)
   if step is not None:
     if step not in steps:
       raise RequestError(f"There is no checkpoint of step {step} in {root}; there is {steps}.")
@@ -190,7 +190,9 @@ def _alone() -> ocp.options.MultiprocessingOptions:
   )
 
 
-def _steps(root: epath.Path) -> list[int]:
+def saved_steps(directory: str) -> list[int]:
+  """The steps of all checkpoints in a directory, good or damaged."""
+  root = epath.Path(directory)
   paths = root.iterdir() if root.is_dir() else ()
   return sorted(int(path.name) for path in paths if path.name.isdecimal())
 

@@ -58,6 +58,7 @@ def default() -> ConfigDict:
   model.activation = config_dict.placeholder(str)
   model.alpha = config_dict.placeholder(float)
   model.se_ratio = config_dict.placeholder(float)
+  model.numerics = config_dict.placeholder(str)  # "timm", to go on with what timm trained
   model.stochdepth_rate = 0.25  # the paper's, for all variants
   model.drop_rate = config_dict.placeholder(float)
   model.use_two_convs = config_dict.placeholder(bool)
@@ -66,6 +67,10 @@ def default() -> ConfigDict:
   model.group_size = config_dict.placeholder(int)
   model.preactivation = config_dict.placeholder(bool)  # of networks with BatchNorm
   model.cross_replica_axis = config_dict.placeholder(str)  # theirs too; "devices" for one batch
+
+  config.init = init = ConfigDict()  # what the network starts from
+  init.weights = config_dict.placeholder(str)  # a weights file or a run; None: random values
+  init.head = config_dict.placeholder(str)  # "reset": a new classifier, for other classes
 
   config.data = data = ConfigDict()
   data.name = "digits"  # any TFDS name; "folder" for images in DIR/SPLIT/CLASS/
@@ -170,6 +175,11 @@ def _check(config: ConfigDict, info: DatasetInfo) -> None:
       raise RequestError(f"{key}={value} must be at least 0 and less than 1.")
   if config.dtype not in DTYPES:
     raise RequestError(f"unknown dtype={config.dtype!r}: choose one of {', '.join(DTYPES)}.")
+  if info.several_right:
+    raise RequestError(
+      f"data set {config.data.name!r} has several right classes for an image: it is for testing "
+      "only, with `nfnet-jax evaluate --weights`."
+    )
   if config.model.num_classes not in (None, info.num_classes):
     raise RequestError(
       f"model.num_classes={config.model.num_classes}, but data set {config.data.name!r} has "

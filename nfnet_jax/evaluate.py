@@ -1,20 +1,21 @@
 """Evaluation: every example counted exactly once, with the raw and with the averaged weights."""
 
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 from etils import epath
 
-from nfnet_jax import agreement, checkpoint, data, inference, models, parallel
+from nfnet_jax import agreement, checkpoint, data, inference, parallel
 from nfnet_jax import config as config_lib
 from nfnet_jax.batch import Batch
 from nfnet_jax.build import build
 from nfnet_jax.errors import RequestError
 from nfnet_jax.step import TrainState, make_eval_step
-from nfnet_jax.weights.accuracy import IMAGENET_ACCURACY
+from nfnet_jax.weights.accuracy import expected
 
 Variables = tuple[hk.Params, hk.State]
 
@@ -106,7 +107,7 @@ def evaluate_workdir(
 
 def evaluate_weights(
   path: str | pathlib.Path,
-  model: str,
+  model: str | None = None,
   *,
   dataset: str,
   split: str | None = None,
@@ -117,38 +118,51 @@ def evaluate_weights(
   """Evaluates weights from a file, with the network's own test size and preprocessing.
 
   Args:
-    path: see `weights.load_weights`.
-    model: one of `list_models()`.
-    dataset: any TFDS name, or "folder".
-    split: of the data set; "validation" of imagenet2012 and "test" of others by default.
+    path, model: see `inference.load_network`.
+    dataset: any TFDS name, or "folder". It has the network's classes, or some of ImageNet's by
+      name: guesses are then compared among these.
+    split: of the data set; "validation" of imagenet2012 and its kin and "test" of others by
+      default.
     data_dir: where the data are, if not at TFDS's own default.
     batch_size: global.
-    **overrides: as for `weights.load_weights`.
+    **overrides: as for `inference.load_network`; `size` among them.
 
   Returns:
-    `model`, `split`, and the metrics of `evaluate`; for the published networks on ImageNet also the
-    `expected_top1` and `expected_top5` of the published weights.
+    `model`, `split`, `size`, and the metrics of `evaluate`; for the published networks on ImageNet
+    and its other test sets also the `expected_top1` and `expected_top5` of the published weights.
 
   Raises:
     RequestError: if weights, network and data do not fit together.
   """
   parallel.check_batch_size(batch_size)
-  spec = models.get_spec(model)
-  split = split or ("validation" if dataset == "imagenet2012" else "test")
+  split = split or ("validation" if dataset.startswith("imagenet2012") else "test")
   config = config_lib.default().data
   config.update(name=dataset, dir=data_dir, train_split=split, test_split=split)
-  config.update(test_size=spec.test_size, test_resize=spec.test_resize)
-  num_classes = data.describe(config).num_classes
-  net, *variables = inference.load_network(path, model, num_classes=num_classes, **overrides)
-  eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=num_classes))
+  info = data.describe(config)
+  network = inference.load_network(path, model, **overrides)
+  size, padding, resize = network.preprocessing
+  config.update(test_size=size, test_padding=padding, test_resize=resize)
+  net = _guessing_among(network.net, data.choose_classes(info, network.num_classes))
+  eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=info.num_classes))
   batches = data.test_batches(
     config,
     batch_size=batch_size,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  metrics = evaluate(eval_step, {"": parallel.replicate(tuple(variables))}, batches)
-  expected = {}
-  if (dataset, split) == ("imagenet2012", "validation") and model in IMAGENET_ACCURACY:
-    expected = dict(zip(("expected_top1", "expected_top5"), IMAGENET_ACCURACY[model], strict=True))
-  return {"model": model, "split": split} | metrics | expected
+  variables = parallel.replicate((network.params, network.state))
+  metrics = evaluate(eval_step, {"": variables}, batches)
+  known = {} if "size" in overrides else expected(network.model, dataset, split)
+  return {"model": network.model, "split": split, "size": size} | metrics | known
+
+
+def _guessing_among(
+  net: hk.TransformedWithState, classes: Sequence[int]
+) -> hk.TransformedWithState:
+  """The network with these logits alone."""
+
+  def apply(*args: Any, **kwargs: Any) -> tuple[jax.Array, hk.State]:
+    logits, state = net.apply(*args, **kwargs)
+    return logits[:, jnp.array(classes)], state
+
+  return net._replace(apply=apply)

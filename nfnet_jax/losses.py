@@ -34,6 +34,24 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
   return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
 
 
+def likeliest(logits: Array, right: Array) -> Array:
+  """Of several right classes the one with the largest logit, by which a guess is judged.
+
+  A guess of `k` classes holds one of the right ones exactly if it holds this one, so that
+  `top_k_correct` then measures the accuracy of "Are we done with ImageNet?" (Beyer et al. 2020).
+
+  Args:
+    logits: `[N, K]`.
+    right: `[N, K]` bool.
+
+  Returns:
+    `[N]` class indices, int32; without a meaning where no class is right.
+  """
+  # From behind, because of equal logits the last ranks first.
+  scores = jnp.where(right, logits, -jnp.inf)[:, ::-1]
+  return logits.shape[-1] - 1 - jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+
 def top_k_correct(logits: Array, labels: Array, k: int) -> Array:
   """Whether the label is among the `k` largest logits.
 

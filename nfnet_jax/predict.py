@@ -1,38 +1,24 @@
 """Predictions for image files: classes with their probabilities, or features. No TensorFlow."""
 
+import io
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from nfnet_jax import augment, inference, models, preprocess
+from nfnet_jax import augment, inference, output, preprocess
 from nfnet_jax.errors import RequestError
-
-
-class Predictor(NamedTuple):
-  """A network with its weights, and how its images are prepared.
-
-  Attributes:
-    apply: from `[N, size, size, 3]` pixels in 0..255 to `[N, num_classes]` logits, or to features.
-    size, padding, resize: see `preprocess.prepare`.
-  """
-
-  apply: Callable[[np.ndarray], jax.Array]
-  size: int
-  padding: int
-  resize: str
 
 
 def run(
   images: Iterable[str],
   *,
   weights: str,
-  model: str,
-  num_classes: int = 1000,
+  model: str | None = None,
   classes: str | None = None,
   top: int = 5,
   batch_size: int = 8,
@@ -44,13 +30,13 @@ def run(
 
   Args:
     images: files and folders.
-    weights, model, num_classes: see `weights.load_weights`.
+    weights, model: see `inference.load_network`.
     classes: file of class names.
     top: how many classes to give.
     batch_size: see `predict`.
     features: an `.npz` to write the pooled features `[images, C]` to, with the `images`' names.
     force: whether to replace that file.
-    **overrides: see `load_predictor`.
+    **overrides: as for `inference.load_network`.
 
   Yields:
     For each image, `image` and `top` (see `top_classes`), or `error`. With `features` only the
@@ -63,65 +49,26 @@ def run(
   if top < 1 or batch_size < 1:
     raise RequestError(f"top={top} and batch_size={batch_size} must be at least 1.")
   paths = find_images(map(pathlib.Path, images))
-  names = read_class_names(pathlib.Path(classes), num_classes) if classes else None
-  if features and pathlib.Path(features).exists() and not force:
-    raise RequestError(f"{features} exists: choose another file, or replace it with --force.")
-  predictor = load_predictor(
-    pathlib.Path(weights), model, num_classes=num_classes, features=bool(features), **overrides
-  )
+  if features:
+    output.check_free(pathlib.Path(features), force)
+  network = inference.load_network(weights, model, features=bool(features), **overrides)
+  names = read_class_names(pathlib.Path(classes), network.num_classes) if classes else None
   done, num_errors = {}, 0
-  for path, output in predict(predictor, paths, batch_size):
-    if isinstance(output, RequestError):
+  for path, result in predict(network, paths, batch_size):
+    if isinstance(result, RequestError):
       num_errors += 1
-      yield {"image": str(path), "error": str(output)}
+      yield {"image": str(path), "error": str(result)}
     elif features:
-      done[str(path)] = output
+      done[str(path)] = result
     else:
-      yield {"image": str(path), "top": top_classes(output, top, names)}
+      yield {"image": str(path), "top": top_classes(result, top, names)}
   if features and done:
-    with open(features, "wb") as file:
-      np.savez(file, images=np.array(list(done)), features=np.stack(list(done.values())))
+    content = io.BytesIO()
+    np.savez(content, images=np.array(list(done)), features=np.stack(list(done.values())))
+    output.write(pathlib.Path(features), content.getvalue())
     yield {"features": features, "images": len(done)}
   if num_errors:
     raise RequestError(f"{num_errors} of {len(paths)} images could not be read; see their errors.")
-
-
-def load_predictor(
-  path: pathlib.Path,
-  model: str,
-  *,
-  num_classes: int = 1000,
-  features: bool = False,
-  size: int | None = None,
-  padding: int = 32,
-  **overrides: Any,
-) -> Predictor:
-  """Loads a network for predictions.
-
-  Args:
-    path: of the weights, see `weights.load_weights`.
-    model: one of `list_models()`.
-    num_classes: of the network.
-    features: gives pooled features instead of logits.
-    size: of the images in pixels; the network's test size by default.
-    padding: pixels that the centre crop leaves out.
-    **overrides: as for `create_model`.
-
-  Raises:
-    RequestError: as `weights.load_weights`.
-  """
-  net, params, state = inference.load_network(
-    path, model, num_classes=num_classes, features=features, **overrides
-  )
-
-  @jax.jit
-  def apply(params, images):
-    return net.apply(params, state, None, augment.normalize(images))[0]
-
-  spec = models.get_spec(model)
-  return Predictor(
-    lambda images: apply(params, images), size or spec.test_size, padding, spec.test_resize
-  )
 
 
 def find_images(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
@@ -145,32 +92,38 @@ def find_images(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def predict(
-  predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int
+  network: inference.Network, paths: Sequence[pathlib.Path], batch_size: int
 ) -> Iterator[tuple[pathlib.Path, np.ndarray | RequestError]]:
   """What the network gives for each image, in order, batch by batch.
 
   Args:
-    predictor: the network.
+    network: with its weights.
     paths: of the images.
-    batch_size: images that are computed together; all batches are filled up to it, so that the
-      network compiles once.
+    batch_size: images that are computed together, if there are as many. The last batch is filled
+      up, so that the network compiles once.
 
   Yields:
     Each path with its logits or features, or with the error of an image that cannot be read.
   """
+
+  @jax.jit
+  def apply(params, images):
+    return network.net.apply(params, network.state, None, augment.normalize(images))[0]
+
+  size, batch_size = network.preprocessing.size, min(batch_size, len(paths))
   for start in range(0, len(paths), batch_size):
     batch = paths[start : start + batch_size]
-    images = np.zeros((batch_size, predictor.size, predictor.size, 3), np.float32)
+    images = np.zeros((batch_size, size, size, 3), np.float32)
     errors = {}
     for i, path in enumerate(batch):
       try:
         pixels = preprocess.read_image(path)
-        images[i] = preprocess.prepare(pixels, predictor.size, predictor.padding, predictor.resize)
+        images[i] = preprocess.prepare(pixels, *network.preprocessing)
       except RequestError as error:
         errors[i] = error
-    outputs = np.asarray(predictor.apply(images)) if len(errors) < len(batch) else images
-    for i, (path, output) in enumerate(zip(batch, outputs, strict=False)):
-      yield path, errors.get(i, output)
+    results = np.asarray(apply(network.params, images)) if len(errors) < len(batch) else images
+    for i, (path, result) in enumerate(zip(batch, results, strict=False)):
+      yield path, errors.get(i, result)
 
 
 def top_classes(logits: np.ndarray, k: int, names: Sequence[str] | None) -> list[dict]:

@@ -6,11 +6,40 @@ overshoot kept, which is not what Pillow's own resize computes.
 
 import functools
 import os
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nfnet_jax.errors import RequestError
+
+
+class Preprocessing(NamedTuple):
+  """What evaluation does to an image.
+
+  Attributes:
+    size: pixels of the result.
+    padding: pixels that the centre crop leaves out.
+    resize: "squash" to a square of `size + padding`, then centre crop, as for NFNets; "central" for
+      the centre crop first, as for the others.
+  """
+
+  size: int
+  padding: int
+  resize: str
+
+  def checked(self) -> "Preprocessing":
+    """Itself; raises RequestError for values that make no image."""
+    numbers = isinstance(self.size, int) and isinstance(self.padding, int)
+    if not numbers or self.size < 1 or self.padding < 0 or self.resize not in RESIZES:
+      raise RequestError(
+        f"images of size={self.size}, padding={self.padding}, resize={self.resize!r} cannot be: "
+        f"give a size of at least 1, a padding of at least 0, and {' or '.join(RESIZES)}."
+      )
+    return self
+
+
+RESIZES = ("squash", "central")
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -36,10 +65,7 @@ def prepare(image: np.ndarray, size: int, padding: int, resize: str) -> np.ndarr
 
   Args:
     image: `[height, width, 3]` uint8.
-    size: pixels of the result.
-    padding: pixels that the centre crop leaves out.
-    resize: "squash" to a square of `size + padding`, then centre crop, as for NFNets; "central" for
-      the centre crop first, as for the others.
+    size, padding, resize: see `Preprocessing`.
 
   Returns:
     `[size, size, 3]` float32, about 0..255.

@@ -187,13 +187,19 @@ def make_eval_step(
 
   Returns:
     A function of parameters, network state and this replica's `Batch`, that gives sums over the
-    global batch, padding left out: `examples`, `loss`, `top1`, `top5`.
+    global batch, padding left out: `examples`, `loss`, `top1`, `top5`. Of several right classes
+    the one with the largest logit counts; images without any do not.
   """
 
   def eval_step(params: hk.Params, net_state: hk.State, batch: Batch) -> Metrics:
-    _check_batch(batch)
     images = augment.normalize(batch.images)
     logits, _ = net.apply(params, net_state, None, images, is_training=False)
+    if batch.labels.ndim == 2:
+      batch = batch._replace(
+        labels=losses.likeliest(logits, batch.labels),
+        mask=batch.mask * jnp.any(batch.labels, axis=-1),
+      )
+    _check_batch(batch)
     per_example = {
       "examples": jnp.ones_like(batch.mask),
       "loss": losses.cross_entropy(logits, losses.soft_labels(batch.labels, num_classes)),

@@ -5,17 +5,19 @@ import logging
 import sys
 from typing import Any
 
+import haiku as hk
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from nfnet_jax import agreement, checkpoint, curves, data, distributed, parallel
+from nfnet_jax import agreement, checkpoint, curves, data, distributed, parallel, weights
 from nfnet_jax import config as config_lib
 from nfnet_jax import metrics as metrics_lib
 from nfnet_jax import record as record_lib
 from nfnet_jax.build import build
+from nfnet_jax.errors import RequestError
 from nfnet_jax.evaluate import evaluate, weights_of
 from nfnet_jax.meter import Meter
 from nfnet_jax.step import images_per_example
@@ -65,10 +67,12 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   agreement.on_config(config)
   built = build(config)
   template = jax.eval_shape(built.init)
+  directory = workdir / "checkpoints"
+  given = None if checkpoint.saved_steps(directory) else _given_weights(config)
   record_lib.claim_workdir(workdir, config)
 
-  restored = checkpoint.restore_newest(workdir / "checkpoints", template)
-  start, state = restored or (0, built.init())
+  restored = checkpoint.restore_newest(directory, template)
+  start, state = restored or (0, built.init_from(*given) if given else built.init())
   agreement.on_state(start, state)
   _announce(config, info, state.params, start)
   if start == config.steps:
@@ -121,6 +125,24 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         return _stopped(step, workdir)
 
   return _conclude(workdir)
+
+
+def _given_weights(config: ConfigDict) -> tuple[hk.Params, hk.State] | None:
+  """What `config.init` asks to start from."""
+  init, model = config.init, config.model
+  if init.weights is None:
+    if init.head is not None:
+      raise RequestError(f"init.head={init.head!r} without init.weights: name a weights file.")
+    return None
+  log.info("starting from %s%s", init.weights, ", with a new classifier" if init.head else "")
+  return weights.load_variables(
+    init.weights,
+    model.name,
+    num_classes=model.num_classes,
+    head=init.head,
+    rng=jax.random.key(config.seed),
+    **config_lib.model_kwargs(config),
+  )
 
 
 def _due(step: int, every: int, config: ConfigDict) -> bool:

@@ -145,12 +145,11 @@ def test_other_file_format(tmp_path: Path) -> None:
   assert "tfrecord" in message
 
 
-def test_several_right_classes_are_not_taken_for_one() -> None:
+def test_the_label_is_the_supervised_one() -> None:
   from nfnet_jax.data.tfds import _find_features
 
-  real = tfds.builder("imagenet2012_real")
-  with pytest.raises(RequestError, match="several right classes for an image \\('real_label'\\)"):
-    _find_features(real)
+  real = tfds.builder("imagenet2012_real")  # has an original label too
+  assert _find_features(real) == ("image", "real_label")
   assert _find_features(tfds.builder("imagenet_v2")) == ("image", "label")
 
 

@@ -33,7 +33,7 @@ def params():
 def test_it_predicts_with_jax_alone_at_any_batch_size(params, tmp_path, capsys):
   weights, out = tmp_path / "micro.npz", tmp_path / "micro.jax"
   np.savez(weights, **{f"{m}/{n}": x for m, leaves in params.items() for n, x in leaves.items()})
-  words = ["export", f"--weights={weights}", "--model=nfnet_micro", "--num_classes=10"]
+  words = ["export", f"--weights={weights}"]
   assert main([*words, f"--out={out}"]) == 0
   result = json.loads(capsys.readouterr().out)
   assert (result["size"], result["bytes"]) == (32, out.stat().st_size)
@@ -47,6 +47,8 @@ def test_it_predicts_with_jax_alone_at_any_batch_size(params, tmp_path, capsys):
     ours = np.concatenate([logits["three"], logits["one"]])
   np.testing.assert_allclose(ours, expected, atol=1e-5)
 
+  assert main([*words, f"--out={tmp_path}/no/where"]) == 2
+  assert "in a folder that exists" in capsys.readouterr().err
   before = out.read_bytes()
   assert main([*words, f"--out={out}"]) == 2
   assert "exists" in capsys.readouterr().err

@@ -25,7 +25,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 # A module imports only from rows above its own. `models`, `data` and `augment` count as one each.
 ROWS = (
   {"errors", "batch"},
-  {"agc", "losses", "augment", "metrics", "preprocess", "digest", "failure"},
+  {"agc", "losses", "augment", "metrics", "output", "preprocess", "digest", "failure"},
   {"models", "data", "curves", "distributed"},
   {"config", "optim"},
   {"config_file", "agreement"},

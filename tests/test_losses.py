@@ -61,3 +61,17 @@ def test_what_is_not_a_number_is_never_correct():
   labels = jnp.array([0, 1, 1])
   np.testing.assert_array_equal(losses.top_k_correct(logits, labels, 1), [0, 0, 0])
   np.testing.assert_array_equal(losses.top_k_correct(logits, labels, 5), [0, 0, 1])
+
+
+def test_the_likeliest_of_several_right_classes_stands_for_all():
+  rng = np.random.default_rng(0)
+  logits = rng.integers(0, 4, (200, 8)).astype(np.float32)  # with many equal ones
+  right = rng.random((200, 8)) < 0.2
+  right[:, 0] |= ~right.any(1)
+  label = losses.likeliest(jnp.asarray(logits), jnp.asarray(right))
+  assert label.dtype == jnp.int32
+  guesses = np.lexsort((np.arange(8)[None] * np.ones_like(logits), logits))[:, ::-1]
+  for k in (1, 2, 5):
+    expected = np.take_along_axis(right, guesses, 1)[:, :k].any(1)
+    np.testing.assert_array_equal(losses.top_k_correct(logits, label, k), expected)
+    assert 0 < expected.mean() < 1 or k == 5

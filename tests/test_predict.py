@@ -13,6 +13,7 @@ from PIL import Image
 from nfnet_jax import augment, create_model, data, preprocess
 from nfnet_jax import config as config_lib
 from nfnet_jax.__main__ import main
+from nfnet_jax.weights import save_weights
 from tests import golden
 
 SIZE = 32
@@ -49,6 +50,36 @@ def images(tmp_path_factory):
 
 def words(weights, *others):
   return ["predict", f"--weights={weights}", "--model=nfnet_micro", "--num_classes=10", *others]
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_a_file_says_its_network_itself(weights, params, images, capsys, tmp_path, kind):
+  """By its metadata, or else by its shapes."""
+  path = weights
+  if kind == "safetensors":
+    path = tmp_path / "f"
+    how = '{"size": 40, "padding": 4, "resize": "central"}'
+    save_weights(path, params, "nfnet_micro", provenance={"preprocessing": how})
+  image = str(images / "a.png")
+  assert main(["predict", f"--weights={path}", image]) == 0
+  [line] = lines(capsys)
+  size, padding, resize = (32, 32, "squash") if kind == "npz" else (40, 4, "central")
+  pixels = preprocess.prepare(preprocess.read_image(image), size, padding, resize)
+  logits = create_model("nfnet_micro", 10).apply(params, {}, None, augment.normalize(pixels[None]))
+  expected = np.asarray(jax.nn.softmax(logits[0][0]))
+  ours = [each["probability"] for each in line["top"]]
+  np.testing.assert_allclose(ours, np.sort(expected)[::-1][:5], atol=1e-5)
+
+
+def test_a_network_without_classifier_gives_features_alone(params, images, capsys, tmp_path):
+  path, out = tmp_path / "f", tmp_path / "features.npz"
+  body = {module: leaves for module, leaves in params.items() if module != "NFNet/~/linear"}
+  save_weights(path, body, "nfnet_micro")
+  assert main(["predict", f"--weights={path}", str(images)]) == 2
+  assert "features only" in capsys.readouterr().err
+  assert main(["predict", f"--weights={path}", f"--features={out}", str(images)]) == 0
+  with np.load(out) as stored:
+    assert stored["features"].shape == (4, 512)
 
 
 def lines(capsys):
@@ -120,6 +151,10 @@ def test_what_is_no_image_is_named_and_the_others_are_predicted(weights, images,
     (["--batch_size=0", "{images}"], "batch_size=0"),
     (["--classes=nowhere", "{images}"], "cannot read class names from nowhere"),
     (["--classes={images}/e.txt", "{images}"], "names 1 classes, but the network has 10"),
+    (["--features={images}/no/f.npz", "{images}"], "in a folder that exists"),
+    (["--features={images}", "{images}"], "cannot write"),
+    (["--size=0", "{images}"], "size=0"),
+    (["--num_classes=9", "{images}"], "num_classes=10: ask for that"),
   ],
 )
 def test_bad_requests(weights, images, capsys, others, said):
@@ -178,6 +213,7 @@ def test_evaluating_weights(weights, params, capsys, tmp_path):
   ("argv", "said"),
   [
     (["--weights=x", "--model=nfnet_f0"], "--dataset is missing"),
+    (["--workdir=x", "--size=64"], "--weights is missing"),
     (["--workdir=x", "--weights=y", "--model=m", "--dataset=d"], "exclude each other"),
     (["--weights=nowhere", "--model=nfnet_micro", "--dataset=digits"], "nowhere"),
   ],

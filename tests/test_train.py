@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from nfnet_jax import checkpoint, config_file, data, metrics
+from nfnet_jax import checkpoint, config_file, data, metrics, weights
 from nfnet_jax import config as config_lib
 from nfnet_jax.__main__ import main
 from nfnet_jax.build import build
@@ -41,6 +41,9 @@ TINY = {
   "eval_every": 1,
   "checkpoint_every": 3,
 }
+
+
+NETWORK = {"widths": (16, 16), "depths": (1, 1), "group_size": 8}  # the same, for create_model
 
 
 @pytest.fixture(scope="module")
@@ -292,3 +295,51 @@ def test_a_run_that_diverges_stops(command, tmp_path, capsys):
   assert step == 1
   assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
   assert metrics.read(tmp_path) == []
+
+
+def test_starting_from_weights(command, finished, tmp_path, capsys, caplog):
+  """The first checkpoint is of the given weights if the learning rate is 0; averages follow."""
+  given = weights.load_weights(finished, "nfnet_micro", num_classes=10, **NETWORK)
+  changes = {"init.weights": finished, "steps": 1, "optimizer.learning_rate": 0.0}
+  words = command(tmp_path / "run", **changes)
+  assert main(words) == 0
+  state = restore(tmp_path / "run")
+  for params in (state.params, state.ema_params):
+    jax.tree.map(np.testing.assert_array_equal, params, given)
+  # Carrying on does not ask for them again.
+  changes["init.weights"] = moved = tmp_path / "moved"
+  shutil.copytree(finished, moved)
+  assert main(command(tmp_path / "other", **changes)) == 0
+  shutil.rmtree(moved)
+  caplog.clear()
+  assert main(command(tmp_path / "other", **changes)) == 0
+  assert "nothing is left to train" in caplog.text
+  assert "starting from" not in caplog.text
+
+
+def test_a_new_classifier_for_given_weights(command, finished, tmp_path):
+  changes = {"init.weights": finished, "init.head": "reset", "steps": 1}
+  assert main(command(tmp_path, **changes | {"optimizer.learning_rate": 0.0})) == 0
+  config = config_lib.load(tmp_path / "config.json")
+  given = weights.load_weights(finished, "nfnet_micro", num_classes=10, **NETWORK)
+  fresh = build(config).init().params["NFNet/~/linear"]
+  expected = given | {"NFNet/~/linear": fresh}
+  jax.tree.map(np.testing.assert_array_equal, restore(tmp_path).params, expected)
+  assert np.abs(fresh["w"] - given["NFNet/~/linear"]["w"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"init.weights": "nowhere"}, "cannot read weights from nowhere"),
+    ({"init.head": "reset"}, "without init.weights"),
+    ({"init.weights": "{finished}", "init.head": "keep"}, "head must be"),
+    ({"init.weights": "{finished}", "model.widths": "(16,32)"}, "widths=[16, 16], not [16, 32]"),
+    ({"init.weights": "{finished}", "model.name": "nfnet_f0"}, "holds model='nfnet_micro'"),
+  ],
+)
+def test_weights_that_do_not_fit(command, finished, tmp_path, capsys, changes, said):
+  changes = {key: str(value).format(finished=finished) for key, value in changes.items()}
+  assert main(command(tmp_path / "run", **changes)) == 2
+  assert said in capsys.readouterr().err.splitlines()[-1]
+  assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import struct
 import zipfile
 
@@ -17,6 +18,8 @@ from nfnet_jax import checkpoint
 from nfnet_jax import config as config_lib
 from nfnet_jax.build import build
 from nfnet_jax.errors import RequestError
+from nfnet_jax.inference import load_network
+from nfnet_jax.preprocess import Preprocessing
 from nfnet_jax.weights import convert, load_variables, load_weights, published, save_weights
 from nfnet_jax.weights.files import Entry, Stored
 from nfnet_jax.weights.fit import check_fit, fitting_models, flatten, init_shapes, unflatten
@@ -167,11 +170,36 @@ def safetensors_of(header, data=b"", size=None):
     safetensors_of({"w": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, b"1234"),
     safetensors_of({"w": {"dtype": "PY", "shape": [1], "data_offsets": [0, 4]}}, b"1234"),
     safetensors_of({"__metadata__": {"model": 3}}),
+    safetensors_of({"__metadata__": {"format": "nfnet_jax", "overrides": "{"}}),
+    safetensors_of({"__metadata__": {"format": "nfnet_jax", "overrides": "[1]"}}),
+    safetensors_of({"__metadata__": {"format": "nfnet_jax", "overrides": "[" * 99999}}),
+    safetensors_of({"__metadata__": {"format": "nfnet_jax", "preprocessing": "3"}}),
   ],
 )
 def test_hostile_headers(content, tmp_path):
   (tmp_path / "f").write_bytes(content)
   assert "truncated or damaged safetensors" in refusal(tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+  ("key", "text", "said"),
+  [
+    ("preprocessing", '{"size": "big"}', "size='big'"),
+    ("preprocessing", '{"resize": "no"}', "squash or central"),
+    ("preprocessing", '{"resize": []}', "resize=[]"),
+    ("preprocessing", '{"zoom": 3}', "damaged metadata"),
+    ("overrides", '{"zoom": 3}', "zoom"),
+    ("overrides", '{"widths": 3}', "widths"),
+    ("overrides", '{"depths": ["x", 1, 1]}', "depths"),
+    ("model", "nfnet_f00", "unknown model"),
+    ("numerics", "torch", "torch"),
+  ],
+)
+def test_hostile_metadata(params, tmp_path, key, text, said):
+  save_weights(tmp_path / "f", params, "nfnet_micro", provenance={key: text})
+  with pytest.raises(RequestError) as error:
+    load_network(tmp_path / "f")
+  assert said in str(error.value)
 
 
 def test_archives_of_something_else(params, tmp_path):
@@ -291,6 +319,7 @@ def test_checksums_of_published_files_are_reported(params, tmp_path, caplog, mon
   load_weights(path, **MICRO)
   assert f"is the published F5_haiku.npz (md5 {md5})" in caplog.text
   assert len({*published._MD5.values()}) == 7
+  assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in published._MD5.values())
 
 
 RUNS = {
@@ -339,5 +368,12 @@ def test_a_run_directory(run, tmp_path):
   exactly(load_variables(tmp_path / "f", **arguments), variables)
   convert(tmp_path / "f", tmp_path / "g", config.model.name, "published")
   exactly(load_variables(tmp_path / "g", **arguments), variables)
+  # What is asked of no one follows from the run, and goes with the file.
+  kept = Preprocessing(16, padding=0, resize=config.data.test_resize)
+  for path in (workdir, tmp_path / "f"):
+    network = load_network(path)
+    assert (network.model, network.num_classes) == (config.model.name, 4)
+    assert network.preprocessing == kept
+    assert load_network(path, size=24).preprocessing == kept._replace(size=24)
   raw = convert(workdir, tmp_path / "f", config.model.name, averaged=False, force=True)
   assert raw["source"].endswith("raw weights")

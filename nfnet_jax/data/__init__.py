@@ -17,7 +17,7 @@ from nfnet_jax.errors import RequestError
 if TYPE_CHECKING:
   from nfnet_jax.data.source import Share, Source
 
-__all__ = ["DatasetInfo", "describe", "test_batches", "train_batches"]
+__all__ = ["DatasetInfo", "choose_classes", "describe", "test_batches", "train_batches"]
 
 
 class DatasetInfo(NamedTuple):
@@ -28,12 +28,14 @@ class DatasetInfo(NamedTuple):
     class_names: `num_classes` names, in the order of the labels.
     num_train: number of training examples.
     num_test: number of test examples.
+    several_right: whether an image may have several right classes; such a set is for testing only.
   """
 
   num_classes: int
   class_names: tuple[str, ...]
   num_train: int
   num_test: int
+  several_right: bool = False
 
 
 def describe(data: ConfigDict) -> DatasetInfo:
@@ -49,9 +51,36 @@ def describe(data: ConfigDict) -> DatasetInfo:
     RequestError: the data set, a split or a needed feature does not exist, or is empty.
   """
   train, test = _open(data)
-  return DatasetInfo(
-    len(train.class_names), train.class_names, train.num_examples, test.num_examples
-  )
+  sizes = train.num_examples, test.num_examples
+  return DatasetInfo(len(train.class_names), train.class_names, *sizes, train.several_right)
+
+
+def choose_classes(info: DatasetInfo, num_classes: int) -> tuple[int, ...]:
+  """Finds the classes of a data set among those of a network.
+
+  Args:
+    info: of the data set.
+    num_classes: of the network. 1000 are taken for ImageNet's if the data set's classes have names
+      of ImageNet's, such as n01440764: all of them or a few, in any order.
+
+  Returns:
+    For each class of the data set, its index among the network's.
+
+  Raises:
+    RequestError: if they have other numbers of classes, and names do not help.
+  """
+  if num_classes == 1000:
+    from nfnet_jax.data.tfds import imagenet_classes
+
+    index = {name: i for i, name in enumerate(imagenet_classes())}
+    if index.keys() >= set(info.class_names):
+      return tuple(index[name] for name in info.class_names)
+  if num_classes != info.num_classes:
+    raise RequestError(
+      f"The network has {num_classes} classes, and the data set {info.num_classes} that are not"
+      f" ImageNet's by name ({info.class_names[0]!r}, ...): choose a set of the network's classes."
+    )
+  return tuple(range(num_classes))
 
 
 def train_batches(

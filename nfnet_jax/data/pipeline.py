@@ -55,7 +55,10 @@ def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Bat
 
   parts = _read(source, stream, decode, 0, share)
   # The last batch's positions may all belong to other processes; this one still takes part in it.
-  nothing = np.zeros([0, data.test_size, data.test_size, 3], np.float32), np.zeros([0], np.int32)
+  nothing = (
+    np.zeros([0, data.test_size, data.test_size, 3], np.float32),
+    np.zeros([0, len(source.class_names)], bool) if source.several_right else np.zeros(0, np.int32),
+  )
   num_batches = -(-source.num_examples // share.batch_size)
   return (_pad(*next(parts, nothing), share.size) for _ in range(num_batches))
 
@@ -116,8 +119,5 @@ def _pad(images: np.ndarray, labels: np.ndarray, size: int) -> Batch:
   """Fills a batch up to `size` examples."""
   count = len(labels)
   missing = size - count
-  return Batch(
-    np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]),
-    np.pad(labels, [(0, missing)]),
-    np.pad(np.ones(count, np.float32), [(0, missing)]),
-  )
+  batch = Batch(images, labels, np.ones(count, np.float32))
+  return Batch(*(np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for x in batch))

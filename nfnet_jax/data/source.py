@@ -17,10 +17,12 @@ class Source(NamedTuple):
     records: from a seed, `[2]` int64, and two int64 numbers, that many records from the first one
       on, in the order that the seed gives; from `None` instead of a seed, in a fixed order.
     encoded: from a record, the content of its image file (a string scalar).
-    label: from a record, its label (int32 scalar).
+    label: from a record, its label (int32 scalar); or, for each class, whether it is right
+      (`[num_classes]` bool).
     locate: from a record, the name by which its owner can find the image (a string scalar).
     files: the TFRecord files that hold the records; none if a record is a file of its own.
     remedy: what the owner of a damaged image is to do.
+    several_right: which of the two kinds of label the records have.
   """
 
   num_examples: int
@@ -31,6 +33,7 @@ class Source(NamedTuple):
   locate: Callable[[Record], tf.Tensor]
   files: tuple[str, ...]
   remedy: str
+  several_right: bool = False
 
 
 class Share(NamedTuple):

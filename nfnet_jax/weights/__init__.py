@@ -1,6 +1,15 @@
 """Foreign weights in and out: published files, timm's, our own runs."""
 
 from nfnet_jax.weights.convert import FORMATS, convert, save_weights
-from nfnet_jax.weights.load import load_variables, load_weights
+from nfnet_jax.weights.load import load_stored, load_variables, load_weights, open_weights, settle
 
-__all__ = ["FORMATS", "convert", "load_variables", "load_weights", "save_weights"]
+__all__ = [
+  "FORMATS",
+  "convert",
+  "load_stored",
+  "load_variables",
+  "load_weights",
+  "open_weights",
+  "save_weights",
+  "settle",
+]

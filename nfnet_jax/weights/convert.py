@@ -12,10 +12,14 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from nfnet_jax import output
 from nfnet_jax.errors import RequestError
 from nfnet_jax.weights import fit, published, timm
 from nfnet_jax.weights.files import OURS
-from nfnet_jax.weights.load import load_stored, open_weights
+from nfnet_jax.weights.load import load_stored, open_weights, settle
+
+# Metadata that follow from the network itself; all others are passed on.
+_OF_THE_NETWORK = ("format", "model", "numerics", "num_classes", "overrides")
 
 FORMATS = ("safetensors", "timm", "published")
 
@@ -55,7 +59,7 @@ def save_weights(
   path = pathlib.Path(path)
   if to not in FORMATS:
     raise RequestError(f"unknown format {to!r}: choose one of {', '.join(FORMATS)}.")
-  _check_free(path, force)
+  output.check_free(path, force)
   numerics = overrides.pop("numerics", "published")
   if to == "published" and numerics != "published":
     raise RequestError(
@@ -65,12 +69,12 @@ def save_weights(
   leaves = jax.device_get(fit.flatten(params) | fit.flatten(state or {}))
   metadata = {
     **{"format": OURS, "model": model, "numerics": numerics},
-    **{key: str(size) for key, size in [("num_classes", _count_classes(leaves))] if size},
+    **{key: str(size) for key, size in [("num_classes", fit.count_classes(leaves))] if size},
     **({"overrides": json.dumps(overrides, default=str)} if overrides else {}),
     **(provenance or {}),
   }
   content = _encode(leaves, to, metadata)
-  _write(path, content)
+  output.write(path, content)
   return {
     **{"out": str(path), "sha256": hashlib.sha256(content).hexdigest(), "leaves": len(leaves)},
     "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
@@ -81,7 +85,7 @@ def save_weights(
 def convert(
   path: str | pathlib.Path,
   out: str | pathlib.Path,
-  model: str,
+  model: str | None = None,
   to: str = "safetensors",
   *,
   averaged: bool = True,
@@ -93,7 +97,7 @@ def convert(
   Args:
     path: anything that `load_weights` reads; it tells the number of classes.
     out: the new file.
-    model: the network's name in `list_models()`.
+    model: the network's name in `list_models()`; by default the one that the file names or fits.
     to: see `save_weights`.
     averaged: of a run directory, the averaged weights or the raw ones.
     force: whether an existing file is replaced.
@@ -101,24 +105,21 @@ def convert(
       them.
 
   Returns:
-    As `save_weights`. The provenance is that of the first file in a chain of conversions.
+    As `save_weights`. What else a file says about itself goes on to the next; the source is that
+    of the first in a chain of conversions.
 
   Raises:
     RequestError: as `load_weights` and `save_weights`.
   """
-  _check_free(pathlib.Path(out), force)  # before the work
+  output.check_free(pathlib.Path(out), force)  # before the work
   stored = open_weights(path, averaged=averaged)
-  said = stored.metadata
-  # Not all networks take this argument.
-  numerics = {"numerics": "timm"} if said.get("numerics") == "timm" else {}
-  overrides = json.loads(said.get("overrides", "{}")) | numerics | overrides
-  num_classes = fit.count_classes(stored.entries) or 0
+  model, num_classes, overrides = settle(stored, model, overrides)
   params, state = load_stored(stored, model, num_classes=num_classes, **overrides)
-  provenance = {key: said[key] for key in ("source", "source_sha256") if key in said}
-  if not provenance:
-    provenance = {"source": stored.path.name, "source_sha256": _sha256(stored.path)}
+  about = {key: text for key, text in stored.metadata.items() if key not in _OF_THE_NETWORK}
+  if "source" not in about:
+    about |= {"source": stored.path.name, "source_sha256": _sha256(stored.path)}
   return save_weights(
-    out, params, model, state=state, to=to, provenance=provenance, force=force, **overrides
+    out, params, model, state=state, to=to, provenance=about, force=force, **overrides
   )
 
 
@@ -140,25 +141,6 @@ def _sort_metadata(content: bytes) -> bytes:
   text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
   text += b" " * (-len(text) % 8)
   return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[end:]])
-
-
-def _check_free(path: pathlib.Path, force: bool) -> None:
-  if path.exists() and not force:
-    raise RequestError(f"{path} exists: choose another name, or replace it with --force.")
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-  partial = path.with_name(path.name + ".partial")
-  try:
-    partial.write_bytes(content)
-    partial.replace(path)
-  except OSError as error:
-    partial.unlink(missing_ok=True)
-    raise RequestError(f"cannot write {path}: {error.strerror}.") from error
-
-
-def _count_classes(leaves: Mapping[str, np.ndarray]) -> int | None:
-  return next((leaf.shape[-1] for name, leaf in leaves.items() if fit.is_head(name)), None)
 
 
 def _sha256(path: pathlib.Path) -> str:

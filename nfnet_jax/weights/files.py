@@ -1,5 +1,6 @@
 """Reads the formats that weights come in, each as a table of leaves."""
 
+import json
 import pathlib
 import zipfile
 import zlib
@@ -38,7 +39,8 @@ class Stored(NamedTuple):
     kind: "pickle", "npz", "safetensors" or "run".
     entries: its leaves by name, for instance `NFNet/~/stem_conv0/w`; timm's own names if it has
       those.
-    metadata: `model`, `numerics`, `num_classes`, `source`, `source_sha256`, as far as it says.
+    metadata: `model`, `numerics`, `num_classes`, `overrides` (JSON), `preprocessing` (JSON, see
+      `nfnet_jax.preprocess`), `source`, `source_sha256`, as far as it says.
   """
 
   path: pathlib.Path
@@ -91,11 +93,16 @@ def _read_safetensors(path: pathlib.Path) -> Stored:
     file = safe_open(path, "numpy")  # stays open for the entries
     metadata = file.metadata() or {}
     entries = {name: _safetensors_entry(file, name) for name in file.keys()}  # noqa: SIM118
-  except SafetensorError as error:
+    if metadata.get("format") != OURS:
+      return Stored(path, "safetensors", entries, {})
+    for key in ("overrides", "preprocessing"):
+      if not isinstance(json.loads(metadata.get(key, "{}")), dict):
+        raise ValueError(f"{key} is no dictionary")
+  except (SafetensorError, ValueError, RecursionError) as error:
     raise RequestError(
       f"{path} is a truncated or damaged safetensors file ({error}): get it again."
     ) from error
-  return Stored(path, "safetensors", entries, metadata if metadata.get("format") == OURS else {})
+  return Stored(path, "safetensors", entries, metadata)
 
 
 def _safetensors_entry(file: safe_open, name: str) -> Entry:

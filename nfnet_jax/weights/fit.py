@@ -57,7 +57,7 @@ def is_stem_kernel(name: str) -> bool:
   return name.split("/", 1)[-1] in ("~/stem_conv0/w", "~/initial_conv/w")
 
 
-def count_classes(entries: Mapping[str, Entry]) -> int | None:
+def count_classes(entries: Mapping[str, Entry | np.ndarray]) -> int | None:
   """Number of classes that a file's classifier has; None without a classifier."""
   sizes = [entry.shape[-1] for name, entry in entries.items() if is_head(name) and entry.shape]
   return sizes[-1] if sizes else None

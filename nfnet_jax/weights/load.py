@@ -155,6 +155,36 @@ def open_weights(path: str | pathlib.Path, *, averaged: bool = True) -> Stored:
   return stored._replace(entries=timm.from_timm(stored.entries))
 
 
+def settle(
+  stored: Stored, model: str | None, overrides: dict[str, Any]
+) -> tuple[str, int, dict[str, Any]]:
+  """What is to be made of a file: as asked for, and for the rest as it says itself.
+
+  Args:
+    stored: the opened file.
+    model: the network's name, or None for the one that the file names, or else fits.
+    overrides: that were asked for.
+
+  Returns:
+    The network's name, the number of classes of the file's classifier (0 without), and all
+    overrides.
+
+  Raises:
+    RequestError: if no name is given, and the file neither says nor fits any.
+  """
+  said = stored.metadata
+  if model is None:
+    fitting = [said["model"]] if "model" in said else fit.fitting_models(stored.entries)
+    if not fitting:
+      raise RequestError(f"{stored.path} fits none of the networks as they are: name its model.")
+    model = fitting[0]
+    logger.info("%s holds %s.", stored.path, model)
+  # Not all networks take this argument.
+  numerics = {"numerics": "timm"} if said.get("numerics") == "timm" else {}
+  overrides = json.loads(said.get("overrides", "{}")) | numerics | overrides
+  return model, fit.count_classes(stored.entries) or 0, overrides
+
+
 def check_metadata(stored: Stored, model: str, overrides: dict[str, Any]) -> None:
   """Raises a RequestError if a file says that it is of another network than the one asked for."""
   said = stored.metadata

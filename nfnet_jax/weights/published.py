@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 # As collected in ethanluoyc/jam, src/jam/models/nfnet/checkpoints.py.
 _MD5 = {
-  "F0_haiku.npz": "0a041039da1cb43adf47f1b7d86ddfe0f",
+  "F0_haiku.npz": "0a41039da1cb43adf47f1b7d86ddfe0f",
   "F1_haiku.npz": "c9126bbfaf855f9ddb7ff3b902558781",
   "F2_haiku.npz": "7a018d8d1498020e2f5a8719a1e7f53f",
   "F3_haiku.npz": "d8e1e78d26db659c486150dbaccbe78a",

@@ -42,6 +42,13 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
     "numerics": overrides.pop("numerics", "published"),
     "overrides": json.dumps({k: v for k, v in overrides.items() if k not in _OF_TRAINING}),
     "num_classes": str(config.model.num_classes),
+    "preprocessing": json.dumps(
+      {
+        "size": config.data.test_size,
+        "padding": config.data.test_padding,
+        "resize": config.data.test_resize,
+      }
+    ),
     "source": f"{workdir.name}, step {step}, {which} weights",
   }
   return Stored(workdir, "run", entries_of(params) | entries_of(net_state), metadata)
