@@ -7,11 +7,11 @@ always follows from what the user finally asked for.
 
 import json
 import math
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
+from etils import epath
 from ml_collections import ConfigDict, config_dict
 
 from nfnet_jax import models
@@ -205,14 +205,14 @@ def model_kwargs(config: ConfigDict) -> dict[str, Any]:
   return kwargs | {"dtype": DTYPES[config.dtype]}
 
 
-def save(config: ConfigDict, path: pathlib.Path) -> None:
+def save(config: ConfigDict, path: epath.Path) -> None:
   """Writes a resolved config as JSON; the file appears whole or not at all."""
   partial = path.with_name(path.name + ".partial")
   partial.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
   partial.replace(path)
 
 
-def load(path: pathlib.Path) -> ConfigDict:
+def load(path: epath.Path) -> ConfigDict:
   """Reads a config that `save` wrote.
 
   Raises:

@@ -1,7 +1,8 @@
 """A run's curves as one picture, drawn from its `metrics.jsonl`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from etils import epath
 
 from nfnet_jax import metrics
 from nfnet_jax.errors import RequestError
@@ -72,7 +73,7 @@ _PANELS = (
 )
 
 
-def plot(workdir: str | Path) -> Path:
+def plot(workdir: epath.PathLike) -> epath.Path:
   """Draws `curves.png` in a run directory.
 
   Args:
@@ -84,10 +85,11 @@ def plot(workdir: str | Path) -> Path:
   Raises:
     RequestError: if there is no `metrics.jsonl`, or nothing in it that is drawn here.
   """
-  workdir = Path(workdir)
+  workdir = epath.Path(workdir)
   picture = figure(metrics.read(workdir), title=workdir.resolve().name)
   path = workdir / "curves.png"
-  picture.savefig(path, dpi=160)
+  with path.open("wb") as file:
+    picture.savefig(file, dpi=160)
   return path
 
 

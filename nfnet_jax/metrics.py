@@ -4,13 +4,14 @@ A line reads `{"step": 900, "split": "test", "loss": 0.08, "top1": 0.986}`. A ru
 a checkpoint drops what was written after it, so the file reads as if the run had never stopped.
 """
 
+import io
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TextIO
+
+from etils import epath
 
 from nfnet_jax.errors import RequestError
 
@@ -54,7 +55,7 @@ class Writer:
     self.close()
 
 
-def open_writer(workdir: str | Path, *, resume_step: int | None) -> Writer:
+def open_writer(workdir: epath.PathLike, *, resume_step: int | None) -> Writer:
   """Opens a run directory's metrics for writing.
 
   Args:
@@ -72,23 +73,23 @@ def open_writer(workdir: str | Path, *, resume_step: int | None) -> Writer:
   from tensorboardX.proto.event_pb2 import SessionLog
 
   last_step = -1 if resume_step is None else resume_step
-  workdir = Path(workdir)
+  workdir = epath.Path(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     _drop_after(workdir / FILE_NAME, last_step)
-    lines = (workdir / FILE_NAME).open("a", buffering=1, encoding="utf-8")
+    lines = _open_lines(workdir / FILE_NAME)
     (workdir / "tensorboard").mkdir(exist_ok=True)
     # Without tensorboardX's SummaryWriter: its queue to another thread was once seen to hang on
     # closing, under Python 3.13. The suffix is needed because the file is named by the second.
     events = EventsWriter(str(workdir / "tensorboard" / "events"), f".from{last_step + 1}")
     # TensorBoard then hides what older files have from this step on.
     _write_event(events, step=last_step + 1, session_log=SessionLog(status=SessionLog.START))
-  except OSError as error:
+  except (OSError, ImportError) as error:  # TensorBoard's needs a package of its own for gs://.
     raise RequestError(f"Cannot write metrics to {workdir} ({error}). Choose another.") from error
   return Writer(lines, events)
 
 
-def read(workdir: str | Path) -> list[dict[str, Any]]:
+def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
   """Reads a run directory's metrics.
 
   Args:
@@ -101,10 +102,28 @@ def read(workdir: str | Path) -> list[dict[str, Any]]:
   Raises:
     RequestError: if the file is missing, or a line in it is not one of ours.
   """
-  path = Path(workdir) / FILE_NAME
+  path = epath.Path(workdir) / FILE_NAME
   if not path.is_file():
     raise RequestError(f"There is no {FILE_NAME} in {workdir}. Is it the directory of a run?")
   return [record for _, record in _complete_lines(path)]
+
+
+class _Object(io.StringIO):
+  """A file in an object store: it is written as a whole each time."""
+
+  def __init__(self, path: epath.Path):
+    super().__init__()
+    self._path = path
+    super().write(path.read_text() if path.exists() else "")
+
+  def write(self, text: str) -> int:
+    count = super().write(text)
+    self._path.write_text(self.getvalue())
+    return count
+
+
+def _open_lines(path: epath.Path) -> TextIO:
+  return _Object(path) if "://" in str(path) else open(path, "a", buffering=1, encoding="utf-8")
 
 
 def _write_event(events: Any, **content: Any) -> None:
@@ -114,7 +133,7 @@ def _write_event(events: Any, **content: Any) -> None:
   events.flush()
 
 
-def _complete_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def _complete_lines(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
   """Every whole line, as text and as what it says."""
   lines = []
   for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
@@ -131,11 +150,11 @@ def _complete_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
   return lines
 
 
-def _drop_after(path: Path, last_step: int) -> None:
+def _drop_after(path: epath.Path, last_step: int) -> None:
   if not path.exists():
     return
   kept = "".join(text for text, record in _complete_lines(path) if record["step"] <= last_step)
   # Written beside and renamed: killed at any moment, the file is the old one or the new one.
   beside = path.with_name(f"{path.name}.tmp")
   beside.write_text(kept, encoding="utf-8")
-  os.replace(beside, path)
+  beside.replace(path)

@@ -62,7 +62,7 @@ def claim_workdir(workdir: epath.Path, config: ConfigDict) -> None:
     config_lib.save(config, path)
   except OSError as error:
     raise RequestError(
-      f"cannot write run directory {workdir}: {error.strerror}. Choose another --workdir."
+      f"cannot write run directory {workdir}: {error.strerror or error}. Choose another --workdir."
     ) from error
 
 

@@ -84,10 +84,22 @@ def test_dropping_leaves_the_old_file_whole_until_it_is_done(tmp_path, monkeypat
   def killed(*_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(metrics.os, "replace", killed)
+  monkeypatch.setattr("os.replace", killed)
   with pytest.raises(KeyboardInterrupt):
     metrics.open_writer(tmp_path, resume_step=1)
   assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_an_object_store_gets_the_same_file(tmp_path, monkeypatch):
+  for path in (tmp_path / "file", tmp_path / "object"):
+    write(path, [1, 2])
+    monkeypatch.setattr(metrics, "_open_lines", metrics._Object)
+  write(tmp_path / "object", [3, 4], resume_step=2)
+  monkeypatch.undo()
+  write(tmp_path / "file", [3, 4], resume_step=2)
+  texts = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("file", "object")]
+  assert texts[0] == texts[1]
+  assert len(texts[0].splitlines()) == 6
 
 
 def test_tensorboard_events(tmp_path):
