@@ -233,16 +233,11 @@ def differences(
 
   Returns:
     One text `key: ours, theirs` for each key; keys that only say how a run is watched are left out
-    unless `ignore` says otherwise.
+    unless `ignore` says otherwise. A key that one of them does not have yet is as good as None.
   """
   ours, theirs = (flatten(json.loads(json.dumps(c.to_dict()))) for c in (ours, theirs))
   keys = sorted((set(ours) | set(theirs)) - set(ignore))
-  absent = "absent"
-  return [
-    f"{key}: {ours.get(key, absent)}, {theirs.get(key, absent)}"
-    for key in keys
-    if ours.get(key, absent) != theirs.get(key, absent)
-  ]
+  return [f"{k}: {ours.get(k)}, {theirs.get(k)}" for k in keys if ours.get(k) != theirs.get(k)]
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Preprocessing(NamedTuple):
     numbers = isinstance(self.size, int) and isinstance(self.padding, int)
     if not numbers or self.size < 1 or self.padding < 0 or self.resize not in RESIZES:
       raise RequestError(
-        f"images of size={self.size}, padding={self.padding}, resize={self.resize!r} cannot be: "
+        f"size={self.size!r}, padding={self.padding!r}, resize={self.resize!r} make no image: "
         f"give a size of at least 1, a padding of at least 0, and {' or '.join(RESIZES)}."
       )
     return self

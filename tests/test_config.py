@@ -81,6 +81,9 @@ def test_differences_are_listed_by_key():
   ours = tiny.config()
   theirs = tiny.config(seed=3, log_every=1, **{"data.dir": "/elsewhere", "model.alpha": 0.3})
   assert config_lib.differences(ours, theirs) == ["model.alpha: None, 0.3", "seed: 0, 3"]
+  older = theirs.copy_and_resolve_references().unlock()
+  del older.init  # a run of before there was such a key
+  assert config_lib.differences(theirs, older) == []
 
 
 @pytest.mark.parametrize(

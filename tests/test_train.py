@@ -297,22 +297,23 @@ def test_a_run_that_diverges_stops(command, tmp_path, capsys):
   assert metrics.read(tmp_path) == []
 
 
-def test_starting_from_weights(command, finished, tmp_path, capsys, caplog):
-  """The first checkpoint is of the given weights if the learning rate is 0; averages follow."""
-  given = weights.load_weights(finished, "nfnet_micro", num_classes=10, **NETWORK)
-  changes = {"init.weights": finished, "steps": 1, "optimizer.learning_rate": 0.0}
-  words = command(tmp_path / "run", **changes)
+def given_weights(workdir, **options):
+  return weights.load_weights(workdir, "nfnet_micro", num_classes=10, **NETWORK, **options)
+
+
+def test_starting_from_weights(command, finished, tmp_path, caplog):
+  """A step of learning rate 0 leaves them as they were given, in the averages too."""
+  theirs, workdir = tmp_path / "theirs", tmp_path / "ours"
+  shutil.copytree(finished, theirs)
+  given = given_weights(theirs)
+  words = command(workdir, **{"init.weights": theirs, "steps": 1, "optimizer.learning_rate": 0.0})
   assert main(words) == 0
-  state = restore(tmp_path / "run")
-  for params in (state.params, state.ema_params):
-    jax.tree.map(np.testing.assert_array_equal, params, given)
+  jax.tree.map(np.testing.assert_array_equal, given_weights(workdir, averaged=False), given)
+  jax.tree.map(np.testing.assert_allclose, given_weights(workdir), given)
   # Carrying on does not ask for them again.
-  changes["init.weights"] = moved = tmp_path / "moved"
-  shutil.copytree(finished, moved)
-  assert main(command(tmp_path / "other", **changes)) == 0
-  shutil.rmtree(moved)
+  shutil.rmtree(theirs)
   caplog.clear()
-  assert main(command(tmp_path / "other", **changes)) == 0
+  assert main(words) == 0
   assert "nothing is left to train" in caplog.text
   assert "starting from" not in caplog.text
 
@@ -320,12 +321,11 @@ def test_starting_from_weights(command, finished, tmp_path, capsys, caplog):
 def test_a_new_classifier_for_given_weights(command, finished, tmp_path):
   changes = {"init.weights": finished, "init.head": "reset", "steps": 1}
   assert main(command(tmp_path, **changes | {"optimizer.learning_rate": 0.0})) == 0
-  config = config_lib.load(tmp_path / "config.json")
-  given = weights.load_weights(finished, "nfnet_micro", num_classes=10, **NETWORK)
-  fresh = build(config).init().params["NFNet/~/linear"]
-  expected = given | {"NFNet/~/linear": fresh}
-  jax.tree.map(np.testing.assert_array_equal, restore(tmp_path).params, expected)
-  assert np.abs(fresh["w"] - given["NFNet/~/linear"]["w"]).max() > 1e-3
+  given, head = given_weights(finished), "NFNet/~/linear"
+  fresh = build(config_lib.load(tmp_path / "config.json")).init().params[head]
+  assert np.abs(fresh["w"] - given[head]["w"]).max() > 1e-3
+  ours = given_weights(tmp_path, averaged=False)
+  jax.tree.map(np.testing.assert_array_equal, ours, given | {head: fresh})
 
 
 @pytest.mark.parametrize(

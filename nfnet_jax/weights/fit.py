@@ -91,8 +91,8 @@ def check_fit(stored: Stored, wanted: Shapes, model: str, num_classes: int) -> N
   parts = [f"{what}: {_enumerate(names)}" for what, names in lists.items() if names]
   if parts:
     raise RequestError(
-      f"{stored.path} does not hold {model} with {num_classes} classes: {'; '.join(parts)}. "
-      f"{_advice(found, model)}"
+      f"{stored.path} does not hold {model} with {num_classes} classes. {_advice(found, model)} "
+      f"({'; '.join(parts)})"
     )
 
 

@@ -15,14 +15,14 @@ from nfnet_jax import models
 from nfnet_jax.errors import RequestError
 from nfnet_jax.weights import fit, published, timm
 from nfnet_jax.weights.files import Entry, Stored, read_file
-from nfnet_jax.weights.runs import read_run
+from nfnet_jax.weights.runs import OF_TRAINING, read_run
 
 logger = logging.getLogger(__name__)
 
 # Arguments of networks that may differ between training and use, or are compared for themselves.
 _NOT_COMPARED = (
-  *("self", "name", "num_classes", "numerics", "dtype", "folded", "features_only"),
-  *("drop_rate", "stochdepth_rate", "cross_replica_axis"),
+  *("self", "name", "num_classes", "numerics", "folded", "features_only"),
+  *OF_TRAINING,
 )
 
 
@@ -72,31 +72,21 @@ def load_weights(
 
 
 def load_variables(
-  path: str | pathlib.Path,
-  model: str,
-  *,
-  num_classes: int = 1000,
-  head: str | None = None,
-  in_chans: int = 3,
-  averaged: bool = True,
-  rng: jax.Array | None = None,
-  **overrides: Any,
+  path: str | pathlib.Path, model: str, *, averaged: bool = True, **arguments: Any
 ) -> tuple[hk.Params, hk.State]:
-  """Loads parameters and running statistics; see `load_weights`.
+  """Loads parameters and running statistics; all arguments are those of `load_weights`.
 
   Returns:
     The two for `net.apply`. The second is empty for normalizer-free networks.
   """
-  stored = open_weights(path, averaged=averaged)
-  arguments = {"num_classes": num_classes, "head": head, "in_chans": in_chans, "rng": rng}
-  return load_stored(stored, model, **arguments, **overrides)
+  return load_stored(open_weights(path, averaged=averaged), model, **arguments)
 
 
 def load_stored(
   stored: Stored,
   model: str,
   *,
-  num_classes: int,
+  num_classes: int = 1000,
   head: str | None = None,
   in_chans: int = 3,
   rng: jax.Array | None = None,

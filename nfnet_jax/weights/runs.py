@@ -8,7 +8,8 @@ import jax
 from nfnet_jax.errors import RequestError
 from nfnet_jax.weights.files import Stored, entries_of
 
-_OF_TRAINING = ("dtype", "drop_rate", "stochdepth_rate", "cross_replica_axis")
+# Arguments of networks that weights do not depend on once they are trained.
+OF_TRAINING = ("dtype", "drop_rate", "stochdepth_rate", "cross_replica_axis")
 
 
 def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
@@ -40,7 +41,7 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
   metadata = {
     "model": config.model.name,
     "numerics": overrides.pop("numerics", "published"),
-    "overrides": json.dumps({k: v for k, v in overrides.items() if k not in _OF_TRAINING}),
+    "overrides": json.dumps({k: v for k, v in overrides.items() if k not in OF_TRAINING}),
     "num_classes": str(config.model.num_classes),
     "preprocessing": json.dumps(
       {
