@@ -81,6 +81,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
   batches = data.train_batches(
     config.data, seed=config.seed, start_step=start, **share | {"batch_size": sources}
   )
+  batches = parallel.prefetch(batches)
   meter = Meter(config.batch_size)
 
   resume_step = start if restored else None
@@ -93,10 +94,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     _naming_last_checkpoint(manager),
   ):
     for step in range(start + 1, config.steps + 1):
-      # The call returns at once and the meter waits for the step before, so that a batch is read
-      # and transferred while that step runs.
-      batch = parallel.shard(next(batches), jax.local_device_count())
-      state, metrics = train_step(state, batch)
+      # The call returns at once and the meter waits for the step before: devices are never idle.
+      state, metrics = train_step(state, next(batches))
       meter.add(step, metrics)
       bar.update(config.batch_size)
 
