@@ -44,8 +44,7 @@ def evaluate(
     `top1` and `top5` accuracy in 0..1.
   """
   totals = {prefix: {} for prefix in weights}
-  for batch in batches:
-    batch = parallel.shard(batch, jax.local_device_count())
+  for batch in parallel.prefetch(batches):
     for prefix, variables in weights.items():
       sums = jax.device_get(eval_step(*variables, batch))
       totals[prefix] = {k: float(v) + totals[prefix].get(k, 0.0) for k, v in sums.items()}

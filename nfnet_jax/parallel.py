@@ -5,7 +5,8 @@ checkpoints, evaluation and the interactive prompt see plain arrays. What comes 
 on all replicas, which the steps ensure by averaging whatever differs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -47,6 +48,30 @@ def shard(batch: Batch, num_devices: int) -> Batch:
     The batch with leaves `[num_devices, n / num_devices, ...]`.
   """
   return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
+
+
+def prefetch(batches: Iterable[Batch]) -> Iterator[Batch]:
+  """Reads batches and sends each to the devices while the step before it runs.
+
+  One batch is ahead of the one in use, and a thread fetches it, so that a step waits for neither
+  reading nor transfer unless they take longer than a step. What goes wrong in reading a batch is
+  raised where that batch is due.
+
+  Args:
+    batches: this process's share of every batch, see `shard`.
+
+  Returns:
+    The same batches as `shard` gives them, on this process's devices.
+  """
+  mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
+  layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+  sent = (jax.device_put(shard(batch, mesh.size), layout) for batch in batches)
+  # Not a context manager: whoever stops early need not wait for a batch that nobody wants.
+  thread = ThreadPoolExecutor(1)
+  ahead = thread.submit(next, sent, None)
+  while (batch := ahead.result()) is not None:
+    ahead = thread.submit(next, sent, None)
+    yield batch
 
 
 def check_batch_size(batch_size: int, accumulate: int = 1) -> None:

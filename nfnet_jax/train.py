@@ -89,7 +89,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   batches = data.train_batches(
     config.data, seed=config.seed, start_step=start, **share | {"batch_size": sources}
   )
-  batches = distributed.watched(batches, config.stall_timeout)
+  batches = distributed.watched(parallel.prefetch(batches), config.stall_timeout)
   meter = Meter(config.batch_size)
 
   with (
@@ -98,10 +98,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     distributed.termination_notice() as told_to_stop,
   ):
     for step in range(start + 1, config.steps + 1):
-      # The call returns at once and the meter waits for the step before, so that a batch is read
-      # and transferred while that step runs.
-      batch = parallel.shard(next(batches), jax.local_device_count())
-      state, metrics = train_step(state, batch)
+      # The call returns at once and the meter waits for the step before: devices are never idle.
+      state, metrics = train_step(state, next(batches))
       meter.add(step, metrics)
       bar.update(config.batch_size)
       stop = told_to_stop(step)

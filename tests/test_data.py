@@ -1,5 +1,6 @@
 """Which examples come in which order: epochs, resume, several processes, each test image once."""
 
+import importlib
 import itertools
 import os
 import subprocess
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from ml_collections import ConfigDict
 
 from nfnet_jax import data
 from nfnet_jax.batch import Batch
+from nfnet_jax.data import host_tf
 from tests import data_examples as examples
 
 BATCH = 4
@@ -70,6 +73,13 @@ def test_import_leaves_tensorflow_out() -> None:
   modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
   assert "nfnet_jax.data" in modules
   assert not {"tensorflow", "tensorflow_datasets", "sklearn"} & set(modules)
+
+
+def test_tensorflow_sees_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+  hidden = []
+  monkeypatch.setattr(tf.config, "set_visible_devices", lambda *call: hidden.append(call))
+  importlib.reload(host_tf)
+  assert hidden == [([], "GPU"), ([], "TPU")]
 
 
 def test_describe(tiny: ConfigDict, folder: ConfigDict) -> None:

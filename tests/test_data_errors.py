@@ -95,7 +95,9 @@ def test_unprepared_set_of_manual_downloads_gives_the_instructions(tmp_path: Pat
 @pytest.mark.parametrize("name", ["mnist", "imagenet2012", "folder"])
 def test_directory_that_does_not_exist(tmp_path: Path, name: str) -> None:
   nowhere = tmp_path / "nowhere"
-  assert str(nowhere) in refused_config(name=name, dir=str(nowhere))
+  message = refused_config(name=name, dir=str(nowhere))
+  assert str(nowhere) in message
+  assert "no such directory" in message or f"there is no directory {nowhere}" in message
   assert not nowhere.exists()
 
 
@@ -117,13 +119,22 @@ def test_directory_that_may_not_be_read(
   message = refused_config(dir=str(root))
   assert f"data.dir={root}" in message
   assert "Permission denied" in message
+
+
+# TFDS takes a closed directory for one that is not there, and would have it prepared again.
+@pytest.mark.parametrize("name", ["imagenet2012", "folder"])
+def test_directory_that_may_not_be_listed(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+  def refuse(directory: str) -> None:
+    raise tf.errors.PermissionDeniedError(None, None, f"{directory}; Permission denied")
+
   examples.write_folder(tmp_path)
-
-  def refuse_listing(_: str) -> None:
-    raise tf.errors.PermissionDeniedError(None, None, "listing; Permission denied")
-
-  monkeypatch.setattr(tf.io.gfile, "listdir", refuse_listing)
-  assert "listing; Permission denied" in refused_config(name="folder", dir=str(tmp_path))
+  monkeypatch.setattr(tf.io.gfile, "listdir", refuse)
+  message = refused_config(name=name, dir=str(tmp_path))
+  assert f"{tmp_path}" in message
+  assert "; Permission denied" in message
+  assert "tfds build" not in message
 
 
 def test_unknown_split_lists_the_splits(root: Path) -> None:

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from nfnet_jax import data
+from nfnet_jax.data import tfds as tfds_lib
 from nfnet_jax.errors import RequestError
 from tests import data_examples as examples
 
@@ -57,3 +58,27 @@ def test_damaged_imagenet_image_is_named(tmp_path: Path) -> None:
   config.max_corrupt = 0.0
   with pytest.raises(RequestError, match=r"n01443537_1\.JPEG \(record \d of .*train\.tfrecord"):
     next(data.train_batches(config, seed=0, batch_size=12))
+
+
+def test_the_published_names_of_the_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+  def split(name: str, *sizes: int) -> tfds.core.SplitInfo:
+    template = tfds.core.ShardedFileTemplate(
+      data_dir=tmp_path, dataset_name="imagenet2012", filetype_suffix="tfrecord", split=name
+    )
+    return tfds.core.SplitInfo(
+      name=name, shard_lengths=list(sizes), num_bytes=0, filename_template=template
+    )
+
+  builder = tfds.builder("imagenet2012", data_dir=tmp_path)
+  splits = [split("train", 6000, 1275167), split("validation", 50000)]
+  monkeypatch.setattr(type(builder.info), "splits", tfds.core.splits.SplitDict(splits))
+  parts = {
+    name: [(file.skip, file.take) for file in tfds_lib._files(builder, name)]
+    for name in ("TRAIN", "VALID", "TRAIN_AND_VALID", "TEST")
+  }
+  assert parts == {
+    "TRAIN": [(4000, 1271167)],
+    "VALID": [(0, 6000), (0, 4000)],
+    "TRAIN_AND_VALID": [(0, 6000), (0, 1275167)],
+    "TEST": [(0, 50000)],
+  }

@@ -16,6 +16,7 @@ from nfnet_jax.build import build
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
 from nfnet_jax.models import nf_regnet, nf_resnet, nfnet
+from nfnet_jax.step import images_per_example
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "nfnet_jax"
@@ -190,7 +191,8 @@ def test_experiments_resolve_and_make_a_step(path):
   config = config_lib.resolve(config, DATA_SETS[config.data.name])
   run = build(config)
   state = jax.eval_shape(run.init)
-  size, pixels = config.batch_size, config.data.train_size
+  size = config.batch_size * images_per_example(config.augment)
+  pixels = config.data.train_size
   batch = Batch(
     np.empty((size, pixels, pixels, 3), np.uint8),
     np.empty(size, np.int32),

@@ -107,13 +107,14 @@ def test_the_recipe_trains_resumes_and_is_evaluated(
   assert result["loss"] == pytest.approx(whole[-1]["loss"], rel=1e-6)
 
 
-def test_two_processes_read_every_image_once(root: Path) -> None:
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_processes_read_every_image_once(root: Path, count: int) -> None:
   config = config_file.read(f"{EXPERIMENT}:F0")
   config = config_file.override(config, changes(root))
   config = config_lib.resolve(config, data.describe(config.data))
   shares = []
-  for i in range(2):
-    share = {"process_index": i, "process_count": 2}
+  for i in range(count):
+    share = {"process_index": i, "process_count": count}
     trained = data.train_batches(config.data, seed=0, batch_size=NUM_TRAIN, **share)
     shares.append((next(trained), list(data.test_batches(config.data, batch_size=16, **share))))
   images = np.concatenate([train.images for train, _ in shares])

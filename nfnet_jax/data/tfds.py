@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import os
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,6 +20,13 @@ READ_BUFFER = 2 << 20  # bytes; remote files are slow in small pieces
 # Sets whose builders announce all of ImageNet's classes, though they have images of 200 of them.
 # Accuracy is measured among those, as their authors do.
 PARTIAL = ("imagenet_a", "imagenet_r")
+# ImageNet's parts as the published code names them.
+IMAGENET_SPLITS = {
+  "TRAIN": "train[10000:]",
+  "VALID": "train[:10000]",
+  "TRAIN_AND_VALID": "train",
+  "TEST": "validation",
+}
 REMEDY = "Mend the source that the data set was made from and prepare it again."
 
 
@@ -57,8 +65,12 @@ def _builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
   except (ValueError, AssertionError, ImportError) as error:
     raise RequestError(f"TFDS cannot open data set {name!r}: {error}") from error
   if not builder.is_prepared():
+    _check_readable(builder.data_dir)
+    missing = directory and not tf.io.gfile.isdir(directory)
     raise RequestError(
-      f"Data set {name!r} is not prepared in {builder.data_dir}. {_preparation(builder, directory)}"
+      f"Data set {name!r} is not prepared in {builder.data_dir}"
+      f"{f', and there is no directory {directory}' if missing else ''}."
+      f" {_preparation(builder, directory)}"
     )
   if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
     raise RequestError(
@@ -66,6 +78,13 @@ def _builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
       f" tfrecord is read. Prepare it with: tfds build {name} --file_format=tfrecord"
     )
   return builder
+
+
+def _check_readable(directory: str) -> None:
+  """Raises TensorFlow's error where TFDS takes what it may not read for what is not there."""
+  while not tf.io.gfile.isdir(directory):
+    directory = os.path.dirname(directory) or "."
+  tf.io.gfile.listdir(directory)
 
 
 def _preparation(builder: tfds.core.DatasetBuilder, directory: str | None) -> str:
@@ -177,8 +196,9 @@ def imagenet_classes() -> tuple[str, ...]:
 
 def _files(builder: tfds.core.DatasetBuilder, split: str) -> list:
   """TFDS's instructions for a split: files, and which records of each."""
+  expression = IMAGENET_SPLITS.get(split, split) if builder.name == "imagenet2012" else split
   try:
-    files = builder.info.splits[split].file_instructions
+    files = builder.info.splits[expression].file_instructions
   except (ValueError, KeyError) as error:
     sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
     raise RequestError(
