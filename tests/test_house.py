@@ -25,7 +25,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 # A module imports only from rows above its own. `models`, `data` and `augment` count as one each.
 ROWS = (
   {"errors", "batch"},
-  {"agc", "losses", "augment", "metrics", "preprocess"},
+  {"agc", "losses", "augment", "flops", "metrics", "preprocess"},
   {"models", "data", "curves"},
   {"config", "optim"},
   {"config_file"},
@@ -35,7 +35,7 @@ ROWS = (
   {"weights"},
   {"inference"},
   {"evaluate", "predict", "export"},
-  {"train", "benchmark"},
+  {"train", "benchmark", "plan"},
   {"__main__"},
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
