@@ -18,6 +18,11 @@ from nfnet_jax.plan.topology import Topology
 
 __all__ = ["plan", "report"]
 
+# What follows from the number of devices, and makes no difference to the work of one.
+_OF_THE_WHOLE_BATCH = (
+  *("batch_size", "steps", "optimizer.learning_rate", "optimizer.warmup_steps"),
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -53,7 +58,8 @@ def plan(config: ConfigDict, topology: str, compiles: bool = True) -> dict:
     attempts = list(_attempts(config, machine, versions))
     chosen, compiled = attempts[-1] if attempts[-1][1]["fits"] else attempts[0]
     config = chosen
-  counts = cache.remember(program.trace, config, machine, versions)
+  images = config.batch_size // machine.num_devices
+  counts = cache.remember(program.trace, config, images, versions, ignored=_OF_THE_WHOLE_BATCH)
   return {
     "topology": {
       "name": machine.name,

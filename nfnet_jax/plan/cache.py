@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
 import nfnet_jax
 from nfnet_jax import config as config_lib
-from nfnet_jax.plan.topology import Topology
 
 # Where the training step comes from: a change of these makes another program.
 _SOURCES = (
@@ -22,23 +22,26 @@ _IGNORED = ("data.dir", "data.name", "data.test_size", "epochs", "seed", "log_ev
 
 
 def remember(
-  find_out: Callable[[ConfigDict, Topology], dict],
+  find_out: Callable[[ConfigDict, Any], dict],
   config: ConfigDict,
-  topology: Topology,
+  where: Any,
   versions: dict[str, str],
+  ignored: Sequence[str] = (),
 ) -> dict:
-  """Calls `find_out(config, topology)`, or gives what it gave before.
+  """Calls `find_out(config, where)`, or gives what it gave before.
 
   Args:
     find_out: gives what JSON can hold.
     config: resolved.
-    topology: second argument.
+    where: second argument.
     versions: of the programs that it depends on, by name.
+    ignored: further keys of the config that make no difference.
   """
+  flat = config_lib.flatten(config.to_dict())
   key = {
     "what": find_out.__name__,
-    "config": {k: v for k, v in config_lib.flatten(config.to_dict()).items() if k not in _IGNORED},
-    "topology": topology.name,
+    "config": {k: v for k, v in flat.items() if k not in (*_IGNORED, *ignored)},
+    "where": str(where),
     "versions": versions | {"nfnet_jax": nfnet_jax.__version__, "sources": _digest_of_sources()},
   }
   digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
@@ -46,7 +49,7 @@ def remember(
   try:
     return json.loads(path.read_text())["found"]
   except (OSError, ValueError, KeyError):  # not there, or of no use
-    found = find_out(config, topology)
+    found = find_out(config, where)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix(f".{os.getpid()}")
   partial.write_text(json.dumps(key | {"found": found}, indent=1, default=str))

@@ -30,18 +30,18 @@ _ENVIRONMENT = {
 }
 
 
-def trace(config: ConfigDict, topology: Topology) -> dict[str, int]:
+def trace(config: ConfigDict, images: int) -> dict[str, int]:
   """Counts one step of one device by formula; nothing is compiled.
 
   Args:
     config: resolved.
-    topology: where it is to run.
+    images: examples per device.
 
   Returns:
     `parameters`; `state_bytes`, of the `TrainState`; `batch_bytes`; and the fields of `flops.Cost`.
   """
-  step, state, batch = _step(config, topology)
-  cost = flops.count(step, state, batch, axes={AXIS: topology.num_devices})
+  step, state, batch = _step(config, images)
+  cost = flops.count(step, state, batch, axes={AXIS: 2})  # of how many makes no difference
   return {
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     "state_bytes": _bytes(state),
@@ -68,7 +68,7 @@ def compile_step(config: ConfigDict, topology: Topology) -> dict:
     RequestError: without libtpu, or if the compiler knows no such topology.
   """
   devices = _devices(topology)
-  step, state, batch = _step(config, topology)
+  step, state, batch = _step(config, config.batch_size // topology.num_devices)
   local = sum(device.process_index == devices[0].process_index for device in devices)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((local, *x.shape), x.dtype), batch)
   start = time.monotonic()
@@ -114,10 +114,10 @@ def libtpu_version() -> str:
   return importlib.metadata.version("libtpu")
 
 
-def _step(config: ConfigDict, topology: Topology) -> tuple[Callable, object, Batch]:
+def _step(config: ConfigDict, images: int) -> tuple[Callable, object, Batch]:
   """The step of one device, and the shapes of its arguments."""
   run = build(config)
-  count = config.batch_size // topology.num_devices * images_per_example(config.augment)
+  count = images * images_per_example(config.augment)
   size = config.data.train_size
   batch = Batch(
     jax.ShapeDtypeStruct((count, size, size, 3), np.uint8),
