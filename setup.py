@@ -46,6 +46,8 @@ setuptools.setup(
   extras_require={
     "data": DATA,
     "gpu": ["jax[cuda12]>=0.10,<0.13"],
+    # The TPU compiler, for `nfnet-jax plan` on any Linux machine.
+    "plan": ["jax[tpu]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "test": [*DATA, "hypothesis", "pytest", "pytest-xdist", "ruff"],
   },

@@ -99,6 +99,26 @@ def benchmark(argv: Sequence[str]) -> None:
   print(json.dumps(measure_input(config, values.batches, values.step)))
 
 
+def plan(argv: Sequence[str]) -> None:
+  """Tell what a run would need and cost on TPUs or GPUs that are not here; prints JSON."""
+  values = flags.FlagValues()
+  flags.DEFINE_string("config", None, "A file in experiments/.", flag_values=values)
+  flags.DEFINE_string("topology", None, "v4:4x4x8, or gpu:h200x8.", flag_values=values)
+  flags.DEFINE_boolean("compile", True, "Compile for TPUs, in minutes.", flag_values=values)
+  changes, others = _split_changes(argv)
+  _parse(plan, values, others, required=("config", "topology"))
+  import jax
+
+  jax.config.update("jax_platforms", "cpu")  # An accelerator that is here has other work.
+  from nfnet_jax import config_file
+  from nfnet_jax import plan as plan_lib
+
+  config = config_file.override(config_file.read(values.config), changes)
+  result = plan_lib.plan(config, values.topology, values.compile)
+  print(plan_lib.report(result), file=sys.stderr)
+  print(json.dumps(result))
+
+
 def convert(argv: Sequence[str]) -> None:
   """Write weights in another format, bit for bit; prints JSON."""
   values = flags.FlagValues()
@@ -158,6 +178,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
   "convert": convert,
   "export": export,
   "benchmark": benchmark,
+  "plan": plan,
   "models": models,
 }
 

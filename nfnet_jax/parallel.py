@@ -74,16 +74,16 @@ def prefetch(batches: Iterable[Batch]) -> Iterator[Batch]:
     yield batch
 
 
-def check_batch_size(batch_size: int, accumulate: int = 1) -> None:
+def check_batch_size(batch_size: int, accumulate: int = 1, num_devices: int | None = None) -> None:
   """Raises RequestError unless the global batch divides over all devices and parts of a step."""
   if accumulate < 1:
     raise RequestError(f"accumulate={accumulate} must be at least 1.")
-  num_devices = jax.device_count()
+  num_devices = num_devices or jax.device_count()
   unit = num_devices * accumulate
   if batch_size < 1 or batch_size % unit:
     parts = f" in accumulate={accumulate} parts each" if accumulate > 1 else ""
     nearest = max(round(batch_size / unit), 1) * unit
     raise RequestError(
-      f"batch_size={batch_size} does not divide over {num_devices} devices{parts} "
-      f"(processes: {jax.process_count()}): use a multiple of {unit}, such as {nearest}."
+      f"batch_size={batch_size} does not divide over {num_devices} devices{parts}: "
+      f"use a multiple of {unit}, such as {nearest}."
     )

@@ -26,7 +26,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 # A module imports only from rows above its own. `models`, `data` and `augment` count as one each.
 ROWS = (
   {"errors", "batch"},
-  {"agc", "losses", "augment", "metrics", "output", "preprocess", "digest", "failure"},
+  {"agc", "losses", "augment", "flops", "metrics", "output", "preprocess", "digest", "failure"},
   {"models", "data", "curves", "distributed"},
   {"config", "optim"},
   {"config_file", "agreement"},
@@ -36,7 +36,7 @@ ROWS = (
   {"weights", "record"},
   {"inference"},
   {"evaluate", "predict", "export"},
-  {"train", "benchmark"},
+  {"train", "benchmark", "plan"},
   {"__main__"},
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}

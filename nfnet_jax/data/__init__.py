@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from ml_collections import ConfigDict
 
 from nfnet_jax.batch import Batch
+from nfnet_jax.data import published
 from nfnet_jax.errors import RequestError
 
 if TYPE_CHECKING:
   from nfnet_jax.data.source import Share, Source
 
-__all__ = ["DatasetInfo", "choose_classes", "describe", "test_batches", "train_batches"]
+__all__ = ["DatasetInfo", "choose_classes", "describe", "outline", "test_batches", "train_batches"]
 
 
 class DatasetInfo(NamedTuple):
@@ -81,6 +82,19 @@ def choose_classes(info: DatasetInfo, num_classes: int) -> tuple[int, ...]:
       f" ImageNet's by name ({info.class_names[0]!r}, ...): choose a set of the network's classes."
     )
   return tuple(range(num_classes))
+
+
+def outline(data: ConfigDict) -> DatasetInfo:
+  """As `describe`, but data sets that everybody knows need not be there (nor have class names).
+
+  Raises:
+    RequestError: as `describe`, for any other data set.
+  """
+  known = published.sizes(data)
+  if known is None:
+    return describe(data)
+  num_classes, num_train, num_test = known
+  return DatasetInfo(num_classes, ("",) * num_classes, num_train, num_test)
 
 
 def train_batches(

@@ -8,6 +8,7 @@ import jax
 
 from nfnet_jax.errors import RequestError
 from nfnet_jax.models import layers, nf_regnet, nf_resnet, nfnet, resnet
+from nfnet_jax.models.residual import REMAT as REMAT
 
 
 class ModelSpec(NamedTuple):
@@ -93,7 +94,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> hk.Tra
     num_classes: size of the classifier; 0 gives pooled features `[N, C]` instead of logits.
     **overrides: constructor arguments of the network's Haiku module, e.g. `alpha`, `activation`,
       `se_ratio`, `stochdepth_rate`, `drop_rate`, `use_two_convs`, `widths`, `dtype`,
-      `features_only`, `numerics`, `folded`.
+      `remat`, `features_only`, `numerics`, `folded`.
 
   Returns:
     `init(rng, images, is_training)` and

@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from nfnet_jax.models import layers
-from nfnet_jax.models.residual import BlockSpec, add_branch, block_specs, classify, run_blocks
+from nfnet_jax.models.residual import (
+  BlockSpec,
+  add_branch,
+  block_specs,
+  check_remat,
+  classify,
+  run_blocks,
+)
 
 Array = jax.Array
 
@@ -98,13 +105,14 @@ class NF_RegNet(hk.Module):
     expansion: inner width of a block over its input width; 1 in the first block.
     group_size: channels per group of the 3x3 convolutions.
     numerics, folded: see `layers.make_style`.
+    remat: what the backward pass computes again to save memory, see `residual.REMAT`.
     features_only: gives the activated outputs of all stages instead, see `models.feature_info`.
     dtype: of the computation. Parameters are float32 and so are the outputs, or float64 for
       float64.
     name: root of the parameters' names.
 
   Raises:
-    RequestError: for an unknown activation or numerics, or stages that cannot be built
+    RequestError: for an unknown activation, numerics or remat, or stages that cannot be built
       (`residual.block_specs`).
   """
 
@@ -124,6 +132,7 @@ class NF_RegNet(hk.Module):
     group_size: int = 8,
     numerics: str = "published",
     folded: bool = False,
+    remat: str = "none",
     features_only: bool = False,
     dtype: jnp.dtype = jnp.float32,
     name: str = "NF_RegNet",
@@ -131,6 +140,7 @@ class NF_RegNet(hk.Module):
     super().__init__(name)
     style = layers.make_style(activation, numerics, folded)
     self.dtype, self.drop_rate, self.features_only = dtype, drop_rate, features_only
+    self.remat = check_remat(remat)
     self.activation = style.activation
     channels = [int(width * width_multiplier) for width in widths]
     stem_width = channels[0] if channels else 0
@@ -159,7 +169,7 @@ class NF_RegNet(hk.Module):
     if example_ids is None:
       example_ids = jnp.arange(images.shape[0])
     x = self.initial_conv(images.astype(self.dtype))
-    x, stages = run_blocks(x, self.blocks, is_training, example_ids)
+    x, stages = run_blocks(x, self.blocks, is_training, example_ids, remat=self.remat)
     if self.features_only:
       return [self.activation(stage) for stage in stages]
     x = self.activation(self.final_conv(x))

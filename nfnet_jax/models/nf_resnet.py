@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from nfnet_jax.models import layers
-from nfnet_jax.models.residual import BlockSpec, add_branch, block_specs, classify, run_blocks
+from nfnet_jax.models.residual import (
+  BlockSpec,
+  add_branch,
+  block_specs,
+  check_remat,
+  classify,
+  run_blocks,
+)
 
 Array = jax.Array
 
@@ -86,13 +93,14 @@ class NF_ResNet(hk.Module):
       leaves it out.
     expansion: inner width of a block over its output width.
     numerics, folded: see `layers.make_style`.
+    remat: what the backward pass computes again to save memory, see `residual.REMAT`.
     features_only: gives the activated outputs of all stages instead, see `models.feature_info`.
     dtype: of the computation. Parameters are float32 and so are the outputs, or float64 for
       float64.
     name: root of the parameters' names.
 
   Raises:
-    RequestError: for an unknown activation or numerics, or stages that cannot be built
+    RequestError: for an unknown activation, numerics or remat, or stages that cannot be built
       (`residual.block_specs`).
   """
 
@@ -110,6 +118,7 @@ class NF_ResNet(hk.Module):
     expansion: float = 0.25,
     numerics: str = "published",
     folded: bool = False,
+    remat: str = "none",
     features_only: bool = False,
     dtype: jnp.dtype = jnp.float32,
     name: str = "NF_ResNet",
@@ -117,6 +126,7 @@ class NF_ResNet(hk.Module):
     super().__init__(name)
     style = layers.make_style(activation, numerics, folded)
     self.dtype, self.drop_rate, self.features_only = dtype, drop_rate, features_only
+    self.remat = check_remat(remat)
     self.activation = style.activation
     stem_width = widths[0] // 4 if widths else 0
     specs = block_specs(
@@ -142,7 +152,7 @@ class NF_ResNet(hk.Module):
     if example_ids is None:
       example_ids = jnp.arange(images.shape[0])
     x = layers.max_pool(self.initial_conv(images.astype(self.dtype)))
-    x, stages = run_blocks(x, self.blocks, is_training, example_ids)
+    x, stages = run_blocks(x, self.blocks, is_training, example_ids, remat=self.remat)
     if self.features_only:
       return [self.activation(stage) for stage in stages]
     return classify(self.activation(x), self.head, self.drop_rate, is_training, example_ids)

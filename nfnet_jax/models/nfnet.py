@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from nfnet_jax.models import layers
-from nfnet_jax.models.residual import BlockSpec, add_branch, block_specs, classify, run_blocks
+from nfnet_jax.models.residual import (
+  BlockSpec,
+  add_branch,
+  block_specs,
+  check_remat,
+  classify,
+  run_blocks,
+)
 
 Array = jax.Array
 
@@ -110,13 +117,14 @@ class NFNet(hk.Module):
     group_size: channels per group of the 3x3 convolutions.
     use_two_convs: whether a block has two 3x3 convolutions (Table 2 of the paper) or one.
     numerics, folded: see `layers.make_style`.
+    remat: what the backward pass computes again to save memory, see `residual.REMAT`.
     features_only: gives the activated outputs of all stages instead, see `models.feature_info`.
     dtype: of the computation. Parameters are float32 and so are the outputs, or float64 for
       float64.
     name: root of the parameters' names.
 
   Raises:
-    RequestError: for an unknown activation or numerics, or stages that cannot be built
+    RequestError: for an unknown activation, numerics or remat, or stages that cannot be built
       (`residual.block_specs`).
   """
 
@@ -136,6 +144,7 @@ class NFNet(hk.Module):
     use_two_convs: bool = True,
     numerics: str = "published",
     folded: bool = False,
+    remat: str = "none",
     features_only: bool = False,
     dtype: jnp.dtype = jnp.float32,
     name: str = "NFNet",
@@ -143,6 +152,7 @@ class NFNet(hk.Module):
     super().__init__(name)
     style = layers.make_style(activation, numerics, folded)
     self.dtype, self.drop_rate, self.features_only = dtype, drop_rate, features_only
+    self.remat = check_remat(remat)
     self.activation = style.activation
     stem_width = widths[0] // 2 if widths else 0
     specs = block_specs(
@@ -191,7 +201,7 @@ class NFNet(hk.Module):
     x = self.stem[0](images.astype(self.dtype))
     for stem_conv in self.stem[1:]:
       x = stem_conv(self.activation(x))
-    x, stages = run_blocks(x, self.blocks, is_training, example_ids)
+    x, stages = run_blocks(x, self.blocks, is_training, example_ids, remat=self.remat)
     if self.features_only:
       return [self.activation(stage) for stage in stages]
     x = self.activation(self.final_conv(x))

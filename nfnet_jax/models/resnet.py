@@ -14,7 +14,14 @@ import jax.numpy as jnp
 
 from nfnet_jax.models import layers
 from nfnet_jax.models.nf_resnet import DEPTHS, WIDTHS
-from nfnet_jax.models.residual import BlockSpec, block_specs, classify, drop_branch, run_blocks
+from nfnet_jax.models.residual import (
+  BlockSpec,
+  block_specs,
+  check_remat,
+  classify,
+  drop_branch,
+  run_blocks,
+)
 
 Array = jax.Array
 
@@ -88,13 +95,14 @@ class ResNet(hk.Module):
     bn_decay: of the running means and variances.
     drop_rate: dropout on the pooled features.
     stochdepth_rate: stochastic depth at the (virtual) block behind the last.
+    remat: what the backward pass computes again to save memory, see `residual.REMAT`.
     features_only: gives the activated outputs of all stages instead, see `models.feature_info`.
     dtype: of the computation; normalisation is computed in float32. Parameters are float32 and so
       are the outputs, or float64 for float64.
     name: root of the parameters' names.
 
   Raises:
-    RequestError: for stages that cannot be built (`residual.block_specs`).
+    RequestError: for an unknown remat, or stages that cannot be built (`residual.block_specs`).
   """
 
   def __init__(
@@ -108,12 +116,14 @@ class ResNet(hk.Module):
     bn_decay: float = 0.9,
     drop_rate: float = 0.0,
     stochdepth_rate: float = 0.0,
+    remat: str = "none",
     features_only: bool = False,
     dtype: jnp.dtype = jnp.float32,
     name: str = "ResNet",
   ):
     super().__init__(name)
     self.dtype, self.drop_rate, self.features_only = dtype, drop_rate, features_only
+    self.remat = check_remat(remat)
     stem_width = widths[0] // 4 if widths else 0
     specs = block_specs(
       stem_width,
@@ -149,7 +159,7 @@ class ResNet(hk.Module):
     if self.initial_bn is not None:
       x = jax.nn.relu(self.initial_bn(x, is_training))
     x = layers.max_pool(x)
-    x, stages = run_blocks(x, self.blocks, is_training, example_ids, is_training)
+    x, stages = run_blocks(x, self.blocks, is_training, example_ids, is_training, remat=self.remat)
     if self.features_only:
       return [jax.nn.relu(stage) for stage in stages]
     if self.final_bn is not None:

@@ -1,0 +1,36 @@
+"""Sizes of well-known data sets, for planning a run where they have not been prepared."""
+
+import re
+
+from ml_collections import ConfigDict
+
+# Number of classes, and of images in each split, as TFDS has them.
+SIZES = {
+  "cifar10": (10, {"train": 50_000, "test": 10_000}),
+  "cifar100": (100, {"train": 50_000, "test": 10_000}),
+  "imagenet2012": (1000, {"train": 1_281_167, "validation": 50_000}),
+}
+
+
+def sizes(data: ConfigDict) -> tuple[int, int, int] | None:
+  """Looks up the number of classes, of training images and of test images.
+
+  Args:
+    data: the `data` section of a config; its splits are names or slices such as `train[10000:]`.
+
+  Returns:
+    None for a data set, a split or a slice that is not known here.
+  """
+  if data.name not in SIZES:
+    return None
+  num_classes, splits = SIZES[data.name]
+  counts = [_count(splits, split) for split in (data.train_split, data.test_split)]
+  return None if None in counts else (num_classes, *counts)
+
+
+def _count(splits: dict[str, int], split: str) -> int | None:
+  match = re.fullmatch(r"(\w+)(?:\[(-?\d*):(-?\d*)\])?", split)
+  if not match or match[1] not in splits:
+    return None
+  first, last = (int(number) if number else None for number in match.group(2, 3))
+  return len(range(splits[match[1]])[first:last])

@@ -1,0 +1,161 @@
+"""What a run would need and cost on a machine that is not there."""
+
+import functools
+import importlib.metadata
+import logging
+from collections.abc import Iterator
+
+import jax
+from ml_collections import ConfigDict
+
+from nfnet_jax import config as config_lib
+from nfnet_jax import data, flops, models, parallel
+from nfnet_jax.plan import cache, program, roofline
+from nfnet_jax.plan import topology as topology_lib
+from nfnet_jax.plan.published import TABLE
+from nfnet_jax.plan.report import report
+from nfnet_jax.plan.topology import Topology
+
+__all__ = ["plan", "report"]
+
+# What follows from the number of devices, and makes no difference to the work of one.
+_OF_THE_WHOLE_BATCH = (
+  *("batch_size", "steps", "optimizer.learning_rate", "optimizer.warmup_steps"),
+)
+
+log = logging.getLogger(__name__)
+
+
+def plan(config: ConfigDict, topology: str, compiles: bool = True) -> dict:
+  """Finds out whether a run fits on a machine, how long it takes and what it costs.
+
+  The training step is counted by formula, and for TPUs it is compiled, which takes minutes and no
+  TPU. What does not fit is tried again with rematerialisation and then in more parts. What was
+  found is remembered by config and versions.
+
+  Args:
+    config: `config.default()` with changes. ImageNet and other well-known data sets need not be
+      there.
+    topology: `v4:4x4x8` for TPUs, `gpu:h200x8` for GPUs.
+    compiles: whether to compile for TPUs; for GPUs it is never done.
+
+  Returns:
+    What JSON can hold: `topology`, `network`, `run`, `per_device`, `step_seconds`, `whole_run`,
+    `compiled` (None without compiler) and `attempts`; README.md describes the fields. The figures
+    are those of the first attempt that fits, or of the config as given if none does.
+
+  Raises:
+    RequestError: if there is no such topology, the batch does not divide over its devices, the
+      config makes no run, or libtpu is missing.
+  """
+  machine = topology_lib.parse(topology)
+  parallel.check_batch_size(config.batch_size, config.accumulate, machine.num_devices)
+  config = config_lib.resolve(config, data.outline(config.data))
+  versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "dm-haiku")}
+  attempts, compiled = [], None
+  if compiles and machine.is_tpu:
+    versions["libtpu"] = program.libtpu_version()
+    attempts = list(_attempts(config, machine, versions))
+    chosen, compiled = attempts[-1] if attempts[-1][1]["fits"] else attempts[0]
+    config = chosen
+  images = config.batch_size // machine.num_devices
+  counts = cache.remember(program.trace, config, images, versions, ignored=_OF_THE_WHOLE_BATCH)
+  return {
+    "topology": {
+      "name": machine.name,
+      "chips": machine.num_chips,
+      "devices": machine.num_devices,
+      "memory_per_device": machine.chip.memory // machine.chip.devices,
+    },
+    "network": _network(config, counts),
+    **_cost(config, machine, counts),
+    "compiled": compiled,
+    "attempts": [_setting(tried) | outcome for tried, outcome in attempts],
+    "versions": versions,
+  }
+
+
+def _attempts(
+  config: ConfigDict, machine: Topology, versions: dict[str, str]
+) -> Iterator[tuple[ConfigDict, dict]]:
+  """Configs of the same run and how they compile, until one fits."""
+  examples = config.batch_size // machine.num_devices
+  first = models.REMAT.index(config.model.remat)
+  parts = config.accumulate
+  settings = [(remat, parts) for remat in models.REMAT[first:]]
+  while examples % (2 * parts) == 0:
+    parts *= 2
+    settings += [(remat, parts) for remat in models.REMAT[max(first, 1) :]]
+  for remat, accumulate in settings:
+    tried = config.copy_and_resolve_references().unlock()
+    tried.model.remat, tried.accumulate = remat, accumulate
+    log.info("compiling for %s, %s", machine.name, _words(tried, examples))
+    outcome = cache.remember(program.compile_step, tried.lock(), machine, versions)
+    log.info("%s after %.0f s", outcome.get("reason", "fits"), outcome["seconds"])
+    yield tried, outcome
+    if outcome["fits"]:
+      return
+
+
+def _setting(config: ConfigDict) -> dict:
+  return {"remat": config.model.remat, "accumulate": config.accumulate}
+
+
+def _words(config: ConfigDict, examples: int) -> str:
+  return (
+    f"remat={config.model.remat}, {examples} images per device in {config.accumulate} parts"
+    if config.accumulate > 1
+    else f"remat={config.model.remat}, {examples} images per device"
+  )
+
+
+def _network(config: ConfigDict, counts: dict[str, int]) -> dict:
+  name = config.model.name
+  return {
+    "name": name,
+    "dtype": config.dtype,
+    "parameters": counts["parameters"],
+    "multiply_adds_at_test_size": _forward(config, config.data.test_size),
+    "multiply_adds_at_train_size": _forward(config, config.data.train_size),
+    "published_multiply_adds": TABLE[name].multiply_adds if name in TABLE else None,
+  }
+
+
+def _forward(config: ConfigDict, size: int) -> int:
+  """Multiply-adds of one image from pixels to logits."""
+  kwargs = config_lib.model_kwargs(config)
+  net = models.create_model(config.model.name, config.model.num_classes, **kwargs)
+  images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+  init = functools.partial(net.init, is_training=False)
+  params, state = jax.eval_shape(init, jax.random.key(0), images)
+  apply = functools.partial(net.apply, is_training=False)
+  return flops.count(apply, params, state, None, images).multiply_adds
+
+
+def _cost(config: ConfigDict, machine: Topology, counts: dict[str, int]) -> dict:
+  seconds = roofline.step_time(counts, machine, config.dtype)
+  hours = [config.steps * each / 3600 for each in (seconds.low, seconds.high)]
+  name, images = config.model.name, config.batch_size // machine.num_devices
+  return {
+    "run": {
+      "batch_size": config.batch_size,
+      "steps": config.steps,
+      "images_per_device": images,
+      **_setting(config),
+    },
+    "per_device": counts | {"batch_images": images},
+    "step_seconds": {
+      "bound_by_compute": seconds.compute,
+      "bound_by_memory": seconds.memory,
+      "bound_by_network": seconds.network,
+      "expected": [seconds.low, seconds.high],
+      # For its 32 images per device, on TPUv3, whatever the machine planned for.
+      "published_v3": TABLE[name].v3_seconds if name in TABLE else None,
+    },
+    "whole_run": {
+      "images_per_second": [config.batch_size / each for each in (seconds.high, seconds.low)],
+      "hours": hours,
+      "chip_hours": [each * machine.num_chips for each in hours],
+      "multiply_adds": counts["multiply_adds"] * machine.num_devices * config.steps,
+    },
+  }

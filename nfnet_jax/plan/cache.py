@@ -1,0 +1,73 @@
+"""What was found out about a program, kept under the user's cache directory."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import nfnet_jax
+from nfnet_jax import config as config_lib
+
+# Where the training step comes from: a change of these makes another program.
+_SOURCES = (
+  *("agc", "augment", "batch", "build", "config", "flops", "losses", "models", "optim"),
+  *("parallel", "step", "plan/program", "plan/compiler"),
+)
+# What the step does not see.
+_IGNORED = ("data.dir", "data.name", "data.test_size", "epochs", "seed", "log_every", "eval_every")
+
+
+def remember(
+  find_out: Callable[[ConfigDict, Any], dict],
+  config: ConfigDict,
+  where: Any,
+  versions: dict[str, str],
+  ignored: Sequence[str] = (),
+) -> dict:
+  """Calls `find_out(config, where)`, or gives what it gave before.
+
+  Args:
+    find_out: gives what JSON can hold.
+    config: resolved.
+    where: second argument.
+    versions: of the programs that it depends on, by name.
+    ignored: further keys of the config that make no difference.
+  """
+  flat = config_lib.flatten(config.to_dict())
+  key = {
+    "what": find_out.__name__,
+    "config": {k: v for k, v in flat.items() if k not in (*_IGNORED, *ignored)},
+    "where": str(where),
+    "versions": versions | {"nfnet_jax": nfnet_jax.__version__, "sources": _digest_of_sources()},
+  }
+  digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+  path = directory() / f"{digest[:32]}.json"
+  try:
+    return json.loads(path.read_text())["found"]
+  except (OSError, ValueError, KeyError):  # not there, or of no use
+    found = find_out(config, where)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(f".{os.getpid()}")
+  partial.write_text(json.dumps(key | {"found": found}, indent=1, default=str))
+  partial.replace(path)
+  return found
+
+
+def directory() -> pathlib.Path:
+  """Where it is kept: `$XDG_CACHE_HOME/nfnet_jax/plan`, or under `~/.cache`."""
+  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  return pathlib.Path(root) / "nfnet_jax" / "plan"
+
+
+def _digest_of_sources() -> str:
+  package = pathlib.Path(nfnet_jax.__file__).parent
+  paths = [path for name in _SOURCES for path in (package / f"{name}.py", package / name)]
+  files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))]
+  digest = hashlib.sha256()
+  for file in sorted(files):
+    digest.update(file.read_bytes())
+  return digest.hexdigest()[:16]

@@ -1,0 +1,165 @@
+"""The training step of a config as it would run on a topology: traced, or compiled for a TPU."""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from nfnet_jax import flops, parallel
+from nfnet_jax.batch import Batch
+from nfnet_jax.build import build
+from nfnet_jax.errors import RequestError
+from nfnet_jax.plan import compiler
+from nfnet_jax.plan.topology import Topology
+from nfnet_jax.step import AXIS, images_per_example
+
+# What libtpu would ask the machine for, on a machine that has no TPU; and no log of its own.
+_ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v4-8",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_MIN_LOG_LEVEL": "3",
+  "TPU_STDERR_LOG_LEVEL": "3",
+}
+
+
+def trace(config: ConfigDict, images: int) -> dict[str, int]:
+  """Counts one step of one device by formula; nothing is compiled.
+
+  Args:
+    config: resolved.
+    images: examples per device.
+
+  Returns:
+    `parameters`; `state_bytes`, of the `TrainState`; `batch_bytes`; and the fields of `flops.Cost`.
+  """
+  step, state, batch = _step(config, images)
+  cost = flops.count(step, state, batch, axes={AXIS: 2})  # of how many makes no difference
+  return {
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    "state_bytes": _bytes(state),
+    "batch_bytes": _bytes(batch),
+    **cost._asdict(),
+  }
+
+
+def compile_step(config: ConfigDict, topology: Topology) -> dict:
+  """Compiles the mapped training step for TPUs that need not be there; it takes minutes.
+
+  Args:
+    config: resolved.
+    topology: of TPUs.
+
+  Returns:
+    `fits`, whether it compiles, and `seconds` that it took. If it fits, bytes of memory of a
+    device: `arguments`, `outputs` that are not among them, `temporaries`, `program`, and their sum
+    `peak`; `accessed_bytes`, read and written by all operations as the compiler counts them;
+    `all_reduces` and `all_reduced_bytes`; `host_transfers`, and whether it computes in `float64`.
+    If it does not, the compiler's `reason`, and `peak`, if it says how much it would need.
+
+  Raises:
+    RequestError: without libtpu, or if the compiler knows no such topology.
+  """
+  devices = _devices(topology)
+  step, state, batch = _step(config, config.batch_size // topology.num_devices)
+  local = sum(device.process_index == devices[0].process_index for device in devices)
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((local, *x.shape), x.dtype), batch)
+  start = time.monotonic()
+  lowered = parallel.map_train_step(step, devices).lower(state, batch)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return {
+      "fits": False,
+      "seconds": time.monotonic() - start,
+      **compiler.read_shortage(str(error)),
+    }
+  memory = compiled.memory_analysis()
+  parts = {
+    "arguments": memory.argument_size_in_bytes,
+    "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    "temporaries": memory.temp_size_in_bytes,
+    "program": memory.generated_code_size_in_bytes,
+  }
+  return {
+    "fits": True,
+    "seconds": time.monotonic() - start,
+    **parts,
+    "peak": sum(parts.values()),
+    "accessed_bytes": int(compiled.cost_analysis()["bytes accessed"]),
+    **compiler.read_program(compiled.as_text()),
+  }
+
+
+def libtpu_version() -> str:
+  """The version of the compiler.
+
+  Raises:
+    RequestError: if it is not installed.
+  """
+  if importlib.util.find_spec("libtpu") is None:
+    raise RequestError(
+      "compiling for TPUs needs libtpu, which is not installed: pip install 'nfnet_jax[plan]', or "
+      "give --nocompile for the analytic part alone."
+    )
+  return importlib.metadata.version("libtpu")
+
+
+def _step(config: ConfigDict, images: int) -> tuple[Callable, object, Batch]:
+  """The step of one device, and the shapes of its arguments."""
+  run = build(config)
+  count = images * images_per_example(config.augment)
+  size = config.data.train_size
+  batch = Batch(
+    jax.ShapeDtypeStruct((count, size, size, 3), np.uint8),
+    jax.ShapeDtypeStruct((count,), np.int32),
+    jax.ShapeDtypeStruct((count,), np.float32),
+  )
+  return run.train_step, jax.eval_shape(run.init), batch
+
+
+def _devices(topology: Topology) -> list[jax.Device]:
+  """Devices of a TPU topology to compile for."""
+  libtpu_version()
+  from jax.experimental import topologies
+
+  # The two cores of a chip work as one device where they can, which is not libtpu's default for v4.
+  options = {"chip_config_name": "megacore"} if topology.kind == "v4" else {}
+  with _environment():
+    try:
+      found = topologies.get_topology_desc(
+        platform="tpu", topology_name=topology.name, **options
+      ).devices
+    except jax.errors.JaxRuntimeError as error:
+      reason = str(error).splitlines()[0]
+      raise RequestError(f"libtpu has no topology {topology.name!r}: {reason}") from error
+  if len(found) != topology.num_devices:
+    raise RequestError(
+      f"libtpu {libtpu_version()} has {len(found)} devices in {topology.name}, where "
+      f"{topology.num_devices} were expected: another version may do."
+    )
+  return list(found)
+
+
+@contextlib.contextmanager
+def _environment():
+  before = dict(os.environ)
+  os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in before})
+  try:
+    yield
+  finally:
+    for name in _ENVIRONMENT.keys() - before.keys():
+      del os.environ[name]
+
+
+def _bytes(tree: object) -> int:
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
