@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -50,6 +51,7 @@ def evaluate(argv: Sequence[str]) -> None:
     raise RequestError("--workdir and --weights exclude each other: a run names its own network.")
   where = {"split": values.split, "data_dir": values.data_dir, "batch_size": values.batch_size}
   with _job(values) as process_index:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX takes it for a notice to those who train
     from nfnet_jax.evaluate import evaluate_weights, evaluate_workdir
 
     if values.workdir:

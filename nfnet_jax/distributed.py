@@ -195,6 +195,13 @@ def _check(coordinator: str | None, num_processes: int | None, process_id: int |
       f"--process_id={process_id} of --num_processes={num_processes}: they count from 0 to "
       f"{num_processes - 1}."
     )
+  if process_id == 0:
+    try:
+      socket.create_server(("", int(port))).close()
+    except (OSError, OverflowError) as error:  # JAX would crash.
+      raise RequestError(
+        f"process 0 cannot listen at port {port} ({error}): choose another."
+      ) from error
 
 
 def _num_processes_found() -> int:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -353,6 +354,14 @@ def test_a_directory_that_process_0_cannot_write(job, tmp_path):
 def test_flags_that_do_not_go_together(capsys, tmp_path, flags, said):
   assert main([*train(tmp_path / "run"), *flags]) == 2
   assert said in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken(capsys, tmp_path):
+  with socket.create_server(("", 0)) as taken:
+    port = taken.getsockname()[1]
+    flags = [f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=0"]
+    assert main([*train(tmp_path / "run"), *flags]) == 2
+  assert f"process 0 cannot listen at port {port}" in capsys.readouterr().err
 
 
 # What the environment says.

@@ -51,32 +51,31 @@ def _memory_row(plan: dict, tried: dict) -> list[str]:
   ]
 
 
-def cost_rows(plans: list[dict]) -> list[list[str]]:
-  """What the whole run is expected to cost."""
-  return [
-    [
-      plan["network"]["name"].removeprefix("nfnet_").upper(),
-      plan["topology"]["name"],
-      f"{plan['network']['multiply_adds_at_train_size'] / 1e9:.2f}",
-      f"{plan['per_device']['multiply_adds'] / 1e12:.2f}",
-      *(
-        f"{1e3 * plan['step_seconds'][f'bound_by_{name}']:.1f}"
-        for name in ("compute", "memory", "network")
-      ),
-      _range(plan["step_seconds"]["expected"], 1e3),
-      f"{1e3 * plan['step_seconds']['published_v3']:.1f}" if _is_published(plan) else "",
-      _range(plan["whole_run"]["images_per_second"]),
-      _range(plan["whole_run"]["hours"]),
-      _range(plan["whole_run"]["chip_hours"]),
-    ]
-    for plan in plans
-  ]
+def cost_rows(plans: list[dict], machines: list[str]) -> list[list[str]]:
+  """For each network what the whole run is expected to cost on each machine."""
+  by_network = {}
+  for plan in plans:
+    by_network.setdefault(plan["network"]["name"], {})[plan["topology"]["name"]] = plan
+  rows = []
+  for name, plans_of_network in by_network.items():
+    network = next(iter(plans_of_network.values()))["network"]
+    published = next(iter(plans_of_network.values()))["step_seconds"]["published_v3"]
+    rows.append(
+      [
+        name.removeprefix("nfnet_").upper(),
+        f"{network['parameters'] / 1e6:.1f}",
+        f"{network['multiply_adds_at_test_size'] / 1e9:.2f}",
+        f"{network['multiply_adds_at_train_size'] / 1e9:.2f}",
+        f"{1e3 * published:,.1f}" if published else "",
+        *(_cell(plans_of_network[each]) if each in plans_of_network else "" for each in machines),
+      ]
+    )
+  return rows
 
 
-def _is_published(plan: dict) -> bool:
-  """Whether the paper has a time for this: 32 images on each core of a TPUv3."""
-  is_v3 = plan["topology"]["name"].startswith("v3:") and plan["run"]["images_per_device"] == 32
-  return is_v3 and plan["step_seconds"]["published_v3"] is not None
+def _cell(plan: dict) -> str:
+  step = _range(plan["step_seconds"]["expected"], 1e3)
+  return f"{step}; {_range(plan['whole_run']['hours'])}; {_range(plan['whole_run']['chip_hours'])}"
 
 
 def _range(values: list[float], scale: float = 1.0) -> str:
@@ -96,9 +95,12 @@ def main() -> None:
   memory = ["", "on", "images a device", "remat", "arguments GB", "temporaries", "program", "peak"]
   print(_markdown([*memory, "all-reduced GB", "compiled in min"], memory_rows(compiled)))
   print()
-  cost = ["", "on", "G multiply-adds an image", "T a device and step", "compute ms", "memory"]
-  cost += ["network", "expected ms", "paper ms", "images/s", "hours", "chip-hours"]
-  print(_markdown(cost, cost_rows([plan for plan in plans if not plan["attempts"]])))
+  counted = [plan for plan in plans if not plan["attempts"]]
+  machines = list(dict.fromkeys(plan["topology"]["name"] for plan in counted))
+  heads = ["", "M parameters", "G multiply-adds at test size", "at training size"]
+  heads += ["paper, ms a step on TPUv3"]
+  heads += [f"{each}: ms a step; hours; chip-hours" for each in machines]
+  print(_markdown(heads, cost_rows(counted, machines)))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ class StepTime(NamedTuple):
   high: float
 
 
-# Step time over the sum of the three bounds, as measured: the paper's TPUv3 steps of F0 to F5 take
-# 1.7 to 2.0 of it, its V100 steps of F0 to F3 3.0 to 3.5, and timm's of F0 to F6 on an RTX 3090 2.1
-# to 2.5. Other TPUs are given some room on both sides of the v3.
-_TPU_V3, _TPU, _GPU = (1.65, 2.05), (1.3, 2.5), (2.0, 3.5)
+# Step time without the network over the sum of the bounds by compute and memory, as measured: the
+# paper's TPUv3 steps of F0 to F5 take 1.75 to 2.04 of it, its V100 steps of F0 to F3 3.0 to 3.5, and
+# timm's of F0 to F6 on an RTX 3090 2.1 to 2.5. Other TPUs are given some room on both sides of v3.
+_TPU_V3, _TPU, _GPU = (1.7, 2.1), (1.3, 2.5), (2.0, 3.5)
 
 
 def step_time(counts: dict[str, int], topology: Topology, dtype: str) -> StepTime:
@@ -44,6 +44,6 @@ def step_time(counts: dict[str, int], topology: Topology, dtype: str) -> StepTim
   # Reduce-scatter and all-gather: each chip sends every byte but its own share twice.
   sent = 2 * counts["reduced_bytes"] * others / topology.num_chips
   network = sent / topology.egress if others else 0.0
-  total = compute + memory + network
   low, high = _TPU_V3 if topology.kind == "v3" else _TPU if topology.is_tpu else _GPU
-  return StepTime(compute, memory, network, low * total, high * total)
+  alone = compute + memory
+  return StepTime(compute, memory, network, low * alone + network, high * alone + network)
