@@ -25,6 +25,7 @@ def free_port():
 
 def start(words, log, *, devices=2, env=None):
   """Starts one process; `log` gets what it prints."""
+  log.touch()
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(_PRELOADED)
   flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"

@@ -201,13 +201,11 @@ def test_killed_eight_times_told_to_stop_and_carried_on(pair, runs):
     begin = (steps_in(workdir) or [0])[-1] if workdir.exists() else 0
     directory = runs / f"killed{moment}"
     started = start_job(2, train(workdir), directory, env={"FAULT": '{"what": "dawdle"}'})
+    log, said = directory / "0.log", f"step {begin + (5 if in_save else steps)}/40"
+    wait_until(lambda: said in log.read_text(), started)  # noqa: B023
     if in_save:
-      ends = [".orbax-checkpoint-tmp", ""]
-      paths = [workdir / f"checkpoints/{begin + 5}{end}" for end in ends]
-      wait_until(lambda: any(path.exists() for path in paths), started)  # noqa: B023
-    else:
-      log, said = directory / "0.log", f"step {begin + steps}/40"
-      wait_until(lambda: said in log.read_text(), started)  # noqa: B023
+      saves = [workdir / f"checkpoints/{begin + 5}{end}" for end in (".orbax-checkpoint-tmp", "")]
+      wait_until(lambda: any(path.exists() for path in saves), started)  # noqa: B023
     os.kill(started[victim].pid, signal.SIGKILL)
     statuses = finish(started, GONE)
     assert statuses.pop(victim) == -signal.SIGKILL
@@ -233,7 +231,7 @@ def test_killed_eight_times_told_to_stop_and_carried_on(pair, runs):
 def test_one_process_told_to_stop(alone, runs):
   workdir, log = runs / "stopped", runs / "stopped.log"
   process = start(train(workdir), log, devices=4, env={"FAULT": '{"what": "dawdle"}'})
-  wait_until(lambda: log.exists() and "step 7/40" in log.read_text(), [process])
+  wait_until(lambda: "step 7/40" in log.read_text(), [process])
   os.kill(process.pid, signal.SIGTERM)
   assert finish([process], 10) == [0]
   step = steps_in(workdir)[-1]

@@ -20,12 +20,14 @@ archive=$(mktemp)
 git archive --format=tar.gz --output="$archive" HEAD
 "${tpu[@]}" scp "$archive" "$NAME:nfnet_jax.tar.gz" --zone="$ZONE" --worker=all
 
-# On every worker, and in a session that outlives this shell's connection: its log is in train.log.
+# On every worker, in a process that outlives this shell's connection: its log is in train.log. The
+# image's own Python, 3.10, is too old; uv brings one.
 printf -v words '%q ' "$@"
 "${tpu[@]}" ssh "$NAME" --zone="$ZONE" --worker=all --command="
   set -e
   rm -rf nfnet_jax && mkdir nfnet_jax && tar -xzf nfnet_jax.tar.gz -C nfnet_jax && cd nfnet_jax
-  python3 -m venv venv && venv/bin/pip install --quiet -e '.[tpu,data]'
+  python3 -m pip install --quiet --user uv && export PATH=\$PATH:\$HOME/.local/bin
+  uv venv --quiet --python 3.13 venv && uv pip install --quiet --python venv -e '.[tpu,data]'
   nohup venv/bin/python -m nfnet_jax $words --join_timeout=300 > ~/train.log 2>&1 &"
 
 echo "follow it: ${tpu[*]} ssh $NAME --zone=$ZONE --worker=0 --command='tail -f train.log'"
