@@ -20,9 +20,9 @@ class StepTime(NamedTuple):
   high: float
 
 
-# Step time without the network over the sum of the bounds by compute and memory, as measured: the
-# paper's TPUv3 steps of F0 to F5 take 1.75 to 2.04 of it, its V100 steps of F0 to F3 3.0 to 3.5, and
-# timm's of F0 to F6 on an RTX 3090 2.1 to 2.5. Other TPUs are given some room on both sides of v3.
+# Step time without the network over the sum of the bounds by compute and memory, as measured: 1.75
+# to 2.04 in the paper's TPUv3 steps of F0 to F5, 3.0 to 3.5 in its V100 steps of F0 to F3, 2.1 to
+# 2.9 in timm's steps of F0 to F6 on an RTX 3090. Other TPUs are given room on both sides of v3.
 _TPU_V3, _TPU, _GPU = (1.7, 2.1), (1.3, 2.5), (2.0, 3.5)
 
 
