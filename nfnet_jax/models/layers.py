@@ -5,6 +5,7 @@ standardised in the dtype of the parameters and cast afterwards.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from nfnet_jax.errors import RequestError
+from nfnet_jax.models import pool_cpu
+from nfnet_jax.models.conv import conv
 
 Array = jax.Array
 
@@ -28,10 +31,31 @@ GAMMAS = {
   "tanh": 1.5939117670059204,
 }
 
+
+@jax.custom_jvp
+def _gelu(x: Array) -> Array:
+  """The tanh approximation of GELU, as published; its derivative in one pass over x."""
+  return 0.5 * x * (1 + _gelu_tanh(x))
+
+
+@_gelu.defjvp
+def _gelu_derivative(primals, tangents):
+  (x,), (dx,) = primals, tangents
+  tanh, cubic = _gelu_tanh(x), 3 * 0.044715
+  slope = 0.5 * (1 + tanh) + _HALF_SLOPE * x * (1 - tanh * tanh) * (1 + cubic * x * x)
+  return 0.5 * x * (1 + tanh), slope * dx
+
+
+def _gelu_tanh(x: Array) -> Array:
+  return jnp.tanh(2 * _HALF_SLOPE * (x + 0.044715 * x * x * x))
+
+
+_HALF_SLOPE = (2 * math.pi) ** -0.5
+
 _NONLINEARITIES: dict[str, Callable[[Array], Array]] = {
   "identity": lambda x: x,
   "elu": jax.nn.elu,
-  "gelu": jax.nn.gelu,  # the tanh approximation, as published
+  "gelu": _gelu,
   "relu": jax.nn.relu,
   "sigmoid": jax.nn.sigmoid,
   "silu": jax.nn.silu,
@@ -78,28 +102,6 @@ def make_style(activation: str, numerics: str = "published", folded: bool = Fals
   return Style(functools.partial(WSConv2D, numerics=numerics, folded=folded), f)
 
 
-def conv(x: Array, w: Array, *, stride: int = 1, groups: int = 1) -> Array:
-  """Convolves with TensorFlow's "SAME" padding.
-
-  Args:
-    x: `[N, H, W, C]` input.
-    w: `[kh, kw, C / groups, D]` kernel, of the same dtype.
-    stride: of both spatial axes.
-    groups: number of feature groups.
-
-  Returns:
-    `[N, ceil(H / stride), ceil(W / stride), D]`.
-  """
-  return jax.lax.conv_general_dilated(
-    x,
-    w,
-    window_strides=(stride, stride),
-    padding="SAME",
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    feature_group_count=groups,
-  )
-
-
 def standardize_weight(w: Array, gain: Array, numerics: str = "published") -> Array:
   """Scaled weight standardisation (NFNet paper, section 2, equation 1).
 
@@ -115,12 +117,13 @@ def standardize_weight(w: Array, gain: Array, numerics: str = "published") -> Ar
   Returns:
     `[kh, kw, I, O]`, every output channel with zero mean and norm `gain`.
   """
-  fan_in = w[..., 0].size
-  mean = jnp.mean(w, axis=(0, 1, 2))
-  var = jnp.var(w, axis=(0, 1, 2))
-  square = jnp.maximum(var * fan_in, 1e-4) if numerics == "published" else (var + 1e-5) * fan_in
-  scale = gain * jax.lax.rsqrt(square)
-  return w * scale[None, None, None] - (mean * scale)[None, None, None]
+  # As a matrix: XLA's CPU backend takes several times as long for sums over axes of length 1.
+  matrix = w.reshape(-1, w.shape[-1])
+  centred = matrix - jnp.mean(matrix, axis=0)
+  square = jnp.sum(jnp.square(centred), axis=0)
+  published = numerics == "published"
+  square = jnp.maximum(square, 1e-4) if published else square + 1e-5 * matrix.shape[0]
+  return (centred * (gain * jax.lax.rsqrt(square))).reshape(w.shape)
 
 
 class WSConv2D(hk.Module):
@@ -229,7 +232,10 @@ def avg_pool(x: Array) -> Array:
 
 def max_pool(x: Array) -> Array:
   """3x3 maximum pooling with stride 2."""
-  return hk.max_pool(x, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+  default = functools.partial(
+    hk.max_pool, window_shape=(1, 3, 3, 1), strides=(1, 2, 2, 1), padding="SAME"
+  )
+  return jax.lax.platform_dependent(x, cpu=pool_cpu.max_pool, default=default)
 
 
 def example_keys(example_ids: Array) -> Array:

@@ -73,9 +73,8 @@ class NFResBlock(hk.Module):
     out = self.conv0(out)
     out = self.conv1(self.activation(out))
     out = self.conv2(self.activation(out))
-    if self.squeeze_excite is not None:
-      out = 2 * self.squeeze_excite(out) * out
-    return add_branch(out, shortcut, keep, self.alpha)
+    gate = None if self.squeeze_excite is None else 2 * self.squeeze_excite(out)
+    return add_branch(out, shortcut, keep, self.alpha, gate)
 
 
 class NF_ResNet(hk.Module):

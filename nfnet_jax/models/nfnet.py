@@ -96,9 +96,8 @@ class NFBlock(hk.Module):
     if self.conv1b is not None:
       out = self.conv1b(self.activation(out))
     out = self.conv2(self.activation(out))
-    if self.squeeze_excite is not None:
-      out = 2 * self.squeeze_excite(out) * out
-    return add_branch(out, shortcut, keep, self.alpha)
+    gate = None if self.squeeze_excite is None else 2 * self.squeeze_excite(out)
+    return add_branch(out, shortcut, keep, self.alpha, gate)
 
 
 class NFNet(hk.Module):

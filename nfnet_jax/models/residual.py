@@ -119,14 +119,26 @@ def drop_branch(out: Array, keep: Array | None) -> Array:
   return out if keep is None else out * keep.astype(out.dtype)[:, None, None, None]
 
 
-def add_branch(out: Array, shortcut: Array, keep: Array | None, alpha: float) -> Array:
-  """`alpha * skip_gain * out + shortcut`, with the gain a parameter of the running module.
+def add_branch(
+  out: Array, shortcut: Array, keep: Array | None, alpha: float, gate: Array | None = None
+) -> Array:
+  """`alpha * skip_gain * gate * out + shortcut`, with the gain a parameter of the running module.
 
-  At initialisation SkipInit's gain of 0 makes every block but a transition the identity.
+  At initialisation SkipInit's gain of 0 makes every block but a transition the identity. The small
+  factors are multiplied first: then they and their gradients cost one pass over `out`.
+
+  Args:
+    out, shortcut: `[N, H, W, C]`.
+    keep: `[N]`, 0 for the examples whose branch stochastic depth drops; None keeps all.
+    alpha: scale of the residual branches.
+    gate: `[N, 1, 1, C]` or None.
   """
-  out = drop_branch(out, keep)
-  skip_gain = hk.get_parameter("skip_gain", (), jnp.float32, jnp.zeros)
-  return out * skip_gain.astype(out.dtype) * alpha + shortcut
+  scale = hk.get_parameter("skip_gain", (), jnp.float32, jnp.zeros).astype(out.dtype) * alpha
+  if keep is not None:
+    scale = scale * keep.astype(out.dtype)[:, None, None, None]
+  if gate is not None:
+    scale = scale * gate
+  return out * scale + shortcut
 
 
 def run_blocks(
