@@ -67,7 +67,9 @@ def _equation_cost(eqn: core.JaxprEqn) -> Cost:
     return Cost(reduced_bytes=_bytes(*eqn.invars))
   inner = [_jaxpr_cost(jaxpr) for jaxpr in _inner_jaxprs(eqn.params)]
   if name == "cond":
-    return max(inner)
+    # Of formulations for different backends, the one without a backend's name is the formula.
+    platforms = eqn.params.get("branches_platforms")
+    return inner[platforms.index(None)] if platforms else max(inner)
   return sum(inner, Cost()) * (eqn.params["length"] if name == "scan" else 1)
 
 
