@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
+from nfnet_jax import compile_cache
 from nfnet_jax.errors import RequestError, RunError
 
 
@@ -171,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(_usage())
     return 0 if argv else 2
   _quieten()
+  compile_cache.enable()
   verb = argv[0]
   try:
     if verb not in VERBS:
