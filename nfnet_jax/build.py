@@ -19,7 +19,8 @@ class Run(NamedTuple):
     net: the network.
     schedule: learning rate as a function of the step.
     init: gives the initial `TrainState`; under `jax.eval_shape`, its shapes alone.
-    train_step, eval_step: of one replica, see `nfnet_jax.step`.
+    train_step: of one replica, see `nfnet_jax.step`.
+    eval_step: likewise, for weights from `evaluate.weights_of`.
   """
 
   net: hk.TransformedWithState
@@ -39,7 +40,8 @@ def build(config: ConfigDict) -> Run:
     RequestError: if the config describes no network or no training rule.
   """
   num_classes, optimizer = config.model.num_classes, config.optimizer
-  net = models.create_model(config.model.name, num_classes, **config_lib.model_kwargs(config))
+  kwargs = config_lib.model_kwargs(config)
+  net = models.create_model(config.model.name, num_classes, **kwargs)
   schedule = optim.warmup_cosine(
     optimizer.learning_rate, optimizer.warmup_steps, config.steps, optimizer.final_learning_rate
   )
@@ -48,7 +50,8 @@ def build(config: ConfigDict) -> Run:
   def init_net():
     return net.init(jax.random.key(config.seed), images, is_training=True)
 
-  labels = optim.param_labels(jax.eval_shape(init_net)[0])
+  params, net_state = jax.eval_shape(init_net)
+  labels = optim.param_labels(params)
   tx = optim.make_optimizer(optimizer, schedule, labels)
   train_step = step.make_train_step(
     net,
@@ -60,7 +63,10 @@ def build(config: ConfigDict) -> Run:
     ema_decay=config.ema_decay,
     seed=config.seed,
   )
-  eval_step = step.make_eval_step(net, num_classes=num_classes)
+  if not net_state:  # Its weights are standardised once for all batches of an evaluation.
+    kwargs["folded"] = True
+  eval_net = models.create_model(config.model.name, num_classes, **kwargs)
+  eval_step = step.make_eval_step(eval_net, num_classes=num_classes)
   # Compiled, because the forward pass that names the parameters is then never computed; without
   # optimisation, because XLA takes seconds of a CPU for every random draw that it optimises.
   options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

@@ -1,5 +1,6 @@
 """Evaluation: every example counted exactly once, with the raw and with the averaged weights."""
 
+import collections
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,17 +13,25 @@ from nfnet_jax import config as config_lib
 from nfnet_jax.batch import Batch
 from nfnet_jax.build import build
 from nfnet_jax.errors import RequestError
-from nfnet_jax.step import TrainState, make_eval_step
+from nfnet_jax.step import Metrics, TrainState, make_eval_step
 from nfnet_jax.weights.accuracy import IMAGENET_ACCURACY
 
 Variables = tuple[hk.Params, hk.State]
 
 
+_fold = jax.jit(models.fold)
+
+
 def weights_of(state: TrainState) -> dict[str, Variables]:
-  """The two sets of weights that a run is judged by, by the prefix of their metrics' names."""
+  """The two sets of weights that a run is judged by, by the prefix of their metrics' names.
+
+  Those of a normalizer-free network are standardised here, once for all batches, as `build`'s
+  evaluation step wants them.
+  """
+  fold = (lambda params: params) if state.net_state else _fold
   return {
-    "": (state.params, state.net_state),
-    "ema_": (state.ema_params, state.ema_net_state),
+    "": (fold(state.params), state.net_state),
+    "ema_": (fold(state.ema_params), state.ema_net_state),
   }
 
 
@@ -41,12 +50,20 @@ def evaluate(
     `examples`, the number counted over all processes, and for each prefix the mean `loss`, and
     `top1` and `top5` accuracy in 0..1.
   """
-  totals = {prefix: {} for prefix in weights}
+  totals = {prefix: collections.defaultdict(float) for prefix in weights}
+
+  def add(sums: dict[str, Metrics]) -> None:
+    for prefix, of_batch in jax.device_get(sums).items():
+      for name, value in of_batch.items():
+        totals[prefix][name] += float(value)
+
+  before = {}
   for batch in batches:
     batch = parallel.shard(batch, jax.local_device_count())
-    for prefix, variables in weights.items():
-      sums = jax.device_get(eval_step(*variables, batch))
-      totals[prefix] = {k: float(v) + totals[prefix].get(k, 0.0) for k, v in sums.items()}
+    sums = {prefix: eval_step(*variables, batch) for prefix, variables in weights.items()}
+    add(before)  # The devices are busy with this batch while the next one is read.
+    before = sums
+  add(before)
   metrics = {}
   for prefix, sums in totals.items():
     examples = sums.pop("examples")

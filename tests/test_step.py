@@ -160,7 +160,7 @@ def test_bfloat16_keeps_float32_master_weights():
 @pytest.mark.parametrize(("batch_size", "num_examples"), [(16, 20), (8, 20), (24, 20), (16, 16)])
 def test_evaluation_counts_every_example_once(batch_size, num_examples):
   run = build(tiny.config())
-  state = run.init()
+  state = live_state(run)
   whole = tiny.batch(7, num_examples)
   padding = -num_examples % batch_size
   # Padding that would be counted as correct if it were counted.
@@ -178,6 +178,55 @@ def test_evaluation_counts_every_example_once(batch_size, num_examples):
   assert metrics["examples"] == num_examples
   assert metrics["top1"] == metrics["ema_top1"] == pytest.approx(correct.mean(), abs=1e-6)
   assert metrics["top5"] == 1.0
+  loss = losses.cross_entropy(logits, losses.soft_labels(whole.labels, 4)).mean()
+  assert metrics["loss"] == metrics["ema_loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_weights_are_standardised_once_an_evaluation():
+  run = build(tiny.config())
+  state = live_state(run)
+  state = state._replace(ema_params=jax.tree.map(lambda x: 2 * x, state.params))
+  weights = weights_of(state)
+  assert list(weights) == ["", "ema_"]
+  for prefix, params in (("", state.params), ("ema_", state.ema_params)):
+    ours, net_state = weights[prefix]
+    assert net_state == {}
+    assert not any("gain" in leaves for leaves in ours.values())
+    # Not folded a second time, or not at all: the step takes them as they are.
+    jaxpr = str(
+      jax.make_jaxpr(lambda p, x: run.eval_step(p, {}, x), axis_env=[("devices", 1)])(
+        ours, tiny.batch(0)
+      )
+    )
+    assert "rsqrt" not in jaxpr
+    np.testing.assert_array_equal(ours["NFNet/~/linear"]["w"], params["NFNet/~/linear"]["w"])
+
+
+def test_a_batch_is_read_while_the_devices_compute_the_one_before():
+  events = []
+
+  class Sum:
+    def __init__(self, index):
+      self.index = index
+
+    def __float__(self):
+      events.append(f"wait {self.index}")
+      return 2.0
+
+  def eval_step(params, net_state, batch):
+    events.append(f"step {batch[0, 0]}")
+    return {"examples": Sum(batch[0, 0])}
+
+  def batches():
+    for index in range(3):
+      events.append(f"read {index}")
+      yield np.full(8, index)
+
+  assert evaluate(eval_step, {"": ({}, {})}, batches()) == {"examples": 6}
+  assert events == [
+    *("read 0", "step 0", "read 1", "step 1", "wait 0"),
+    *("read 2", "step 2", "wait 1", "wait 2"),
+  ]
 
 
 @pytest.mark.parametrize("batch_size", [0, 12, -8])

@@ -1,0 +1,103 @@
+"""What a function costs, by formula: multiply-adds, bytes of its matrix products, bytes reduced.
+
+The counts are read from the function's jaxpr, so that nothing is computed or compiled. As in the
+papers, an operation is one multiply-add, taps on padding count, and element-wise work does not.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core
+
+
+class Cost(NamedTuple):
+  """Cost of one call on one device.
+
+  Attributes:
+    multiply_adds: of all convolutions and matrix products.
+    matrix_bytes: that these read and write if each fetches its operands from memory once and puts
+      its result there, with all element-wise work done on the way.
+    reduced_bytes: that are summed over the devices of a mapped axis.
+  """
+
+  multiply_adds: int = 0
+  matrix_bytes: int = 0
+  reduced_bytes: int = 0
+
+  def __add__(self, other: "Cost") -> "Cost":
+    return Cost(*map(sum, zip(self, other, strict=True)))
+
+  def __mul__(self, times: int) -> "Cost":
+    return Cost(*(value * times for value in self))
+
+
+def count(f: Callable, *args: Any, axes: dict[str, int] | None = None) -> Cost:
+  """Counts what a function costs.
+
+  A loop counts as often as it runs, and of several branches the dearest; a loop without a fixed
+  number of rounds counts once.
+
+  >>> import jax.numpy as jnp
+  >>> count(jnp.matmul, jax.ShapeDtypeStruct((2, 3), "float32"),
+  ...       jax.ShapeDtypeStruct((3, 4), "float32")).multiply_adds
+  24
+
+  Args:
+    f: any function that JAX can trace.
+    *args: its arguments, or their shapes (`jax.ShapeDtypeStruct`).
+    axes: sizes of the mapped axes that it reduces over, by name.
+  """
+  jaxpr = jax.make_jaxpr(f, axis_env=list((axes or {}).items()))(*args)
+  return _jaxpr_cost(jaxpr.jaxpr)
+
+
+def _jaxpr_cost(jaxpr: core.Jaxpr) -> Cost:
+  return sum(map(_equation_cost, jaxpr.eqns), Cost())
+
+
+def _equation_cost(eqn: core.JaxprEqn) -> Cost:
+  name = eqn.primitive.name
+  if name == "conv_general_dilated":
+    return Cost(_conv_multiply_adds(eqn), _bytes(*eqn.invars, *eqn.outvars))
+  if name == "dot_general":
+    return Cost(_dot_multiply_adds(eqn), _bytes(*eqn.invars, *eqn.outvars))
+  if name.startswith("psum"):
+    return Cost(reduced_bytes=_bytes(*eqn.invars))
+  inner = [_jaxpr_cost(jaxpr) for jaxpr in _inner_jaxprs(eqn.params)]
+  if name == "cond":
+    return max(inner)
+  return sum(inner, Cost()) * (eqn.params["length"] if name == "scan" else 1)
+
+
+def _conv_multiply_adds(eqn: core.JaxprEqn) -> int:
+  """Output elements times the taps that each sums over, without the holes of a dilated input."""
+  kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
+  taps = math.prod(kernel[axis] for axis in spec[1:])  # behind the output channels
+  holes = math.prod(eqn.params["lhs_dilation"])
+  return math.prod(eqn.outvars[0].aval.shape) * taps // holes
+
+
+def _dot_multiply_adds(eqn: core.JaxprEqn) -> int:
+  contracted = eqn.params["dimension_numbers"][0][0]
+  shape = eqn.invars[0].aval.shape
+  return math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+
+
+def _bytes(*variables: Any) -> int:
+  return sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in variables)
+
+
+def _inner_jaxprs(value: Any) -> Iterator[core.Jaxpr]:
+  """The jaxprs among an equation's parameters, however deep."""
+  if isinstance(value, core.ClosedJaxpr):
+    yield value.jaxpr
+  elif isinstance(value, core.Jaxpr):
+    yield value
+  elif isinstance(value, dict):
+    for each in value.values():
+      yield from _inner_jaxprs(each)
+  elif isinstance(value, tuple | list):
+    for each in value:
+      yield from _inner_jaxprs(each)
