@@ -99,11 +99,10 @@ def adaptive_grad_clip(
   >>> updates, state = tx.update(params, tx.init(params), params)
 
   Put it before everything that rescales gradients. Clipped units keep their direction, the others
-  every bit (but for subnormal numbers, which devices flush to 0). Non-finite gradients stay
-  visible: NaN stays, infinity turns into NaN; but finite ones whose square overflows (beyond 1e19)
-  become 0, as in the paper's code. Frozen gradients (None, `optax.MaskedNode()`) are passed on,
-  whatever `params` holds there. `optax.inject_hyperparams` needs `static_args=("axis", "mask")`.
-  Inside `shard_map` norms are those of the local parts.
+  every bit. Non-finite gradients stay visible: NaN stays, infinity turns into NaN; but finite ones
+  whose square overflows (beyond 1e19) become 0, as in the paper's code. Frozen gradients (None,
+  `optax.MaskedNode()`) are passed on, whatever `params` holds there. `optax.inject_hyperparams`
+  needs `static_args=("axis", "mask")`. Inside `shard_map` norms are those of the local parts.
 
   Args:
     clipping: largest ratio of gradient norm to weight norm, at least 0; or a schedule, which gets
@@ -166,13 +165,11 @@ def _clip_leaf(
   norm = unitwise_norm(gradient, axes)
   param_norm = unitwise_norm(param, axes).astype(norm.dtype)
   max_norm = jnp.asarray(ratio, norm.dtype) * jnp.maximum(param_norm, jnp.asarray(eps, norm.dtype))
+  scaled = _at_least_float32(gradient) * (max_norm / jnp.maximum(norm, _SMALLEST_DIVISOR))
   too_long = norm > max_norm
-  # Chosen for each unit and not for each element: a choice between two arrays keeps XLA from fusing
-  # the clipping into what comes next, and a factor of 1 changes no bit.
-  scale = jnp.where(too_long, max_norm / jnp.maximum(norm, _SMALLEST_DIVISOR), 1.0)
   num_clipped = jnp.sum(too_long, dtype=jnp.float32)
   return _ClippedLeaf(
-    gradient=(_at_least_float32(gradient) * scale).astype(gradient.dtype),
+    gradient=jnp.where(too_long, scaled.astype(gradient.dtype), gradient),
     share=num_clipped / max(norm.size, 1),
     num_clipped=num_clipped,
     num_units=norm.size,
