@@ -111,7 +111,7 @@ def benchmark(argv: Sequence[str]) -> None:
     own = {"config", "batches", "step", "steps"}
     words = [f"{keys.get(k, k)}={v}" for k, v in given.items() if k not in own]
     config = config_file.read(values.config) if values.config else config_lib.default()
-    config = config_file.override(config, [*words, *changes])
+    config = config_file.override(config, [*changes, *words])
     if kind == "input":
       result = benchmark_lib.measure_input(config, values.batches, values.step)
     else:

@@ -13,7 +13,7 @@ import pytest
 
 from nfnet_jax import create_model, data, flops
 from nfnet_jax.__main__ import main
-from nfnet_jax.benchmark import host, machine, steps
+from nfnet_jax.benchmark import host, machine, steps, timing
 from nfnet_jax.build import build
 from tests import data_examples, tiny
 
@@ -155,13 +155,13 @@ def test_the_compiler_is_timed_and_the_cache_told_apart(small_peak):
   def loop(carry, x):
     return carry, jax.lax.fori_loop(0, 3, lambda _, y: jnp.sin(y) @ y, x)
 
-  arguments = (loop, jnp.zeros(()), np.eye(7, dtype=np.float32), jax.device_put)
+  arguments = (loop, jnp.zeros(()), np.eye(7, dtype=np.float32))
   before = jax.config.jax_persistent_cache_min_compile_time_secs
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   try:
-    assert steps._compile(*arguments)[1]["compiled_before"] is False
+    assert timing.compile_for(*arguments)[1]["compiled_before"] is False
     jax.clear_caches()
-    assert steps._compile(*arguments)[1]["compiled_before"] is True
+    assert timing.compile_for(*arguments)[1]["compiled_before"] is True
   finally:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
 

@@ -1,9 +1,5 @@
 """`benchmark train` and `benchmark predict`: a step of random pixels, and what it is made of."""
 
-import itertools
-import logging
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,16 +11,13 @@ from ml_collections import ConfigDict
 from nfnet_jax import augment, flops, models, parallel
 from nfnet_jax import config as config_lib
 from nfnet_jax.batch import Batch
-from nfnet_jax.benchmark import machine, synthetic
+from nfnet_jax.benchmark import machine, synthetic, timing
 from nfnet_jax.build import build
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
 from nfnet_jax.step import AXIS, images_per_example
 
-WARM_UP = 2  # steps, behind the compilation
 IMAGENET = DatasetInfo(1000, ("",) * 1000, num_train=1_281_167, num_test=50_000)
-
-log = logging.getLogger(__name__)
 
 
 def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
@@ -36,7 +29,7 @@ def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
     steps: to be timed, 1 or more, behind two to warm up.
 
   Returns:
-    See `_report`.
+    See `timing.report`.
 
   Raises:
     RequestError: if config and machine do not fit together.
@@ -58,8 +51,8 @@ def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
     return jax.device_put(parallel.shard(batch, num_devices), layout)
 
   state = parallel.replicate(run.init())
-  compiled, compilation = _compile(
-    parallel.map_train_step(run.train_step), state, hosts[0], transfer
+  compiled, compilation = timing.compile_for(
+    parallel.map_train_step(run.train_step), state, transfer(hosts[0])
   )
 
   def step(batch: Batch) -> jax.Array:
@@ -67,14 +60,14 @@ def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
     state, metrics = compiled(state, batch)
     return metrics["loss"]
 
-  timing = _time(step, hosts, transfer, steps)
+  seconds = timing.time_steps(step, hosts, transfer, steps)
   images = jax.ShapeDtypeStruct((config.batch_size, pixels, pixels, 3), jnp.float32)
   forward = flops.count(run.net.apply, state.params, state.net_state, None, images)
-  return _report(
+  return timing.report(
     {"what": "train", "model": config.model.name, "dtype": config.dtype},
     config.batch_size,
     pixels,
-    timing,
+    seconds,
     # By the papers' formula: a backward pass is two forward passes.
     3 * forward.multiply_adds,
     compilation | machine.memory(compiled),
@@ -99,7 +92,7 @@ def measure_predict(
     steps: to be timed, 1 or more, behind two to warm up.
 
   Returns:
-    See `_report`.
+    See `timing.report`.
 
   Raises:
     RequestError: for numbers below 1, and unknown networks and dtypes.
@@ -120,13 +113,13 @@ def measure_predict(
     return net.apply(params, net_state, None, augment.normalize(images))[0]
 
   hosts = [batch.images for batch in synthetic.batches(batch_size, pixels, 1000, count=2)]
-  compiled, compilation = _compile(jax.jit(predict), params, hosts[0], jax.device_put)
-  timing = _time(lambda images: compiled(params, images), hosts, jax.device_put, steps)
-  return _report(
+  compiled, compilation = timing.compile_for(jax.jit(predict), params, hosts[0])
+  seconds = timing.time_steps(lambda images: compiled(params, images), hosts, jax.device_put, steps)
+  return timing.report(
     {"what": "predict", "model": model, "dtype": dtype},
     batch_size,
     pixels,
-    timing,
+    seconds,
     flops.count(predict, params, hosts[0]).multiply_adds,
     compilation | machine.memory(compiled),
     num_devices=1,
@@ -145,105 +138,3 @@ def _random_variables(model: str, **kwargs: Any) -> tuple[Any, Any]:
   shapes = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, True), images)
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda x: jnp.asarray(rng.random(x.shape), x.dtype), shapes)
-
-
-def _compile(
-  function: Callable, carry: Any, host: Any, transfer: Callable
-) -> tuple[jax.stages.Compiled, dict[str, float | bool]]:
-  """The function compiled, `compile_seconds`, and whether it was compiled before."""
-  hits = []
-  jax.monitoring.register_event_listener(
-    lambda event, **_: (
-      hits.append(event) if event.endswith("compilation_cache/cache_hits") else None
-    )
-  )
-  start = time.perf_counter()
-  lowered = function.lower(carry, transfer(host))
-  traced = time.perf_counter()
-  hits.clear()
-  compiled = lowered.compile()
-  return compiled, {
-    "trace_seconds": traced - start,
-    "compile_seconds": time.perf_counter() - traced,
-    "compiled_before": bool(hits),
-  }
-
-
-def _time(step: Callable, hosts: list, transfer: Callable, steps: int) -> dict[str, list[float]]:
-  """Seconds of every step and of its parts, each waited for."""
-  stream = itertools.cycle(hosts)
-  seconds = {"input": [], "transfer": [], "compute": []}
-  for _ in range(WARM_UP + steps):
-    start = time.perf_counter()
-    host = next(stream)
-    read = time.perf_counter()
-    batch = jax.block_until_ready(transfer(host))
-    there = time.perf_counter()
-    jax.block_until_ready(step(batch))
-    done = time.perf_counter()
-    for part, value in zip(seconds, (read - start, there - read, done - there), strict=True):
-      seconds[part].append(value)
-  return {part: values[WARM_UP:] for part, values in seconds.items()}
-
-
-def _report(
-  what: dict[str, str],
-  batch_size: int,
-  pixels: int,
-  timing: dict[str, list[float]],
-  multiply_adds: int,
-  program: dict[str, Any],
-  num_devices: int,
-) -> dict[str, Any]:
-  """The figures of a benchmark.
-
-  Returns:
-    What was measured on what; `images_per_second` and `step_seconds` (medians of all steps), with
-    the step's `lowest` and `highest`; medians of its parts: `input_seconds`, `transfer_seconds`
-    and `compute_seconds`; `multiply_adds` of a step by formula and `multiply_adds_per_second`;
-    `matrix_peak`, in operations of which a multiply-add is two, and the step's `share_of_peak`;
-    seconds of tracing and compilation; and memory, see `machine.memory`.
-  """
-  wholes = [sum(parts) for parts in zip(*timing.values(), strict=True)]
-  seconds = float(np.median(wholes))
-  peak = machine.matrix_peak(config_lib.DTYPES[what["dtype"]], num_devices)
-  result = {
-    **what,
-    "batch_size": batch_size,
-    "image_size": pixels,
-    "devices": num_devices,
-    "device": jax.devices()[0].device_kind,
-    "jax": jax.__version__,
-    "steps": len(wholes),
-    "images_per_second": batch_size / seconds,
-    "step_seconds": seconds,
-    "lowest": min(wholes),
-    "highest": max(wholes),
-    **{f"{part}_seconds": float(np.median(values)) for part, values in timing.items()},
-    "multiply_adds": multiply_adds,
-    "multiply_adds_per_second": multiply_adds / seconds,
-    "matrix_peak": peak,
-    "share_of_peak": 2 * multiply_adds / seconds / peak,
-    **program,
-  }
-  log.info(
-    "%(model)s, %(batch_size)d images of %(image_size)d px, %(dtype)s, %(devices)d x %(device)s: "
-    "%(images_per_second).1f images/s",
-    result,
-  )
-  log.info(
-    "step %.4f s (%.4f to %.4f): input %.4f, transfer %.4f, compute %.4f",
-    *(result[key] for key in ("step_seconds", "lowest", "highest")),
-    *(result[f"{part}_seconds"] for part in timing),
-  )
-  log.info(
-    "%.1f G multiply-adds/s, %.0f%% of the matrix peak of %.0f GFLOP/s; compiled in %.1f s%s; "
-    "%.2f GB a device",
-    multiply_adds / seconds / 1e9,
-    100 * result["share_of_peak"],
-    peak / 1e9,
-    program["compile_seconds"],
-    " from the cache" if program["compiled_before"] else "",
-    program["program_bytes"] / 1e9,
-  )
-  return result
