@@ -140,7 +140,7 @@ def make_optimizer(
 def decayed_nesterov(
   momentum: float, weight_decay: float, mask: Any
 ) -> optax.GradientTransformation:
-  """Nesterov's momentum on gradients with coupled weight decay, in two passes over memory.
+  """Nesterov's momentum on gradients with coupled weight decay, in two loops over memory.
 
   The same as `optax.add_decayed_weights` and `optax.trace` one behind the other, bit for bit. But
   the sum of gradient and decay, which the momentum and the update both need, is never an array:
@@ -155,13 +155,8 @@ def decayed_nesterov(
     A transformation with `optax.TraceState`; its `update` needs `params`.
   """
 
-  def decayed(updates: Any, params: Any, weight_decay: ArrayLike) -> Any:
-    return jax.tree.map(
-      lambda g, p, on: g + jnp.asarray(weight_decay, p.dtype) * p if on else g,
-      updates,
-      params,
-      mask,
-    )
+  def decayed(g: Array, p: Array, is_decayed: bool, rate: ArrayLike) -> Array:
+    return g + jnp.asarray(rate, p.dtype) * p if is_decayed else g
 
   def update_fn(
     updates: Any, state: optax.TraceState, params: Any | None = None
@@ -170,11 +165,14 @@ def decayed_nesterov(
       raise ValueError("decayed_nesterov needs parameters: call update(grads, state, params).")
     # Behind the barrier it is another number to XLA, and the two sums are not merged.
     again = jax.lax.optimization_barrier(jnp.float32(weight_decay))
-    trace = jax.tree.map(
-      lambda g, t: g + momentum * t, decayed(updates, params, weight_decay), state.trace
-    )
-    updates = jax.tree.map(lambda g, t: g + momentum * t, decayed(updates, params, again), trace)
-    return updates, optax.TraceState(trace)
+
+    def move(trace: Any, rate: ArrayLike) -> Any:
+      return jax.tree.map(
+        lambda g, p, on, t: decayed(g, p, on, rate) + momentum * t, updates, params, mask, trace
+      )
+
+    trace = move(state.trace, weight_decay)
+    return move(trace, again), optax.TraceState(trace)
 
   return optax.GradientTransformation(optax.trace(momentum).init, update_fn)
 
