@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from absl import flags
 from etils import epath
 
+from nfnet_jax import compile_cache
 from nfnet_jax.errors import RequestError, RunError, verdict
 
 
@@ -73,7 +74,7 @@ def predict(argv: Sequence[str]) -> None:
   flags.DEFINE_integer("size", None, "Pixels. Default: the network's.", flag_values=values)
   flags.DEFINE_string("classes", None, "A file of class names, one a line.", flag_values=values)
   flags.DEFINE_integer("top", 5, "How many classes to give.", flag_values=values)
-  flags.DEFINE_integer("batch_size", 8, "Images computed together.", flag_values=values)
+  flags.DEFINE_integer("batch_size", None, "Images computed together.", flag_values=values)
   flags.DEFINE_string("features", None, "Write features to this .npz.", flag_values=values)
   flags.DEFINE_boolean("force", False, "Replace an existing file.", flag_values=values)
   images = _parse(predict, values, argv, required=("weights",), positional=True)
@@ -85,20 +86,46 @@ def predict(argv: Sequence[str]) -> None:
 
 
 def benchmark(argv: Sequence[str]) -> None:
-  """`benchmark input`: measure reading and augmentation of a config; prints JSON."""
-  if list(argv[:1]) != ["input"] and not {"-h", "--help"} & set(argv):
-    raise RequestError("say what to measure: nfnet-jax benchmark input --config=FILE.")
-  values = flags.FlagValues()
-  flags.DEFINE_string("config", None, "A file in experiments/.", flag_values=values)
-  flags.DEFINE_integer("batches", 50, "How many to read.", flag_values=values)
-  flags.DEFINE_boolean("step", True, "Time the training step too.", flag_values=values)
+  """Measure reading (`input`), a step (`train`) or predictions (`predict`); prints JSON."""
+  kinds = ("input", "train", "predict")
   changes, others = _split_changes(argv)
-  _parse(benchmark, values, [word for word in others if word != "input"], required=("config",))
+  kind = others.pop(0) if others and others[0] in kinds else None
+  if kind is None and not {"-h", "--help"} & set(argv):
+    raise RequestError("say what to measure: nfnet-jax benchmark input|train|predict --FLAG=VALUE.")
+  values = flags.FlagValues()
+  if kind != "predict":
+    flags.DEFINE_string("config", None, "A file in experiments/.", flag_values=values)
+  if kind in ("input", None):
+    flags.DEFINE_integer("batches", 50, "How many to read.", flag_values=values)
+    flags.DEFINE_boolean("step", True, "Time the training step too.", flag_values=values)
+  if kind != "input":
+    flags.DEFINE_string("model", None, "Network of a step of random pixels,", flag_values=values)
+    flags.DEFINE_integer("batch_size", None, "its images, on all devices,", flag_values=values)
+    flags.DEFINE_integer("image_size", None, "their pixels,", flag_values=values)
+    flags.DEFINE_string("dtype", None, "float32, or bfloat16,", flag_values=values)
+    flags.DEFINE_integer("steps", 20, "and how many to time.", flag_values=values)
+  required = {"input": ["config"], "predict": ["model"]}.get(kind, [])
+  _parse(benchmark, values, others, required=required)
+  if kind == "train" and not (values.model or values.config):
+    raise RequestError("--model or --config is missing: `nfnet-jax benchmark --help` lists them.")
+  from nfnet_jax import benchmark as benchmark_lib
+  from nfnet_jax import config as config_lib
   from nfnet_jax import config_file
-  from nfnet_jax.benchmark import measure_input
 
-  config = config_file.override(config_file.read(values.config), changes)
-  print(json.dumps(measure_input(config, values.batches, values.step)))
+  given = {name: value for name, value in values.flag_values_dict().items() if value is not None}
+  if kind == "predict":
+    result = benchmark_lib.measure_predict(**given)
+  else:
+    keys = {"model": "model.name", "image_size": "data.train_size"}
+    own = {"config", "batches", "step", "steps"}
+    words = [f"{keys.get(k, k)}={v}" for k, v in given.items() if k not in own]
+    config = config_file.read(values.config) if values.config else config_lib.default()
+    config = config_file.override(config, [*changes, *words])
+    if kind == "input":
+      result = benchmark_lib.measure_input(config, values.batches, values.step)
+    else:
+      result = benchmark_lib.measure_train(config, values.steps)
+  print(json.dumps(result))
 
 
 def plan(argv: Sequence[str]) -> None:
@@ -199,6 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(_usage())
     return 0 if argv else 2
   _quieten()
+  compile_cache.enable()
   verb = argv[0]
   try:
     if verb not in VERBS:

@@ -1,5 +1,6 @@
 """Evaluation: every example counted exactly once, with the raw and with the averaged weights."""
 
+import collections
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,17 +15,22 @@ from nfnet_jax import config as config_lib
 from nfnet_jax.batch import Batch
 from nfnet_jax.build import build
 from nfnet_jax.errors import RequestError
-from nfnet_jax.step import TrainState, make_eval_step
+from nfnet_jax.step import Metrics, TrainState, make_eval_step
 from nfnet_jax.weights.accuracy import expected
 
 Variables = tuple[hk.Params, hk.State]
 
 
-def weights_of(state: TrainState) -> dict[str, Variables]:
-  """The two sets of weights that a run is judged by, by the prefix of their metrics' names."""
+def weights_of(state: TrainState, fold: Callable[[hk.Params], hk.Params]) -> dict[str, Variables]:
+  """The two sets of weights that a run is judged by, by the prefix of their metrics' names.
+
+  Args:
+    state: of the run.
+    fold: `build.Run.fold`, which makes of them what its evaluation step takes.
+  """
   return {
-    "": (state.params, state.net_state),
-    "ema_": (state.ema_params, state.ema_net_state),
+    "": (fold(state.params), state.net_state),
+    "ema_": (fold(state.ema_params), state.ema_net_state),
   }
 
 
@@ -43,11 +49,19 @@ def evaluate(
     `examples`, the number counted over all processes, and for each prefix the mean `loss`, and
     `top1` and `top5` accuracy in 0..1.
   """
-  totals = {prefix: {} for prefix in weights}
+  totals = {prefix: collections.defaultdict(float) for prefix in weights}
+
+  def add(sums: dict[str, Metrics]) -> None:
+    for prefix, of_batch in jax.device_get(sums).items():
+      for name, value in of_batch.items():
+        totals[prefix][name] += float(value)
+
+  before = {}
   for batch in parallel.prefetch(batches):
-    for prefix, variables in weights.items():
-      sums = jax.device_get(eval_step(*variables, batch))
-      totals[prefix] = {k: float(v) + totals[prefix].get(k, 0.0) for k, v in sums.items()}
+    sums = {prefix: eval_step(*variables, batch) for prefix, variables in weights.items()}
+    add(before)  # The devices are busy with this batch while the sums of the last are fetched.
+    before = sums
+  add(before)
   metrics = {}
   for prefix, sums in totals.items():
     examples = sums.pop("examples")
@@ -100,7 +114,7 @@ def evaluate_workdir(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  metrics = evaluate(eval_step, parallel.replicate(weights_of(state)), batches)
+  metrics = evaluate(eval_step, parallel.replicate(weights_of(state, run.fold)), batches)
   return {"step": step, "split": config.data.test_split} | metrics
 
 

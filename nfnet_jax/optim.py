@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from nfnet_jax import agc
 from nfnet_jax.errors import RequestError
@@ -130,11 +131,50 @@ def make_optimizer(
   return optax.chain(
     clip,
     # Coupled: the decay goes through the momentum, and it is never clipped.
-    optax.add_decayed_weights(optimizer.weight_decay, mask=is_decayed),
-    optax.trace(optimizer.momentum, nesterov=True),
+    decayed_nesterov(optimizer.momentum, optimizer.weight_decay, mask=is_decayed),
     # Behind the momentum, so that the buffer does not hold the learning rate.
     optax.scale_by_learning_rate(schedule),
   )
+
+
+def decayed_nesterov(
+  momentum: float, weight_decay: float, mask: Any
+) -> optax.GradientTransformation:
+  """Nesterov's momentum on gradients with coupled weight decay, in two loops over memory.
+
+  The same as `optax.add_decayed_weights` and `optax.trace` one behind the other, bit for bit. But
+  the sum of gradient and decay, which the momentum and the update both need, is never an array:
+  XLA writes out what is used twice and reads two large arrays, so it is made to compute it twice.
+
+  Args:
+    momentum: what the buffer keeps from step to step.
+    weight_decay: multiple of the parameters that is added to the gradients.
+    mask: tree of bools; parameters at False are not decayed.
+
+  Returns:
+    A transformation with `optax.TraceState`; its `update` needs `params`.
+  """
+
+  def decayed(g: Array, p: Array, is_decayed: bool, rate: ArrayLike) -> Array:
+    return g + jnp.asarray(rate, p.dtype) * p if is_decayed else g
+
+  def update_fn(
+    updates: Any, state: optax.TraceState, params: Any | None = None
+  ) -> tuple[Any, optax.TraceState]:
+    if params is None:
+      raise ValueError("decayed_nesterov needs parameters: call update(grads, state, params).")
+    # Behind the barrier it is another number to XLA, and the two sums are not merged.
+    again = jax.lax.optimization_barrier(jnp.float32(weight_decay))
+
+    def move(trace: Any, rate: ArrayLike) -> Any:
+      return jax.tree.map(
+        lambda g, p, on, t: decayed(g, p, on, rate) + momentum * t, updates, params, mask, trace
+      )
+
+    trace = move(state.trace, weight_decay)
+    return move(trace, again), optax.TraceState(trace)
+
+  return optax.GradientTransformation(optax.trace(momentum).init, update_fn)
 
 
 def update_ema(ema: Any, values: Any, step: Array, decay: float) -> Any:

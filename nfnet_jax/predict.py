@@ -13,6 +13,9 @@ from PIL import Image
 from nfnet_jax import augment, inference, output, preprocess
 from nfnet_jax.errors import RequestError
 
+# experiments/speed/notes.md has the measurement for CPU; others are not measured yet.
+_BATCH_SIZE, _BATCH_SIZE_OF_OTHERS = {"cpu": 8}, 128
+
 
 def run(
   images: Iterable[str],
@@ -21,7 +24,7 @@ def run(
   model: str | None = None,
   classes: str | None = None,
   top: int = 5,
-  batch_size: int = 8,
+  batch_size: int | None = None,
   features: str | None = None,
   force: bool = False,
   **overrides: Any,
@@ -33,7 +36,7 @@ def run(
     weights, model: see `inference.load_network`.
     classes: file of class names.
     top: how many classes to give.
-    batch_size: see `predict`.
+    batch_size: see `predict`; by default what fills the machine, and no more than there are images.
     features: an `.npz` to write the pooled features `[images, C]` to, with the `images`' names.
     force: whether to replace that file.
     **overrides: as for `inference.load_network`.
@@ -46,9 +49,13 @@ def run(
     RequestError: for a bad request, before anything is predicted; at the end, if there were images
       that could not be read.
   """
-  if top < 1 or batch_size < 1:
+  if top < 1 or (batch_size is not None and batch_size < 1):
     raise RequestError(f"top={top} and batch_size={batch_size} must be at least 1.")
   paths = find_images(map(pathlib.Path, images))
+  # Batches are filled up, and a single image is not to cost as much as eight.
+  batch_size = batch_size or min(
+    len(paths), _BATCH_SIZE.get(jax.default_backend(), _BATCH_SIZE_OF_OTHERS)
+  )
   if features:
     output.check_free(pathlib.Path(features), force)
   network = inference.load_network(weights, model, features=bool(features), **overrides)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nfnet_jax import augment, losses, optim
+from nfnet_jax import agc, augment, losses, optim
 from nfnet_jax.batch import Batch
 
 Array = jax.Array
@@ -124,7 +124,7 @@ def make_train_step(
     grads, (metrics, net_state) = _mean_over_replicas(mean)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+    metrics |= {"grad_norm": _norm(grads), "param_norm": optax.tree.norm(params)}
     clipped_share = optax.tree.get(opt_state, "clipped_share")
     if clipped_share is not None:
       metrics["clipped_share"] = clipped_share
@@ -215,6 +215,11 @@ def make_eval_step(
 def _mean_over_replicas(tree: Any) -> Any:
   """The mean of each leaf; integers, such as counters of running statistics, stay what they are."""
   return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS).astype(x.dtype), tree)
+
+
+def _norm(tree: Any) -> Array:
+  """The global norm out of the norms of units, which clipping has made the compiler compute."""
+  return optax.tree.norm(jax.tree.map(agc.unitwise_norm, tree))
 
 
 def _accumulated(grad_fn: Callable, num_parts: int) -> Callable:

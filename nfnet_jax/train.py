@@ -111,7 +111,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
       if _due(step, config.eval_every, config):
         meter.wait()
         tests = distributed.watched(data.test_batches(config.data, **share), config.stall_timeout)
-        values = evaluate(eval_step, weights_of(state), tests)
+        values = evaluate(eval_step, weights_of(state, built.fold), tests)
         record.write(step, "test", values)
         log.info("step %d/%d: test %s", step, config.steps, _format(values))
         meter.restart_clock()

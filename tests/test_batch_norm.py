@@ -86,7 +86,7 @@ def test_evaluation_uses_the_running_statistics(one):
 
   def loss(*parts):
     batches = (parallel.shard(part, 1) for part in parts)
-    sums = [eval_step(*weights_of(one)[""], part) for part in batches]
+    sums = [eval_step(*weights_of(one, run.fold)[""], part) for part in batches]
     return sum(float(each["loss"]) for each in sums)
 
   halves = [type(batch)(*(leaf[part] for leaf in batch)) for part in (slice(8), slice(8, 16))]
@@ -110,7 +110,7 @@ def test_checkpoints_hold_them(one, tmp_path):
 def test_evaluation_over_all_devices(one):
   run = build(config())
   eval_step = parallel.map_eval_step(run.eval_step)
-  weights = parallel.replicate(jax.device_get(weights_of(one)))
+  weights = parallel.replicate(jax.device_get(weights_of(one, run.fold)))
   metrics = evaluate(eval_step, weights, [tiny.batch(5, 16, 32)])
   assert metrics["examples"] == 16
   assert np.isfinite([metrics["loss"], metrics["ema_loss"]]).all()

@@ -25,7 +25,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 # A module imports only from rows above its own. `models`, `data` and `augment` count as one each.
 ROWS = (
-  {"errors", "batch"},
+  {"errors", "batch", "compile_cache"},
   {"agc", "losses", "augment", "flops", "metrics", "output", "preprocess", "digest", "failure"},
   {"models", "data", "curves", "distributed"},
   {"config", "optim"},

@@ -90,6 +90,37 @@ def test_five_steps_equal_the_published_optimizer(tag, changes):
       np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
+def test_decay_and_momentum_are_optaxs_own():
+  params, grads = tree("init:"), tree("grad:step1:")
+  mask = jax.tree.map(lambda label: label != optim.GAIN_BIAS, optim.param_labels(params))
+  ours = optim.decayed_nesterov(0.9, 0.1, mask)
+  theirs = optax.chain(optax.add_decayed_weights(0.1, mask=mask), optax.trace(0.9, nesterov=True))
+  state, their_state = ours.init(params), theirs.init(params)
+  for _ in range(3):
+    updates, state = jax.jit(ours.update)(grads, state, params)
+    expected, their_state = jax.jit(theirs.update)(grads, their_state, params)
+    jax.tree.map(np.testing.assert_array_equal, updates, expected)
+    params = optax.apply_updates(params, updates)
+  jax.tree.map(np.testing.assert_array_equal, state.trace, their_state[1].trace)
+  with pytest.raises(ValueError, match="needs parameters"):
+    ours.update(grads, state)
+
+
+def test_no_array_is_written_but_momentum_and_parameters():
+  """What is written out in between costs as much as a pass of the momentum itself."""
+  shape = jax.ShapeDtypeStruct((3, 3, 64, 256), jnp.float32)
+  params = {"net/~/conv": {"w": shape}, "net/~/linear": {"w": shape}}
+  tx = optim.make_optimizer(recipe(), lambda step: 0.1, optim.param_labels(params))
+
+  def step(params, opt_state, grads):
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  shapes = params, jax.eval_shape(tx.init, params), params
+  compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*shapes).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < shape.size * 4 / 10
+
+
 def test_global_norm_clipping_is_a_choice():
   params = tree("init:")
   grads = jax.tree.map(lambda x: 100 * jnp.ones_like(x), params)

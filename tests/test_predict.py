@@ -12,6 +12,7 @@ from PIL import Image
 
 from nfnet_jax import augment, create_model, data, preprocess
 from nfnet_jax import config as config_lib
+from nfnet_jax import predict as predict_lib
 from nfnet_jax.__main__ import main
 from nfnet_jax.weights import save_weights
 from tests import golden
@@ -105,6 +106,23 @@ def test_classes_are_those_of_the_network(weights, params, images, capsys, batch
     np.testing.assert_allclose([ours[i] for i in range(10)], expected, atol=1e-5)
     probabilities = [each["probability"] for each in line["top"]]
     assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_no_more_is_computed_than_there_are_images(weights, images, monkeypatch, capsys):
+  sizes = []
+  predict = predict_lib.predict
+
+  def watch(predictor, paths, batch_size):
+    sizes.append(batch_size)
+    return predict(predictor, paths, batch_size)
+
+  monkeypatch.setattr(predict_lib, "predict", watch)
+  assert main(words(weights, str(images / "a.png"))) == 0
+  monkeypatch.setattr(predict_lib, "_BATCH_SIZE", {"cpu": 3})
+  assert main(words(weights, str(images))) == 0
+  assert main(words(weights, "--batch_size=2", str(images / "a.png"))) == 0
+  assert sizes == [1, 3, 2]
+  assert len(lines(capsys)) == 6
 
 
 def test_names_and_features(weights, params, images, capsys, tmp_path):

@@ -160,7 +160,7 @@ def test_bfloat16_keeps_float32_master_weights():
 @pytest.mark.parametrize(("batch_size", "num_examples"), [(16, 20), (8, 20), (24, 20), (16, 16)])
 def test_evaluation_counts_every_example_once(batch_size, num_examples):
   run = build(tiny.config())
-  state = run.init()
+  state = live_state(run)
   whole = tiny.batch(7, num_examples)
   padding = -num_examples % batch_size
   # Padding that would be counted as correct if it were counted.
@@ -170,7 +170,7 @@ def test_evaluation_counts_every_example_once(batch_size, num_examples):
     jax.tree.map(lambda x, i=i: x[i : i + batch_size], padded)
     for i in range(0, num_examples + padding, batch_size)
   ]
-  metrics = evaluate(parallel.map_eval_step(run.eval_step), weights_of(state), batches)
+  metrics = evaluate(parallel.map_eval_step(run.eval_step), weights_of(state, run.fold), batches)
   logits, _ = jax.jit(lambda p, x: run.net.apply(p, {}, None, x))(
     state.params, normalize(whole.images)
   )
@@ -178,6 +178,62 @@ def test_evaluation_counts_every_example_once(batch_size, num_examples):
   assert metrics["examples"] == num_examples
   assert metrics["top1"] == metrics["ema_top1"] == pytest.approx(correct.mean(), abs=1e-6)
   assert metrics["top5"] == 1.0
+  loss = losses.cross_entropy(logits, losses.soft_labels(whole.labels, 4)).mean()
+  assert metrics["loss"] == metrics["ema_loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_weights_are_standardised_once_an_evaluation():
+  run = build(tiny.config())
+  state = live_state(run)
+  state = state._replace(ema_params=jax.tree.map(lambda x: 2 * x, state.params))
+  weights = weights_of(state, run.fold)
+  assert list(weights) == ["", "ema_"]
+  for prefix, params in (("", state.params), ("ema_", state.ema_params)):
+    ours, net_state = weights[prefix]
+    assert net_state == {}
+    assert not any("gain" in leaves for leaves in ours.values())
+    # Not folded a second time, or not at all: the step takes them as they are.
+    jaxpr = str(
+      jax.make_jaxpr(lambda p, x: run.eval_step(p, {}, x), axis_env=[("devices", 1)])(
+        ours, tiny.batch(0)
+      )
+    )
+    assert "rsqrt" not in jaxpr
+    np.testing.assert_array_equal(ours["NFNet/~/linear"]["w"], params["NFNet/~/linear"]["w"])
+
+
+def test_evaluation_folds_by_the_networks_own_numerics():
+  run = build(tiny.config(**{"model.numerics": "timm"}))
+  state, batch = live_state(run), tiny.batch(7)
+  metrics = evaluate(parallel.map_eval_step(run.eval_step), weights_of(state, run.fold), [batch])
+  logits, _ = jax.jit(lambda p, x: run.net.apply(p, {}, None, x))(
+    state.params, normalize(batch.images)
+  )
+  loss = losses.cross_entropy(logits, losses.soft_labels(batch.labels, 4)).mean()
+  assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
+
+
+def test_devices_have_the_next_batch_before_the_last_is_waited_for():
+  events = []
+
+  class Sum:
+    def __init__(self, index):
+      self.index = index
+
+    def __float__(self):
+      events.append(f"wait {self.index}")
+      return 2.0
+
+  def eval_step(params, net_state, batch):
+    events.append(f"step {batch[0, 0]}")
+    return {"examples": Sum(batch[0, 0])}
+
+  def batches():
+    for index in range(3):
+      yield np.full(8, index)
+
+  assert evaluate(eval_step, {"": ({}, {})}, batches()) == {"examples": 6}
+  assert events == ["step 0", "step 1", "wait 0", "step 2", "wait 1", "wait 2"]
 
 
 @pytest.mark.parametrize("batch_size", [0, 12, -8])

@@ -1,4 +1,4 @@
-"""Measurements that tell what a run waits for: the host that reads images, or the devices."""
+"""`benchmark input`: what a run waits for, the host that reads images or the devices."""
 
 import itertools
 import logging
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from nfnet_jax import config as config_lib
 from nfnet_jax import data, parallel
 from nfnet_jax.batch import Batch
+from nfnet_jax.benchmark import synthetic
 from nfnet_jax.build import build
 from nfnet_jax.errors import RequestError
 from nfnet_jax.step import AXIS, augmented, images_per_example
@@ -85,7 +86,7 @@ def _speeds(stream: Iterator[Batch], size: int, window: int) -> list[float]:
 
 def _step_seconds(config: ConfigDict, size: int) -> float:
   """Median seconds of a step, the transfer of its batch included."""
-  batch, built = _noise(config, size), build(config)
+  batch, built = _batch(config, size), build(config)
   state, step = parallel.replicate(built.init()), parallel.map_train_step(built.train_step)
 
   def advance() -> None:
@@ -97,7 +98,7 @@ def _step_seconds(config: ConfigDict, size: int) -> float:
 
 def _augmentation_seconds(config: ConfigDict, size: int) -> float:
   """Median seconds of what a step does to its images before the network sees them."""
-  batch, ids = _noise(config, size), np.arange(config.batch_size // jax.device_count())
+  batch, ids = _batch(config, size), np.arange(config.batch_size // jax.device_count())
   labels = config.model.num_classes, config.label_smoothing
 
   def alone(_, key: jax.Array, batch: Batch) -> jax.Array:
@@ -108,13 +109,10 @@ def _augmentation_seconds(config: ConfigDict, size: int) -> float:
   return _median_seconds(lambda: jax.block_until_ready(run(None, key, batch)))
 
 
-def _noise(config: ConfigDict, size: int) -> Batch:
-  """Images of random pixels, laid out for all devices."""
-  rng = np.random.default_rng(0)
-  pixels = config.data.train_size
-  images = rng.integers(0, 256, (size, pixels, pixels, 3), np.uint8)
-  labels = rng.integers(0, config.model.num_classes, size, np.int32)
-  return parallel.shard(Batch(images, labels, np.ones(size, np.float32)), jax.device_count())
+def _batch(config: ConfigDict, size: int) -> Batch:
+  """Random pixels, laid out for all devices."""
+  [batch] = synthetic.batches(size, config.data.train_size, config.model.num_classes, count=1)
+  return parallel.shard(batch, jax.device_count())
 
 
 def _median_seconds(function: Callable[[], None]) -> float:

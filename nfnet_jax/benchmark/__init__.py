@@ -1,0 +1,6 @@
+"""How fast this machine is at reading images, at training steps and at predictions."""
+
+from nfnet_jax.benchmark.host import measure_input
+from nfnet_jax.benchmark.steps import measure_predict, measure_train
+
+__all__ = ["measure_input", "measure_predict", "measure_train"]

@@ -1,0 +1,54 @@
+"""What the machine itself can do, to hold a network's speed against: matrix products, memory."""
+
+import resource
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Square products of this size are near the peak; smaller ones for a CPU, which takes its time.
+PEAK_SIZE = {"cpu": 2048}
+_PEAK_SIZE_OF_OTHERS = 8192
+_REPETITIONS = 10
+
+
+def matrix_peak(dtype: jnp.dtype, num_devices: int) -> float:
+  """Floating-point operations per second of a large matrix product, on all devices at once.
+
+  Two for each multiply-add; the best of several products, in JAX's default precision, which is
+  also the networks'.
+  """
+  size = PEAK_SIZE.get(jax.default_backend(), _PEAK_SIZE_OF_OTHERS)
+  multiply = jax.pmap(jnp.matmul, devices=jax.devices()[:num_devices])
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((size, size), np.float32), dtype)
+  x = jnp.stack([x] * num_devices)
+  x = jax.block_until_ready(multiply(x, x)) / size  # compiles, and lays x out over the devices
+  seconds = []
+  for _ in range(_REPETITIONS):
+    start = time.perf_counter()
+    jax.block_until_ready(multiply(x, x))
+    seconds.append(time.perf_counter() - start)
+  return 2.0 * size**3 * num_devices / min(seconds)
+
+
+def memory(compiled: jax.stages.Compiled) -> dict[str, int | None]:
+  """Bytes that a program needs.
+
+  Returns:
+    `program_bytes` by the compiler's plan, of one device: arguments, results and temporaries;
+    `peak_device_bytes` as the device counted them so far, None where it does not; and
+    `peak_host_bytes` of this process.
+  """
+  plan = compiled.memory_analysis()
+  stats = jax.local_devices()[0].memory_stats() or {}
+  kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return {
+    "program_bytes": plan.argument_size_in_bytes
+    + plan.output_size_in_bytes
+    - plan.alias_size_in_bytes
+    + plan.temp_size_in_bytes,
+    "peak_device_bytes": stats.get("peak_bytes_in_use"),
+    "peak_host_bytes": kibibytes if sys.platform == "darwin" else kibibytes * 1024,
+  }

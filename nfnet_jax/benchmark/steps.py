@@ -1,0 +1,140 @@
+"""`benchmark train` and `benchmark predict`: a step of random pixels, and what it is made of."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from nfnet_jax import augment, flops, models, parallel
+from nfnet_jax import config as config_lib
+from nfnet_jax.batch import Batch
+from nfnet_jax.benchmark import machine, synthetic, timing
+from nfnet_jax.build import build
+from nfnet_jax.data import DatasetInfo
+from nfnet_jax.errors import RequestError
+from nfnet_jax.step import AXIS, images_per_example
+
+IMAGENET = DatasetInfo(1000, ("",) * 1000, num_train=1_281_167, num_test=50_000)
+
+
+def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
+  """Times the whole training step: augmentation, gradient, clipping, update and averages.
+
+  Args:
+    config: `config.default()` with changes. Its data set is not read: the images are random, of as
+      many classes as `model.num_classes` says, or 1000.
+    steps: to be timed, 1 or more, behind two to warm up.
+
+  Returns:
+    See `timing.report`.
+
+  Raises:
+    RequestError: if config and machine do not fit together.
+  """
+  _check_steps(steps)
+  parallel.check_batch_size(config.batch_size, config.accumulate)
+  config = config_lib.resolve(
+    config, IMAGENET._replace(num_classes=config.model.num_classes or IMAGENET.num_classes)
+  )
+  run, num_devices = build(config), jax.device_count()
+  pixels, num_images = (
+    config.data.train_size,
+    config.batch_size * images_per_example(config.augment),
+  )
+  hosts = synthetic.batches(num_images, pixels, config.model.num_classes, count=2)
+  layout = NamedSharding(Mesh(np.asarray(jax.devices()), (AXIS,)), PartitionSpec(AXIS))
+
+  def transfer(batch: Batch) -> Batch:
+    return jax.device_put(parallel.shard(batch, num_devices), layout)
+
+  state = parallel.replicate(run.init())
+  compiled, compilation = timing.compile_for(
+    parallel.map_train_step(run.train_step), state, transfer(hosts[0])
+  )
+
+  def step(batch: Batch) -> jax.Array:
+    nonlocal state
+    state, metrics = compiled(state, batch)
+    return metrics["loss"]
+
+  seconds = timing.time_steps(step, hosts, transfer, steps)
+  images = jax.ShapeDtypeStruct((config.batch_size, pixels, pixels, 3), jnp.float32)
+  forward = flops.count(run.net.apply, state.params, state.net_state, None, images)
+  return timing.report(
+    {"what": "train", "model": config.model.name, "dtype": config.dtype},
+    config.batch_size,
+    pixels,
+    seconds,
+    # By the papers' formula: a backward pass is two forward passes.
+    3 * forward.multiply_adds,
+    compilation | machine.memory(compiled),
+    num_devices,
+  )
+
+
+def measure_predict(
+  model: str,
+  batch_size: int = 8,
+  image_size: int | None = None,
+  dtype: str = "float32",
+  steps: int = 20,
+) -> dict[str, Any]:
+  """Times predictions of one device, with weights standardised once.
+
+  Args:
+    model: one of `list_models()`.
+    batch_size: images that are computed together.
+    image_size: in pixels; the network's test size by default.
+    dtype: "float32" or "bfloat16".
+    steps: to be timed, 1 or more, behind two to warm up.
+
+  Returns:
+    See `timing.report`.
+
+  Raises:
+    RequestError: for numbers below 1, and unknown networks and dtypes.
+  """
+  _check_steps(steps)
+  pixels = models.get_spec(model).test_size if image_size is None else image_size
+  if batch_size < 1 or pixels < 1:
+    raise RequestError(f"batch_size={batch_size} and image_size={pixels} must be at least 1.")
+  if dtype not in config_lib.DTYPES:
+    raise RequestError(f"unknown dtype={dtype!r}: choose one of {', '.join(config_lib.DTYPES)}.")
+  kwargs = {"dtype": config_lib.DTYPES[dtype]}
+  params, net_state = _random_variables(model, **kwargs)
+  if not net_state:
+    params, kwargs["folded"] = jax.jit(models.fold)(params), True
+  net = models.create_model(model, IMAGENET.num_classes, **kwargs)
+
+  def predict(params: Any, images: jax.Array) -> jax.Array:
+    return net.apply(params, net_state, None, augment.normalize(images))[0]
+
+  hosts = [batch.images for batch in synthetic.batches(batch_size, pixels, 1000, count=2)]
+  compiled, compilation = timing.compile_for(jax.jit(predict), params, hosts[0])
+  seconds = timing.time_steps(lambda images: compiled(params, images), hosts, jax.device_put, steps)
+  return timing.report(
+    {"what": "predict", "model": model, "dtype": dtype},
+    batch_size,
+    pixels,
+    seconds,
+    flops.count(predict, params, hosts[0]).multiply_adds,
+    compilation | machine.memory(compiled),
+    num_devices=1,
+  )
+
+
+def _check_steps(steps: int) -> None:
+  if steps < 1:
+    raise RequestError(f"steps={steps} must be at least 1.")
+
+
+def _random_variables(model: str, **kwargs: Any) -> tuple[Any, Any]:
+  """Parameters and state with the shapes of a network's; what is in them does not matter."""
+  net = models.create_model(model, IMAGENET.num_classes, **kwargs)
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  shapes = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, True), images)
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda x: jnp.asarray(rng.random(x.shape), x.dtype), shapes)
