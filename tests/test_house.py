@@ -26,7 +26,8 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 # A module imports only from rows above its own. `models`, `data` and `augment` count as one each.
 ROWS = (
   {"errors", "batch", "compile_cache"},
-  {"agc", "losses", "augment", "flops", "metrics", "output", "preprocess", "digest", "failure"},
+  {"agc", "losses", "augment", "flops", "metrics", "output", "preprocess"},
+  {"arguments", "digest", "failure"},
   {"models", "data", "curves", "distributed"},
   {"config", "optim"},
   {"config_file", "agreement"},
@@ -37,6 +38,7 @@ ROWS = (
   {"inference"},
   {"evaluate", "predict", "export"},
   {"train", "benchmark", "plan"},
+  {"verbs"},
   {"__main__"},
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}

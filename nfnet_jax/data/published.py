@@ -1,4 +1,4 @@
-"""Sizes of well-known data sets, for planning a run where they have not been prepared."""
+"""Well-known data sets: their sizes, for planning where they are not there, and names of splits."""
 
 import re
 
@@ -9,6 +9,14 @@ SIZES = {
   "cifar10": (10, {"train": 50_000, "test": 10_000}),
   "cifar100": (100, {"train": 50_000, "test": 10_000}),
   "imagenet2012": (1000, {"train": 1_281_167, "validation": 50_000}),
+}
+
+# ImageNet's parts as the published code names them.
+IMAGENET_SPLITS = {
+  "TRAIN": "train[10000:]",
+  "VALID": "train[:10000]",
+  "TRAIN_AND_VALID": "train",
+  "TEST": "validation",
 }
 
 
@@ -24,8 +32,16 @@ def sizes(data: ConfigDict) -> tuple[int, int, int] | None:
   if data.name not in SIZES:
     return None
   num_classes, splits = SIZES[data.name]
-  counts = [_count(splits, split) for split in (data.train_split, data.test_split)]
+  counts = [
+    _count(splits, split_expression(data.name, split))
+    for split in (data.train_split, data.test_split)
+  ]
   return None if None in counts else (num_classes, *counts)
+
+
+def split_expression(name: str, split: str) -> str:
+  """The TFDS expression of a split that may have the published code's name for it."""
+  return IMAGENET_SPLITS.get(split, split) if name == "imagenet2012" else split
 
 
 def _count(splits: dict[str, int], split: str) -> int | None:

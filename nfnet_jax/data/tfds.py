@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from nfnet_jax.data.host_tf import tf
+from nfnet_jax.data.published import split_expression
 from nfnet_jax.data.source import Record, Source
 from nfnet_jax.errors import RequestError
 
@@ -20,13 +21,6 @@ READ_BUFFER = 2 << 20  # bytes; remote files are slow in small pieces
 # Sets whose builders announce all of ImageNet's classes, though they have images of 200 of them.
 # Accuracy is measured among those, as their authors do.
 PARTIAL = ("imagenet_a", "imagenet_r")
-# ImageNet's parts as the published code names them.
-IMAGENET_SPLITS = {
-  "TRAIN": "train[10000:]",
-  "VALID": "train[:10000]",
-  "TRAIN_AND_VALID": "train",
-  "TEST": "validation",
-}
 REMEDY = "Mend the source that the data set was made from and prepare it again."
 
 
@@ -196,7 +190,7 @@ def imagenet_classes() -> tuple[str, ...]:
 
 def _files(builder: tfds.core.DatasetBuilder, split: str) -> list:
   """TFDS's instructions for a split: files, and which records of each."""
-  expression = IMAGENET_SPLITS.get(split, split) if builder.name == "imagenet2012" else split
+  expression = split_expression(builder.name, split)
   try:
     files = builder.info.splits[expression].file_instructions
   except (ValueError, KeyError) as error:
