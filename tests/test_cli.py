@@ -101,6 +101,9 @@ def test_usage_names_every_verb(capsys):
   [
     ("train", ["config", "workdir"]),
     ("evaluate", ["workdir", "split", "batch_size", "data_dir"]),
+    ("predict", ["weights", "model", "numerics", "size", "classes", "top", "features", "force"]),
+    ("convert", ["weights", "model", "numerics", "out", "to", "averaged", "force"]),
+    ("export", ["weights", "model", "numerics", "out", "size", "force"]),
     ("models", []),
   ],
 )
@@ -111,6 +114,14 @@ def test_help_names_every_flag(capsys, verb, flags):
   out = capsys.readouterr().out
   assert __main__.VERBS[verb].__doc__ in out
   assert all(f"--{flag} " in out for flag in flags)
+
+
+def test_help_gives_defaults_and_what_is_needed(capsys):
+  with pytest.raises(SystemExit):
+    main(["predict", "--help"])
+  usage, *_, out = capsys.readouterr().out.split("\n", 1)
+  assert usage == "usage: nfnet-jax predict --weights=VALUE [--FLAG=VALUE ...] IMAGE ..."
+  assert "How many classes to give. Default: 5." in out
 
 
 def test_models_lists_every_network(monkeypatch, capsys):

@@ -309,7 +309,8 @@ def test_starting_from_weights(command, finished, tmp_path, caplog):
   words = command(workdir, **{"init.weights": theirs, "steps": 1, "optimizer.learning_rate": 0.0})
   assert main(words) == 0
   jax.tree.map(np.testing.assert_array_equal, given_weights(workdir, averaged=False), given)
-  jax.tree.map(np.testing.assert_allclose, given_weights(workdir), given)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-6)  # a tenth and nine of them
+  jax.tree.map(close, given_weights(workdir), given)
   # Carrying on does not ask for them again.
   shutil.rmtree(theirs)
   caplog.clear()

@@ -263,6 +263,10 @@ def test_another_network_by_name(params, tmp_path):
   save_weights(tmp_path / "f", params, "nfnet_micro")
   assert "holds model='nfnet_micro', not 'nfnet_f0'" in refusal(tmp_path / "f", model="nfnet_f0")
   assert "unknown model" in refusal(tmp_path / "f", model="nfnet_f00")
+  save_weights(tmp_path / "f", params, "nfnet_micro", numerics="timm", force=True)
+  for use in (load_network, lambda path, model: convert(path, tmp_path / "g", model)):
+    with pytest.raises(RequestError, match="holds model='nfnet_micro', not 'resnet50'"):
+      use(tmp_path / "f", "resnet50")
 
 
 def test_another_number_of_classes(params, tmp_path, writer):

@@ -169,9 +169,10 @@ def settle(
       raise RequestError(f"{stored.path} fits none of the networks as they are: name its model.")
     model = fitting[0]
     logger.info("%s holds %s.", stored.path, model)
-  # Not all networks take this argument.
-  numerics = {"numerics": "timm"} if said.get("numerics") == "timm" else {}
-  overrides = json.loads(said.get("overrides", "{}")) | numerics | overrides
+  if said.get("model") == model:  # if not, `check_metadata` will refuse it
+    # Not all networks take `numerics`.
+    numerics = {"numerics": "timm"} if said.get("numerics") == "timm" else {}
+    overrides = json.loads(said.get("overrides", "{}")) | numerics | overrides
   return model, fit.count_classes(stored.entries) or 0, overrides
 
 
