@@ -13,6 +13,9 @@ import os
 import socket
 import sys
 import time
+import types
+
+from jax._src import compiler
 
 _PRELOADED = ["nfnet_jax.__main__", "nfnet_jax.train", "tests.processes"]
 
@@ -81,6 +84,9 @@ def _main(words, log, env):
     os.dup2(file.fileno(), 2)
   sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
   sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, closefd=False)
+  # JAX keeps the compiled programs of process 0 alone; here each process keeps its own.
+  first = types.SimpleNamespace(process_id=0, client=None)
+  compiler.distributed = types.SimpleNamespace(global_state=first)
   logging.getLogger().handlers.clear()  # absl's, installed by what was imported
   if "PRELOAD" in env:
     importlib.import_module(env["PRELOAD"])
