@@ -15,7 +15,7 @@ from nfnet_jax.errors import RequestError
 from nfnet_jax.models import REMAT
 from tests import tiny
 
-SMALL = {"widths": (8, 16), "depths": (2, 1), "stochdepth_rate": 0.5}
+SMALL = {"widths": (8, 16), "stochdepth_rate": 0.5}
 MODELS = {
   "nfnet_f0": SMALL | {"group_size": 4},
   "nf_resnet50": SMALL,
@@ -25,9 +25,9 @@ MODELS = {
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 
 
-def small(name, remat):
+def small(name, remat, depths=(2, 1)):
   """Parameters, and the loss of training by parameters with the state behind it."""
-  net = nfnet_jax.create_model(name, 0, remat=remat, **MODELS[name])
+  net = nfnet_jax.create_model(name, 0, remat=remat, depths=depths, **MODELS[name])
   init = functools.partial(net.init, is_training=True)
   shapes = jax.eval_shape(init, jax.random.key(0), IMAGES)
   rng = np.random.default_rng(1)
@@ -59,13 +59,13 @@ def test_gradients_and_state_stay_the_same(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_fewer_activations_are_saved(name):
   def saved(remat):
-    params, loss = small(name, remat)
+    params, loss = small(name, remat, depths=(6, 6))
     _, pull_back = jax.eval_shape(lambda p: jax.vjp(lambda p: loss(p)[0], p), params)
     kept = [leaf for leaf in jax.tree.leaves(pull_back) if leaf.ndim == 4]
     return sum(math.prod(leaf.shape) for leaf in kept if leaf.shape[0] == len(IMAGES))
 
   none, block, stage = map(saved, REMAT)
-  assert block < 0.8 * none
+  assert block < 0.75 * none
   assert stage < block
 
 
