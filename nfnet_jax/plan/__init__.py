@@ -51,6 +51,9 @@ def plan(config: ConfigDict, topology: str, compiles: bool = True) -> dict:
   machine = topology_lib.parse(topology)
   parallel.check_batch_size(config.batch_size, config.accumulate, machine.num_devices)
   config = config_lib.resolve(config, data.outline(config.data))
+  models.create_model(  # what makes no network is refused before anything takes time
+    config.model.name, config.model.num_classes, **config_lib.model_kwargs(config)
+  )
   versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "dm-haiku")}
   attempts, compiled = [], None
   if compiles and machine.is_tpu:
