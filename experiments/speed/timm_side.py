@@ -25,7 +25,12 @@ def import_timm():
     import timm
   except RuntimeError:  # Its import looks for these operators, which no NFNet uses.
     library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for name in ("nms", "qnms"):
+      library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define(
+      "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
+      "SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor"
+    )
     import timm
 
     import_timm.library = library  # It lives as long as this reference.
