@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nfnet_jax.models import conv, conv_cpu, layers, winograd
+from nfnet_jax.models import conv, conv_cpu, layers
 
 CASES = [  # kernel, stride, groups, dtype
   *itertools.product((1, 3, 7), (1, 2), (1, 2), ("float32",)),
@@ -58,15 +58,6 @@ def test_values_and_gradients(kernel, stride, groups, dtype):
       lambda each: [[with_gradients(f, *args) for args in each] for f in (ours, theirs)]
     )
     assert_close(*both(problems), TOLERANCES[dtype])
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("size", SIZES)
-def test_winograd(size, groups):
-  args = x, w, g = problem(size, 3, 1, groups)
-  value, _, kernel_gradient = with_gradients(functools.partial(conv.plain, groups=groups), *args)
-  assert_close(winograd.convolve(x, w, groups), value)
-  assert_close(winograd.kernel_gradient(x, g, groups), kernel_gradient)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
