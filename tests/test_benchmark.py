@@ -83,7 +83,7 @@ def test_augmentation_is_all_of_it(monkeypatch):
 
 
 def test_seconds_are_the_median_without_the_first(monkeypatch):
-  lengths = [100.0, 3.0, 1.0, 2.0, 5.0, 4.0]
+  lengths = [100.0, 3.0, 1.0, 2.0, 50.0, 4.0]
   ticks = iter([tick for k, length in enumerate(lengths) for tick in (1e3 * k, 1e3 * k + length)])
   monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
   assert host._median_seconds(lambda: None) == 3.0

@@ -13,9 +13,6 @@ from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Record, Share, Source
 from nfnet_jax.errors import RequestError
 
-# A fixed number bounds the host's memory: a batch of 4096 pairs of images is 0.9 GB.
-BATCHES_AHEAD = 2
-
 # Pairs of a position in the stream and a record, from a given step on.
 Stream = Callable[[int], tf.data.Dataset]
 # From such a pair, the image, its label, and whatever else is to be known.
@@ -99,7 +96,7 @@ def _read(
   options = tf.data.Options()
   options.deterministic = True
   dataset = stream(start_step).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-  dataset = dataset.batch(share.size).prefetch(BATCHES_AHEAD).with_options(options)
+  dataset = dataset.batch(share.size).prefetch(tf.data.AUTOTUNE).with_options(options)
   batches = dataset.as_numpy_iterator()
   for step in itertools.count(start_step):
     try:
