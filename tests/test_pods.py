@@ -256,7 +256,8 @@ def test_an_exception_in_one_process_ends_all(job, tmp_path, victim):
 
 
 def test_a_standstill_ends_all_and_shows_where(job, tmp_path):
-  fault = {"process": 1, "step": 3, "what": "sleep"}
+  # At the first batch, where nothing else that takes its time is going on in that process.
+  fault = {"process": 1, "step": 0, "what": "sleep"}
   started = job(*train(tmp_path / "run", stall_timeout=4), fault=fault)
   assert finish(started) == [1, 1]
   for text, line in zip(logs(tmp_path), last_lines(tmp_path), strict=True):
