@@ -9,7 +9,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-import nfnet_jax
 from nfnet_jax import config as config_lib
 
 # Where the training step comes from: a change of these makes another program.
@@ -42,7 +41,7 @@ def remember(
     "what": find_out.__name__,
     "config": {k: v for k, v in flat.items() if k not in (*_IGNORED, *ignored)},
     "where": str(where),
-    "versions": versions | {"nfnet_jax": nfnet_jax.__version__, "sources": _digest_of_sources()},
+    "versions": versions | {"sources": _digest_of_sources()},
   }
   digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
   path = directory() / f"{digest[:32]}.json"
@@ -64,7 +63,7 @@ def directory() -> pathlib.Path:
 
 
 def _digest_of_sources() -> str:
-  package = pathlib.Path(nfnet_jax.__file__).parent
+  package = pathlib.Path(__file__).parents[1]
   paths = [path for name in _SOURCES for path in (package / f"{name}.py", package / name)]
   files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))]
   digest = hashlib.sha256()
