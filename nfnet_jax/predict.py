@@ -13,7 +13,7 @@ from PIL import Image
 from nfnet_jax import augment, inference, output, preprocess
 from nfnet_jax.errors import RequestError
 
-# experiments/speed/notes.md has the measurement for CPU; others are not measured yet.
+# Not chosen by measurement yet: see experiments/speed/notes.md.
 _BATCH_SIZE, _BATCH_SIZE_OF_OTHERS = {"cpu": 8}, 128
 
 

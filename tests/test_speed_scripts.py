@@ -1,4 +1,4 @@
-"""The scripts for a GPU, tried on a CPU: that they run, and that they judge."""
+"""The comparison for a GPU, our side of it tried on a CPU."""
 
 import json
 import pathlib
@@ -40,13 +40,3 @@ def test_our_side_of_the_comparison():
   assert float(speed) == pytest.approx(good[0]["images_per_second"], rel=0.01)
   assert float(share.strip("%")) == pytest.approx(100 * good[0]["share_of_peak"], abs=0.1)
   assert float(flops) >= 0
-
-
-def test_the_numbers_are_checked():
-  words = ["--model=nfnet_micro", "--image_size=16", "--steps=8", "--batch_size=8"]
-  status, result, _ = run("gpu_check", *words)
-  assert status == 0
-  assert result["right"] is True
-  assert result["convolutions"]["shapes"] > 5
-  assert 0 < result["logits"]["error"] < result["logits"]["bound"]
-  assert 0 < result["curves"]["error"] < result["curves"]["bound"]
