@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 
 class Cost(NamedTuple):
@@ -37,7 +38,7 @@ def count(f: Callable, *args: Any, axes: dict[str, int] | None = None) -> Cost:
   """Counts what a function costs.
 
   A loop counts as often as it runs, and of several branches the dearest; a loop without a fixed
-  number of rounds counts once.
+  number of rounds counts once. What the results do not depend on does not count.
 
   >>> import jax.numpy as jnp
   >>> count(jnp.matmul, jax.ShapeDtypeStruct((2, 3), "float32"),
@@ -49,8 +50,10 @@ def count(f: Callable, *args: Any, axes: dict[str, int] | None = None) -> Cost:
     *args: its arguments, or their shapes (`jax.ShapeDtypeStruct`).
     axes: sizes of the mapped axes that it reduces over, by name.
   """
-  jaxpr = jax.make_jaxpr(f, axis_env=list((axes or {}).items()))(*args)
-  return _jaxpr_cost(jaxpr.jaxpr)
+  jaxpr = jax.make_jaxpr(f, axis_env=list((axes or {}).items()))(*args).jaxpr
+  # A gradient that nobody asked for, such as that of the images, is traced and never computed.
+  needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return _jaxpr_cost(needed)
 
 
 def _jaxpr_cost(jaxpr: core.Jaxpr) -> Cost:

@@ -83,8 +83,8 @@ def test_tensorflow_sees_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_describe(tiny: ConfigDict, folder: ConfigDict) -> None:
-  assert data.describe(tiny) == (30, tuple(str(i) for i in range(30)), 23, 7)
-  assert data.describe(folder) == (3, ("a", "b", "c"), 9, 4)
+  assert data.describe(tiny) == (30, tuple(str(i) for i in range(30)), 23, 7, False)
+  assert data.describe(folder) == (3, ("a", "b", "c"), 9, 4, False)
 
 
 def test_train_batches_are_uint8_images(uninterrupted: list[Batch]) -> None:
@@ -209,7 +209,7 @@ def test_test_batch_that_divides_has_no_padding(folder: ConfigDict) -> None:
 def test_split_expressions_read_what_they_say(tiny: ConfigDict) -> None:
   tiny = tiny.copy_and_resolve_references()
   tiny.train_split, tiny.test_split = "train[8:]", "train[:8]"
-  assert data.describe(tiny)[2:] == (15, 8)
+  assert data.describe(tiny)[2:4] == (15, 8)
   trained = next(data.train_batches(tiny, seed=0, batch_size=15)).labels
   tested = next(data.test_batches(tiny, batch_size=8)).labels
   np.testing.assert_array_equal(np.sort([*trained, *tested]), np.arange(23))
@@ -218,7 +218,7 @@ def test_split_expressions_read_what_they_say(tiny: ConfigDict) -> None:
 def test_digits_are_scikit_learns(digits: ConfigDict) -> None:
   from sklearn.datasets import load_digits
 
-  assert data.describe(digits) == (10, tuple("0123456789"), 1437, 360)
+  assert data.describe(digits) == (10, tuple("0123456789"), 1437, 360, False)
   train = next(data.train_batches(digits, seed=0, batch_size=1437))
   test = next(data.test_batches(digits, batch_size=360))
   pixels, labels = load_digits(return_X_y=True)
@@ -258,5 +258,5 @@ digits.write_if_absent(sys.argv[1])
   assert killed.returncode == -9
   assert list(tmp_path.rglob("*train*"))
   config = examples.config(name="digits", dir=str(tmp_path))
-  assert data.describe(config)[2:] == (1437, 360)
+  assert data.describe(config)[2:4] == (1437, 360)
   assert next(data.test_batches(config, batch_size=360)).mask.sum() == 360

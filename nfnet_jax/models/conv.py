@@ -99,7 +99,10 @@ def _value(x: Array, w: Array, stride: int, groups: int) -> Array:
 @functools.partial(jax.jit, static_argnames=("stride", "groups"))
 def _gradients(x: Array, w: Array, g: Array, stride: int, groups: int) -> tuple[Array, Array]:
   def default(x, w, g):
-    return jax.vjp(functools.partial(plain, stride=stride, groups=groups), x, w)[1](g)
+    # Transposed, not differentiated: that would trace the convolution itself once more.
+    (dx,) = jax.linear_transpose(lambda x: plain(x, w, stride, groups), x)(g)
+    (dw,) = jax.linear_transpose(lambda w: plain(x, w, stride, groups), w)(g)
+    return dx, dw
 
   cpu = functools.partial(conv_cpu.backward, stride=stride, groups=groups)
   return jax.lax.platform_dependent(x, w, g, cpu=cpu, default=default)

@@ -133,7 +133,8 @@ def add_branch(
     alpha: scale of the residual branches.
     gate: `[N, 1, 1, C]` or None.
   """
-  scale = hk.get_parameter("skip_gain", (), jnp.float32, jnp.zeros).astype(out.dtype) * alpha
+  skip_gain = hk.get_parameter("skip_gain", (), jnp.float32, jnp.zeros)
+  scale = jnp.asarray(skip_gain, out.dtype) * alpha  # NumPy's bfloat16 would not stay low here.
   if keep is not None:
     scale = scale * keep.astype(out.dtype)[:, None, None, None]
   if gate is not None:
