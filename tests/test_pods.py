@@ -210,9 +210,12 @@ def test_killed_eight_times_told_to_stop_and_carried_on(pair, runs):
     statuses = finish(started, GONE)
     assert statuses.pop(victim) == -signal.SIGKILL
     assert statuses[0] != 0
-  assert max(steps_in(workdir)) < 40
+  before = max(steps_in(workdir))
+  assert before < 40
 
-  started = start_job(2, train(workdir), runs / "told", env={"FAULT": '{"what": "dawdle"}'})
+  # Nothing but the notice makes this one save.
+  words = train(workdir, checkpoint_every=1000)
+  started = start_job(2, words, runs / "told", env={"FAULT": '{"what": "dawdle"}'})
   wait_until(lambda: "images/s" in (runs / "told/0.log").read_text(), started)
   os.kill(started[1].pid, signal.SIGTERM)
   assert finish(started, 10) == [0, 0]
@@ -220,7 +223,7 @@ def test_killed_eight_times_told_to_stop_and_carried_on(pair, runs):
   [said] = {line for line in first & second if "told to stop" in line}
   step = steps_in(workdir)[-1]
   assert said.endswith(f"told to stop: saved step {step} in {workdir}; the same command goes on")
-  assert step % 5
+  assert step > before
 
   assert finish(start_job(2, train(workdir), runs / "killed_logs")) == [0, 0]
   assert f"going on after step {step}" in logs(runs / "killed_logs")[0]
@@ -291,11 +294,11 @@ def test_a_coordinator_that_does_not_answer(tmp_path):
 
 def test_processes_that_do_not_come(tmp_path):
   address = f"localhost:{processes.free_port()}"
-  flags = [f"--coordinator={address}", "--num_processes=3", "--join_timeout=3"]
+  flags = [f"--coordinator={address}", "--num_processes=3", "--join_timeout=10"]
   words = [*train(tmp_path / "run"), *flags]
   started = [start([*words, f"--process_id={i}"], tmp_path / f"{i}.log") for i in range(2)]
   for line in refused(started, tmp_path):
-    assert f"not all of 3 processes joined {address} within 3 s" in line
+    assert f"not all of 3 processes joined {address} within 10 s" in line
 
 
 def test_different_numbers_of_processes(tmp_path):
