@@ -50,6 +50,13 @@ def shard(batch: Batch, num_devices: int) -> Batch:
   return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
 
 
+def send(batch: Batch) -> Batch:
+  """Puts this process's share of a batch on its devices, as `shard` lays it out."""
+  mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
+  layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+  return jax.device_put(shard(batch, mesh.size), layout)
+
+
 def prefetch(batches: Iterable[Batch]) -> Iterator[Batch]:
   """Reads batches and sends each to the devices while the step before it runs.
 
@@ -58,14 +65,12 @@ def prefetch(batches: Iterable[Batch]) -> Iterator[Batch]:
   raised where that batch is due.
 
   Args:
-    batches: this process's share of every batch, see `shard`.
+    batches: this process's share of every batch.
 
   Returns:
-    The same batches as `shard` gives them, on this process's devices.
+    The same batches, see `send`.
   """
-  mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
-  layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
-  sent = (jax.device_put(shard(batch, mesh.size), layout) for batch in batches)
+  sent = map(send, batches)
   # Not a context manager: whoever stops early need not wait for a batch that nobody wants.
   thread = ThreadPoolExecutor(1)
   ahead = thread.submit(next, sent, None)

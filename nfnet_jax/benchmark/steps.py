@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from nfnet_jax import augment, flops, models, parallel
@@ -15,7 +14,7 @@ from nfnet_jax.benchmark import machine, synthetic, timing
 from nfnet_jax.build import build
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
-from nfnet_jax.step import AXIS, images_per_example
+from nfnet_jax.step import images_per_example
 
 IMAGENET = DatasetInfo(1000, ("",) * 1000, num_train=1_281_167, num_test=50_000)
 
@@ -45,14 +44,9 @@ def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
     config.batch_size * images_per_example(config.augment),
   )
   hosts = synthetic.batches(num_images, pixels, config.model.num_classes, count=2)
-  layout = NamedSharding(Mesh(np.asarray(jax.devices()), (AXIS,)), PartitionSpec(AXIS))
-
-  def transfer(batch: Batch) -> Batch:
-    return jax.device_put(parallel.shard(batch, num_devices), layout)
-
   state = parallel.replicate(run.init())
   compiled, compilation = timing.compile_for(
-    parallel.map_train_step(run.train_step), state, transfer(hosts[0])
+    parallel.map_train_step(run.train_step), state, parallel.send(hosts[0])
   )
 
   def step(batch: Batch) -> jax.Array:
@@ -60,7 +54,7 @@ def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
     state, metrics = compiled(state, batch)
     return metrics["loss"]
 
-  seconds = timing.time_steps(step, hosts, transfer, steps)
+  seconds = timing.time_steps(step, hosts, parallel.send, steps)
   images = jax.ShapeDtypeStruct((config.batch_size, pixels, pixels, 3), jnp.float32)
   forward = flops.count(run.net.apply, state.params, state.net_state, None, images)
   return timing.report(
