@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -145,26 +146,30 @@ def _join(
     return False
   if given != (None, None, None):
     _check(*given)
-  state = jax_distributed.global_state
+  state, joined = jax_distributed.global_state, threading.Event()
 
-  def give_up() -> None:
+  def give_up_in_time() -> None:
+    # Asked all along: one that answered may itself have given up just before.
+    deadline, answered = time.monotonic() + timeout, False
+    while (left := deadline - time.monotonic()) > 0:
+      answered = answered or state.service is not None or _answers(state.coordinator_address)
+      if joined.wait(min(left, 1)):
+        return
     where = state.coordinator_address or "the coordinator that the environment names"
-    if state.service is None and not _answers(where):
-      what = (
-        f"the coordinator {where} did not answer within {timeout:.0f} s: is process 0 running "
-        "there, and may this machine reach it?"
-      )
-    else:
+    if answered:
       what = (
         f"not all of {num_processes or 'the'} processes joined {where} within {timeout:.0f} s: "
         "start every one of them, with the same --num_processes; --num_processes=1 for one alone."
       )
+    else:
+      what = (
+        f"the coordinator {where} did not answer within {timeout:.0f} s: is process 0 running "
+        "there, and may this machine reach it?"
+      )
     failure.exit_now(2, what)
 
   # JAX aborts where it cannot connect, and waits without a word until then.
-  timer = threading.Timer(timeout, give_up)
-  timer.daemon = True
-  timer.start()
+  threading.Thread(target=give_up_in_time, daemon=True).start()
   try:
     jax.distributed.initialize(
       *given,
@@ -176,7 +181,7 @@ def _join(
     first_line = str(error).partition("\n")[0]
     raise RequestError(f"cannot join the other processes: {first_line}.") from error
   finally:
-    timer.cancel()
+    joined.set()
   _name_process_in_log(state.process_id)
   return True
 
@@ -222,8 +227,8 @@ def _num_processes_found() -> int:
   return 1
 
 
-def _answers(address: str) -> bool:
-  host, _, port = address.rpartition(":")
+def _answers(address: str | None) -> bool:
+  host, _, port = (address or "").rpartition(":")
   try:
     socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
   except (OSError, ValueError):

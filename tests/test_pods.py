@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -296,7 +297,9 @@ def test_processes_that_do_not_come(tmp_path):
   address = f"localhost:{processes.free_port()}"
   flags = [f"--coordinator={address}", "--num_processes=3", "--join_timeout=10"]
   words = [*train(tmp_path / "run"), *flags]
-  started = [start([*words, f"--process_id={i}"], tmp_path / f"{i}.log") for i in range(2)]
+  started = [start([*words, "--process_id=0"], tmp_path / "0.log")]
+  time.sleep(3)  # The first gives up while the second still waits.
+  started += [start([*words, "--process_id=1"], tmp_path / "1.log")]
   for line in refused(started, tmp_path):
     assert f"not all of 3 processes joined {address} within 10 s" in line
 
