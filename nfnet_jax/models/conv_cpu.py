@@ -63,9 +63,12 @@ def _formulation(w: Array, stride: int) -> Callable[[Array, Array], Array]:
 
 
 def _matrix_gradient(x: Array, g: Array, stride: int) -> Array:
-  # As matrices, because XLA transposes what it contracts over several axes.
+  # As matrices, because XLA transposes what it contracts over several axes, and with the smaller
+  # one on the left, which is the one that is copied: the barrier keeps XLA from turning it round.
   x = x[:, ::stride, ::stride].reshape(-1, x.shape[-1])
-  return (x.T @ g.reshape(-1, g.shape[-1]))[None, None]
+  g = g.reshape(-1, g.shape[-1])
+  product = jax.lax.optimization_barrier(g.T @ x).T if x.size > g.size else x.T @ g
+  return product[None, None]
 
 
 def kernel_gradient_by_image(x: Array, g: Array, kernel: tuple[int, int], stride: int) -> Array:
@@ -73,7 +76,7 @@ def kernel_gradient_by_image(x: Array, g: Array, kernel: tuple[int, int], stride
   taps, high = kernel[0] * kernel[1], jnp.promote_types(x.dtype, jnp.float32)
   height, width = (stride * (n - 1) + 1 for n in g.shape[1:3])
   x = _pad(x, kernel, stride)
-  shape = taps * x.shape[-1], g.shape[-1]
+  shape = g.shape[-1], taps * x.shape[-1]
 
   def add_image(total, image):
     x, g = image
@@ -82,12 +85,13 @@ def kernel_gradient_by_image(x: Array, g: Array, kernel: tuple[int, int], stride
       for i in range(kernel[0])
       for j in range(kernel[1])
     ]
-    patches = jnp.stack(windows, axis=2).reshape(-1, shape[0])
-    product = jnp.matmul(patches.T, g.reshape(-1, shape[1]), preferred_element_type=high)
+    patches = jnp.stack(windows, axis=2).reshape(-1, shape[1])
+    # The left side is copied, and the gradient is smaller than the patches.
+    product = jnp.matmul(g.reshape(-1, shape[0]).T, patches, preferred_element_type=high)
     return total + product, None
 
   total, _ = jax.lax.scan(add_image, jnp.zeros(shape, high), (x, g))
-  return total.reshape(*kernel, -1, shape[1]).astype(x.dtype)
+  return total.T.reshape(*kernel, -1, shape[0]).astype(x.dtype)
 
 
 def kernel_gradient_by_rows(x: Array, g: Array, kernel: tuple[int, int], stride: int) -> Array:
