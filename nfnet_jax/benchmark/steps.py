@@ -12,11 +12,12 @@ from nfnet_jax import config as config_lib
 from nfnet_jax.batch import Batch
 from nfnet_jax.benchmark import machine, synthetic, timing
 from nfnet_jax.build import build
-from nfnet_jax.data import DatasetInfo
+from nfnet_jax.data import DatasetInfo, published
 from nfnet_jax.errors import RequestError
 from nfnet_jax.step import images_per_example
 
-IMAGENET = DatasetInfo(1000, ("",) * 1000, num_train=1_281_167, num_test=50_000)
+_CLASSES, _IMAGES = published.SIZES["imagenet2012"]
+IMAGENET = DatasetInfo(_CLASSES, ("",) * _CLASSES, _IMAGES["train"], _IMAGES["validation"])
 
 
 def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
