@@ -15,7 +15,7 @@ CASES = [  # kernel, stride, groups, dtype
   *itertools.product((1, 3, 7), (1, 2), (1, 2), ("float32",)),
   *itertools.product((1, 3), (1, 2), (2,), ("float64", "bfloat16")),
 ]
-# One row of pixels, odd and even, and sizes on both sides of every choice by size.
+# One row of pixels, odd and even, and sizes on both sides of every choice by height and width.
 SIZES = [(1, 2), (6, 7), (50, 5)]
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 1e-2}
 
@@ -54,6 +54,7 @@ def test_values_and_gradients(kernel, stride, groups, dtype):
   ours, theirs = functools.partial(conv.conv, **kwargs), functools.partial(conv.plain, **kwargs)
   with jax.enable_x64(dtype == "float64"):
     problems = [problem(size, kernel, stride, groups, dtype) for size in SIZES]
+    problems.append(problem(SIZES[1], kernel, stride, groups, dtype, channels=(4, 12)))
     both = jax.jit(
       lambda each: [[with_gradients(f, *args) for args in each] for f in (ours, theirs)]
     )

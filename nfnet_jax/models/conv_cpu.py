@@ -86,7 +86,7 @@ def kernel_gradient_by_image(x: Array, g: Array, kernel: tuple[int, int], stride
       for j in range(kernel[1])
     ]
     patches = jnp.stack(windows, axis=2).reshape(-1, shape[1])
-    # The left side is copied, and the gradient is smaller than the patches.
+    # The left side is copied, and the gradient has fewer channels than the patches.
     product = jnp.matmul(g.reshape(-1, shape[0]).T, patches, preferred_element_type=high)
     return total + product, None
 
