@@ -1,4 +1,4 @@
-"""The comparison for a GPU, our side of it tried on a CPU."""
+"""The scripts for a GPU tried on a CPU; of the comparison our side."""
 
 import json
 import pathlib
@@ -40,3 +40,13 @@ def test_our_side_of_the_comparison():
   assert float(speed) == pytest.approx(good[0]["images_per_second"], rel=0.01)
   assert float(share.strip("%")) == pytest.approx(100 * good[0]["share_of_peak"], abs=0.1)
   assert float(flops) >= 0
+
+
+def test_numbers_are_checked():
+  status, result, _ = run("gpu_check", "--model=nfnet_micro", "--steps=40", "--batch_size=8")
+  assert (status, result["right"]) == (0, True)
+  assert result["convolutions"]["shapes"] == 16
+  assert 0 < result["logits"]["error"] < result["logits"]["bound"]
+  curves = result["curves"]
+  assert 0 < curves["error"] < curves["bound"]
+  assert max(curves["ends"]) < 0.8 * curves["first"]

@@ -146,7 +146,7 @@ def measure(args):
     "lowest": min(timed),
     "highest": max(timed),
     **{f"{part}_seconds": statistics.median(v[1 + WARM_UP :]) for part, v in seconds.items()},
-    "compile_seconds": wholes[0] - median,
+    "compile_seconds": max(wholes[0] - median, 0.0),
     "peak_device_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
     "peak_host_bytes": kibibytes * 1024,
     "matrix_peak": matrix_peak(args),

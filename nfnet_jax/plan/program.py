@@ -69,8 +69,10 @@ def compile_step(config: ConfigDict, topology: Topology) -> dict:
   """
   devices = _devices(topology)
   step, state, batch = _step(config, config.batch_size // topology.num_devices)
-  local = sum(device.process_index == devices[0].process_index for device in devices)
-  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((local, *x.shape), x.dtype), batch)
+  # For all devices, not for one host's: this process is the only one, and `pmap` maps over as
+  # many devices as the batch has shards.
+  shards = len(devices)
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((shards, *x.shape), x.dtype), batch)
   start = time.monotonic()
   lowered = parallel.map_train_step(step, devices).lower(state, batch)
   try:
