@@ -65,7 +65,7 @@ def default() -> ConfigDict:
   model.widths = config_dict.placeholder(tuple)  # stages, for networks of your own
   model.depths = config_dict.placeholder(tuple)
   model.group_size = config_dict.placeholder(int)
-  model.remat = "none"  # or "block", "stage": less memory, more arithmetic (models/residual.py)
+  model.remat = "none"  # or "block", "stage": less memory, more arithmetic (models/blocks.py)
   model.preactivation = config_dict.placeholder(bool)  # of networks with BatchNorm
   model.cross_replica_axis = config_dict.placeholder(str)  # theirs too; "devices" for one batch
 

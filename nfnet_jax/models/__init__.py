@@ -8,7 +8,7 @@ import jax
 
 from nfnet_jax.errors import RequestError
 from nfnet_jax.models import layers, nf_regnet, nf_resnet, nfnet, resnet
-from nfnet_jax.models.residual import REMAT as REMAT
+from nfnet_jax.models.blocks import REMAT as REMAT
 
 
 class ModelSpec(NamedTuple):

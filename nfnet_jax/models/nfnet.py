@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from nfnet_jax.models import layers
+from nfnet_jax.models.blocks import check_remat, run_blocks
 from nfnet_jax.models.residual import (
   BlockSpec,
   add_branch,
   block_specs,
-  check_remat,
   classify,
-  run_blocks,
 )
 
 Array = jax.Array
@@ -82,12 +81,13 @@ class NFBlock(hk.Module):
       layers.SqueezeExcite(spec.out_channels, se_ratio, name="squeeze_excite") if se_ratio else None
     )
 
-  def __call__(self, x: Array, keep: Array | None = None) -> Array:
+  def __call__(self, x: Array, keep: Array | None = None, beta: Array | None = None) -> Array:
     """Maps `[N, H, W, in_channels]` to `[N, H / stride, W / stride, out_channels]`.
 
-    `keep`, `[N]`, is 0 for the examples whose branch stochastic depth drops.
+    `keep`, `[N]`, is 0 for the examples whose branch stochastic depth drops; `beta` takes the place
+    of the spec's.
     """
-    out = self.activation(x) * self.spec.beta
+    out = self.activation(x) * (self.spec.beta if beta is None else beta)
     shortcut = x
     if self.conv_shortcut is not None:
       shortcut = self.conv_shortcut(layers.avg_pool(out) if self.spec.stride > 1 else out)
@@ -116,7 +116,7 @@ class NFNet(hk.Module):
     group_size: channels per group of the 3x3 convolutions.
     use_two_convs: whether a block has two 3x3 convolutions (Table 2 of the paper) or one.
     numerics, folded: see `layers.make_style`.
-    remat: what the backward pass computes again to save memory, see `residual.REMAT`.
+    remat: what the backward pass computes again to save memory, see `blocks.REMAT`.
     features_only: gives the activated outputs of all stages instead, see `models.feature_info`.
     dtype: of the computation. Parameters are float32 and so are the outputs, or float64 for
       float64.

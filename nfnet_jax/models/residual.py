@@ -1,9 +1,7 @@
 """What the normalizer-free residual networks share: the layout of their blocks, and their head."""
 
-import functools
-import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import haiku as hk
 import jax
@@ -13,11 +11,6 @@ from nfnet_jax.errors import RequestError
 from nfnet_jax.models import layers
 
 Array = jax.Array
-
-# Rematerialisation: which activations the backward pass finds in memory; it computes the others
-# again. "none": all. "block": what enters each block, for about a third more arithmetic. "stage":
-# what enters each stage, and within the stage at work what enters each block, for about two thirds.
-REMAT = ("none", "block", "stage")
 
 
 class BlockSpec(NamedTuple):
@@ -140,59 +133,6 @@ def add_branch(
   if gate is not None:
     scale = scale * gate
   return out * scale + shortcut
-
-
-def run_blocks(
-  x: Array,
-  blocks: Sequence[hk.Module],
-  is_training: bool,
-  example_ids: Array,
-  *args: Any,
-  remat: str = "none",
-) -> tuple[Array, list[Array]]:
-  """The output of the last block, and that of the last one of each stage.
-
-  Every block has a `spec` and maps `[N, H, W, C]`, its row of `layers.stochastic_depth` (None for
-  all to be kept), and `args`. What `remat` means: see `REMAT`.
-  """
-  rates = [block.spec.stochdepth_rate for block in blocks]
-  keep = [None] * len(blocks)
-  if is_training and any(rates):
-    # Drawn outside of what is computed twice.
-    keep = layers.stochastic_depth(rates, example_ids)
-
-  def run_block(x: Array, i: int) -> Array:
-    return blocks[i](x, keep[i], *args)
-
-  def run_stage(x: Array, stage: Sequence[int]) -> Array:
-    for i in stage:
-      # A function of its own for each block: Haiku's remat takes arrays alone.
-      x = _recomputed(functools.partial(run_block, i=i), remat != "none")(x)
-    return x
-
-  ends = [i + 1 for i, block in enumerate(blocks) if block.spec.ends_stage]
-  outputs = []
-  for start, end in itertools.pairwise([0, *ends]):
-    x = _recomputed(functools.partial(run_stage, stage=range(start, end)), remat == "stage")(x)
-    outputs.append(x)
-  return x, outputs
-
-
-def _recomputed(f: Callable[[Array], Array], is_recomputed: bool) -> Callable[[Array], Array]:
-  """`f`, of which the backward pass finds the argument alone, if it is to be recomputed."""
-  # Initialisation only makes parameters.
-  return hk.remat(f) if is_recomputed and not hk.running_init() else f
-
-
-def check_remat(remat: str) -> str:
-  """Gives `remat` back.
-
-  Raises:
-    RequestError: if it is not in `REMAT`.
-  """
-  if remat not in REMAT:
-    raise RequestError(f"unknown remat {remat!r}: choose one of {', '.join(REMAT)}.")
-  return remat
 
 
 def classify(

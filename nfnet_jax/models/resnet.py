@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from nfnet_jax.models import layers
+from nfnet_jax.models.blocks import check_remat, run_blocks
 from nfnet_jax.models.nf_resnet import DEPTHS, WIDTHS
 from nfnet_jax.models.residual import (
   BlockSpec,
   block_specs,
-  check_remat,
   classify,
   drop_branch,
-  run_blocks,
 )
 
 Array = jax.Array
@@ -95,7 +94,7 @@ class ResNet(hk.Module):
     bn_decay: of the running means and variances.
     drop_rate: dropout on the pooled features.
     stochdepth_rate: stochastic depth at the (virtual) block behind the last.
-    remat: what the backward pass computes again to save memory, see `residual.REMAT`.
+    remat: what the backward pass computes again to save memory, see `blocks.REMAT`.
     features_only: gives the activated outputs of all stages instead, see `models.feature_info`.
     dtype: of the computation; normalisation is computed in float32. Parameters are float32 and so
       are the outputs, or float64 for float64.
