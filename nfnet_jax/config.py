@@ -20,9 +20,13 @@ from nfnet_jax.errors import RequestError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-# Keys that change how a run is watched but not what it computes: they may differ on resuming.
+# Keys that change how a run is watched, or its memory, but not what it computes: they may differ
+# on resuming.
 _STEP_KEYS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
-_OBSERVATION_KEYS = ("data.dir", "data.max_corrupt", "stall_timeout", *_STEP_KEYS)
+_HARMLESS_KEYS = (
+  *("data.dir", "data.max_corrupt", "stall_timeout", "model.remat"),
+  *_STEP_KEYS,
+)
 
 _LOWEST = {
   "stall_timeout": 1,
@@ -228,12 +232,12 @@ def load(path: epath.Path) -> ConfigDict:
 
 
 def differences(
-  ours: ConfigDict, theirs: ConfigDict, ignore: Iterable[str] = _OBSERVATION_KEYS
+  ours: ConfigDict, theirs: ConfigDict, ignore: Iterable[str] = _HARMLESS_KEYS
 ) -> list[str]:
   """Lists the keys in which two resolved configs differ.
 
   Returns:
-    One text `key: ours, theirs` for each key; keys that only say how a run is watched are left out
+    One text `key: ours, theirs` for each key; keys that change no result are left out
     unless `ignore` says otherwise. A key that one of them does not have yet is as good as None.
   """
   ours, theirs = (flatten(json.loads(json.dumps(c.to_dict()))) for c in (ours, theirs))

@@ -77,6 +77,14 @@ def test_saved_and_loaded_configs_are_the_same(tmp_path):
   assert json.loads(path.read_text())["batch_size"] == 16
 
 
+def test_how_a_run_is_watched_and_kept_in_memory_is_no_difference():
+  ours, theirs = config_lib.default(), config_lib.default()
+  theirs.model.remat, theirs.log_every, theirs.data.dir = "block", 7, "elsewhere"
+  assert config_lib.differences(ours, theirs) == []
+  listed = config_lib.differences(ours, theirs, ignore=())
+  assert [line.partition(":")[0] for line in listed] == ["data.dir", "log_every", "model.remat"]
+
+
 def test_differences_are_listed_by_key():
   ours = tiny.config()
   theirs = tiny.config(seed=3, log_every=1, **{"data.dir": "/elsewhere", "model.alpha": 0.3})
