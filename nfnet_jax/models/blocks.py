@@ -1,7 +1,7 @@
 """Running the blocks of a residual network: what is kept for the backward pass, and what is a loop.
 
-Rematerialisation also makes one loop of the equal blocks of a stage, so that a network's depth
-hardly counts in its compile time. Without it a loop would cost memory, for all that an iteration
+Rematerialisation also makes one loop of the equal blocks of a stage, which a compiler then sees
+once. Without it a loop would cost memory, for all that an iteration
 keeps is stacked, and time on a CPU; so the blocks then follow one another in the program.
 """
 
