@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from absl import flags
 from etils import epath
 
+from nfnet_jax import cpu_memory
 from nfnet_jax.arguments import define_network, define_processes, parse, split_changes
 from nfnet_jax.errors import RequestError
 
@@ -26,6 +27,7 @@ def train(argv: Sequence[str]) -> None:
   changes, others = split_changes(argv)
   parse(train, values, others, required=("config", "workdir"))
   with _job(values):
+    cpu_memory.keep()
     from nfnet_jax import config_file
     from nfnet_jax import train as train_lib
 
@@ -54,6 +56,7 @@ def evaluate(argv: Sequence[str]) -> None:
   where = {"split": values.split, "data_dir": values.data_dir, "batch_size": values.batch_size}
   with _job(values) as process_index:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX takes it for a notice to those who train
+    cpu_memory.keep()
     from nfnet_jax.evaluate import evaluate_weights, evaluate_workdir
 
     if values.workdir:
@@ -79,6 +82,7 @@ def predict(argv: Sequence[str]) -> None:
   flags.DEFINE_string("features", None, "Write features to this .npz.", flag_values=values)
   flags.DEFINE_boolean("force", False, "Replace an existing file.", flag_values=values)
   images = parse(predict, values, argv, required=("weights",), positional=True)
+  cpu_memory.keep()
   from nfnet_jax import predict as predict_lib
 
   kwargs = {name: value for name, value in values.flag_values_dict().items() if value is not None}
@@ -109,6 +113,7 @@ def benchmark(argv: Sequence[str]) -> None:
   parse(benchmark, values, others, required=required)
   if kind == "train" and not (values.model or values.config):
     raise RequestError("--model or --config is missing: `nfnet-jax benchmark --help` lists them.")
+  cpu_memory.keep()
   from nfnet_jax import benchmark as benchmark_lib
   from nfnet_jax import config as config_lib
   from nfnet_jax import config_file

@@ -150,15 +150,16 @@ def main():
   parser.add_argument("--steps", type=int, default=200)
   parser.add_argument("--batch_size", type=int, default=64)
   args = parser.parse_args()
-  results = {
-    "device": jax.devices()[0].device_kind,
-    "jax": jax.__version__,
-    "logits": check_logits(args.model, args.image_size),
-    "convolutions": check_convolutions(args.model, args.image_size),
-    "curves": check_curves(args.model, args.image_size, args.steps, args.batch_size),
+  results = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+  checks = {
+    "logits": (check_logits, args.model, args.image_size),
+    "convolutions": (check_convolutions, args.model, args.image_size),
+    "curves": (check_curves, args.model, args.image_size, args.steps, args.batch_size),
   }
-  checks = [results[name] for name in ("logits", "convolutions", "curves")]
-  results["right"] = all(check["error"] <= check["bound"] for check in checks) and (
+  for name, (check, *arguments) in checks.items():
+    results[name] = check(*arguments)
+    print(name, json.dumps(results[name]), file=sys.stderr, flush=True)
+  results["right"] = all(results[name]["error"] <= results[name]["bound"] for name in checks) and (
     results["curves"]["learnt"] and results["logits"].get("golden_logits", 0.0) <= 2e-5
   )
   print(json.dumps(results))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from nfnet_jax.errors import RequestError
 from nfnet_jax.models import pool_cpu
 from nfnet_jax.models.conv import conv
+from nfnet_jax.models.gelu import gelu
 
 Array = jax.Array
 
@@ -33,7 +34,7 @@ GAMMAS = {
 _NONLINEARITIES: dict[str, Callable[[Array], Array]] = {
   "identity": lambda x: x,
   "elu": jax.nn.elu,
-  "gelu": jax.nn.gelu,  # the tanh approximation, as published
+  "gelu": gelu,
   "relu": jax.nn.relu,
   "sigmoid": jax.nn.sigmoid,
   "silu": jax.nn.silu,
