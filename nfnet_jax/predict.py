@@ -13,7 +13,8 @@ from PIL import Image
 from nfnet_jax import augment, inference, output, preprocess
 from nfnet_jax.errors import RequestError
 
-# Not chosen by measurement yet: see experiments/speed/notes.md.
+# On a CPU larger ones are slower and take more memory (experiments/speed/results.md); elsewhere a
+# guess.
 _BATCH_SIZE, _BATCH_SIZE_OF_OTHERS = {"cpu": 8}, 128
 
 
