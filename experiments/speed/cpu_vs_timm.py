@@ -4,8 +4,8 @@
 
 timm lives in an interpreter of its own (torch, timm, torchvision; see `timm_steps.py`). A training
 step is forward and backward pass of the cross-entropy with dropout and stochastic depth, and no
-optimizer, on both sides. Ours keeps its memory from step to step, as the command line does; PyTorch
-has its own ways with memory. Prints a Markdown table, and last one JSON object.
+optimizer, on both sides. Ours keeps its memory from step to step, as the command line does; theirs
+runs as PyTorch comes. Prints a Markdown table, and last one JSON object.
 """
 
 import argparse
