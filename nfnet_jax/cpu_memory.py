@@ -11,9 +11,9 @@ import sys
 
 import jax
 
-# The names of glibc's malloc.h, and values that are never reached.
+# By glibc's malloc.h. As a threshold, -1 is the largest number.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-_NEVER, _GROW_BY = -1, 64 << 20
+_NEVER, _GROW_BY = -1, 64 << 20  # bytes
 
 
 def keep() -> None:

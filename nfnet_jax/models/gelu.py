@@ -2,8 +2,8 @@
 
 Differentiated by JAX, `jax.nn.gelu` keeps its hyperbolic tangent for the backward pass: an array of
 the activation's size that is written to memory and read again, for each of a network's GELUs. Here
-the derivative is a formula in the logistic function, which no compiler merges with the forward
-pass, and which it fuses with what multiplies it.
+the derivative is a formula in the logistic function: it shares no tanh with the forward pass that
+a compiler could keep, and can be computed where it is multiplied.
 """
 
 import math
