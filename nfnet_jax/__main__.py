@@ -5,9 +5,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from nfnet_jax import compile_cache
+from nfnet_jax.cli import compile_cache
+from nfnet_jax.cli.verbs import VERBS
 from nfnet_jax.errors import RequestError, RunError, verdict
-from nfnet_jax.verbs import VERBS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

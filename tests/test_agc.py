@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from nfnet_jax import agc
 from nfnet_jax.agc import adaptive_grad_clip, unitwise_norm
 
-GOLDEN = Path(__file__).parent / "data" / "golden_optim.npz"
+GOLDEN = Path(__file__).parent / "golden" / "golden_optim.npz"
 
 
 def random(shape, seed=0, scale=1.0, dtype=np.float32):

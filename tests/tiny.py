@@ -3,8 +3,8 @@
 import numpy as np
 
 from nfnet_jax import config as config_lib
-from nfnet_jax.batch import Batch
 from nfnet_jax.data import DatasetInfo
+from nfnet_jax.data.batch import Batch
 
 INFO = DatasetInfo(4, ("a", "b", "c", "d"), num_train=64, num_test=20)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import nfnet_jax
-from nfnet_jax import cpu_memory
+from nfnet_jax.cli import cpu_memory
 
 # name: timm's network, ours, batch, pixels, what
 ROWS = {

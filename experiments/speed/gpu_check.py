@@ -27,11 +27,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import config_file, create_model, models, parallel
+from nfnet_jax import create_model, models
 from nfnet_jax.benchmark import synthetic
-from nfnet_jax.build import build
+from nfnet_jax.cli import config_file
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.models import layers
+from nfnet_jax.training import parallel
+from nfnet_jax.training.build import build
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from tests import golden

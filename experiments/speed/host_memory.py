@@ -12,8 +12,9 @@ import pathlib
 import sys
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import config_file, data
-from nfnet_jax.step import images_per_example
+from nfnet_jax import data
+from nfnet_jax.cli import config_file
+from nfnet_jax.training.step import images_per_example
 
 EXPERIMENT = pathlib.Path(__file__).parents[1] / "imagenet_nfnet.py"
 REPORTS = 10

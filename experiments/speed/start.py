@@ -21,9 +21,11 @@ import sys, time
 start = time.perf_counter()
 import jax
 import numpy as np
-from nfnet_jax import config, config_file, parallel
-from nfnet_jax.batch import Batch
-from nfnet_jax.build import build
+from nfnet_jax import config
+from nfnet_jax.cli import config_file
+from nfnet_jax.training import parallel
+from nfnet_jax.data.batch import Batch
+from nfnet_jax.training.build import build
 from nfnet_jax.data import DatasetInfo
 model, size, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 changes = [f"model.name={model}", f"data.train_size={size}", f"batch_size={count}"]

@@ -10,12 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import data, parallel
-from nfnet_jax.batch import Batch
+from nfnet_jax import data
 from nfnet_jax.benchmark import synthetic
-from nfnet_jax.build import build
+from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
-from nfnet_jax.step import AXIS, augmented, images_per_example
+from nfnet_jax.training import parallel
+from nfnet_jax.training.build import build
+from nfnet_jax.training.step import AXIS, augmented, images_per_example
 
 WINDOWS = 5
 STEPS = 5  # timed, after one that compiles

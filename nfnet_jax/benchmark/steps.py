@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from nfnet_jax import augment, flops, models, parallel
+from nfnet_jax import augment, models
 from nfnet_jax import config as config_lib
-from nfnet_jax.batch import Batch
 from nfnet_jax.benchmark import machine, synthetic, timing
-from nfnet_jax.build import build
 from nfnet_jax.data import DatasetInfo, published
+from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
-from nfnet_jax.step import images_per_example
+from nfnet_jax.plan import flops
+from nfnet_jax.training import parallel
+from nfnet_jax.training.build import build
+from nfnet_jax.training.step import images_per_example
 
 _CLASSES, _IMAGES = published.SIZES["imagenet2012"]
 IMAGENET = DatasetInfo(_CLASSES, ("",) * _CLASSES, _IMAGES["train"], _IMAGES["validation"])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nfnet_jax.batch import Batch
+from nfnet_jax.data.batch import Batch
 
 
 def batches(size: int, pixels: int, num_classes: int, count: int) -> list[Batch]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ml_collections import ConfigDict
 
-from nfnet_jax.batch import Batch
 from nfnet_jax.data import published
+from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from nfnet_jax.batch import Batch
 from nfnet_jax.data import corrupt, culprit, lanes
 from nfnet_jax.data import image as image_lib
+from nfnet_jax.data.batch import Batch
 from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Record, Share, Source
 from nfnet_jax.errors import RequestError

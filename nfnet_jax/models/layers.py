@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from nfnet_jax.errors import RequestError
-from nfnet_jax.models import pool_cpu
-from nfnet_jax.models.conv import conv
-from nfnet_jax.models.gelu import gelu
+from nfnet_jax.ops import pool_cpu
+from nfnet_jax.ops.conv import conv
+from nfnet_jax.ops.gelu import gelu
 
 Array = jax.Array
 

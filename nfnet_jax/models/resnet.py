@@ -90,7 +90,7 @@ class ResNet(hk.Module):
     widths: output channels of each stage.
     preactivation: normalises before (v2) or behind (v1) each convolution.
     cross_replica_axis: the mapped axis over whose devices training normalises together ("devices"
-      in `nfnet_jax.step`); None for each device's own part of the batch.
+      in `nfnet_jax.training.step`); None for each device's own part of the batch.
     bn_decay: of the running means and variances.
     drop_rate: dropout on the pooled features.
     stochdepth_rate: stochastic depth at the (virtual) block behind the last.

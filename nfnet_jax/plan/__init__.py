@@ -9,12 +9,13 @@ import jax
 from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import data, flops, models, parallel
-from nfnet_jax.plan import cache, program, roofline
+from nfnet_jax import data, models
+from nfnet_jax.plan import cache, flops, program, roofline
 from nfnet_jax.plan import topology as topology_lib
 from nfnet_jax.plan.published import TABLE
 from nfnet_jax.plan.report import report
 from nfnet_jax.plan.topology import Topology
+from nfnet_jax.training import parallel
 
 __all__ = ["plan", "report"]
 

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from nfnet_jax import flops, parallel
-from nfnet_jax.batch import Batch
-from nfnet_jax.build import build
+from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
-from nfnet_jax.plan import compiler
+from nfnet_jax.plan import compiler, flops
 from nfnet_jax.plan.topology import Topology
-from nfnet_jax.step import AXIS, images_per_example
+from nfnet_jax.training import parallel
+from nfnet_jax.training.build import build
+from nfnet_jax.training.step import AXIS, images_per_example
 
 # What libtpu would ask the machine for, on a machine that has no TPU; and no log of its own.
 _ENVIRONMENT = {

@@ -40,7 +40,7 @@ class Stored(NamedTuple):
     entries: its leaves by name, for instance `NFNet/~/stem_conv0/w`; timm's own names if it has
       those.
     metadata: `model`, `numerics`, `num_classes`, `overrides` (JSON), `preprocessing` (JSON, see
-      `nfnet_jax.preprocess`), `source`, `source_sha256`, as far as it says.
+      `nfnet_jax.data.preprocess`), `source`, `source_sha256`, as far as it says.
   """
 
   path: pathlib.Path

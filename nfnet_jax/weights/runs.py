@@ -23,9 +23,9 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
     RequestError: if the directory holds no run or no checkpoint.
   """
   # Here, because `import nfnet_jax` is to work without Orbax.
-  from nfnet_jax import checkpoint
   from nfnet_jax import config as config_lib
-  from nfnet_jax.build import build
+  from nfnet_jax.runs import checkpoint
+  from nfnet_jax.training.build import build
 
   config = config_lib.load(workdir / "config.json")
   template = jax.eval_shape(build(config).init)

@@ -1,0 +1,1 @@
+"""Several processes as one job: how they join, compare themselves and end together."""

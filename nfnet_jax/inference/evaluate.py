@@ -1,0 +1,133 @@
+"""Evaluation of a run's checkpoint, or of weights from a file, on a data set."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from nfnet_jax import config as config_lib
+from nfnet_jax import data, inference
+from nfnet_jax.distributed import agreement
+from nfnet_jax.errors import RequestError
+from nfnet_jax.runs import checkpoint
+from nfnet_jax.training import parallel
+from nfnet_jax.training.build import build
+from nfnet_jax.training.evaluate import evaluate, weights_of
+from nfnet_jax.training.step import make_eval_step
+from nfnet_jax.weights.accuracy import expected
+
+
+def evaluate_workdir(
+  workdir: epath.Path,
+  *,
+  split: str | None = None,
+  batch_size: int | None = None,
+  data_dir: str | None = None,
+) -> dict[str, float | int | str]:
+  """Evaluates the newest good checkpoint of a run.
+
+  Args:
+    workdir: the run directory.
+    split: of the data set; the run's test split by default.
+    batch_size: global; the run's by default.
+    data_dir: where the data are, if not where they were during training.
+
+  Returns:
+    `step`, `split` and the metrics of `evaluate`.
+
+  Raises:
+    RequestError: if the directory holds no run or no checkpoint, or the data do not fit the run.
+  """
+  config = config_lib.load(workdir / "config.json")
+  changes = {"data.test_split": split, "data.dir": data_dir, "batch_size": batch_size}
+  config.update_from_flattened_dict({k: v for k, v in changes.items() if v is not None})
+  parallel.check_batch_size(config.batch_size)
+  info = data.describe(config.data)
+  num_classes = config.model.num_classes
+  if info.num_classes != num_classes:
+    raise RequestError(
+      f"the run in {workdir} has {num_classes} classes, but data set {config.data.name!r} has "
+      f"{info.num_classes}: evaluate on the data set that it was trained for."
+    )
+  run = build(config)
+  restored = checkpoint.restore_newest(workdir / "checkpoints", jax.eval_shape(run.init))
+  if restored is None:
+    raise RequestError(f"{workdir} holds no checkpoint yet: train for longer, or look elsewhere.")
+  step, state = restored
+  agreement.on_state(step, state)
+  eval_step = parallel.map_eval_step(run.eval_step)
+  batches = data.test_batches(
+    config.data,
+    batch_size=config.batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  metrics = evaluate(eval_step, parallel.replicate(weights_of(state, run.fold)), batches)
+  return {"step": step, "split": config.data.test_split} | metrics
+
+
+def evaluate_weights(
+  path: str | pathlib.Path,
+  model: str | None = None,
+  *,
+  dataset: str,
+  split: str | None = None,
+  data_dir: str | None = None,
+  batch_size: int = 64,
+  **overrides: Any,
+) -> dict[str, float | int | str]:
+  """Evaluates weights from a file, with the network's own test size and preprocessing.
+
+  Args:
+    path, model: see `inference.load_network`.
+    dataset: any TFDS name, or "folder". It has the network's classes, or some of ImageNet's by
+      name: guesses are then compared among these.
+    split: of the data set; "validation" of imagenet2012 and its kin and "test" of others by
+      default.
+    data_dir: where the data are, if not at TFDS's own default.
+    batch_size: global.
+    **overrides: as for `inference.load_network`; `size` among them.
+
+  Returns:
+    `model`, `split`, `size`, and the metrics of `evaluate`; for the published networks on ImageNet
+    and its other test sets also the `expected_top1` and `expected_top5` of the published weights.
+
+  Raises:
+    RequestError: if weights, network and data do not fit together.
+  """
+  parallel.check_batch_size(batch_size)
+  split = split or ("validation" if dataset.startswith("imagenet2012") else "test")
+  config = config_lib.default().data
+  config.update(name=dataset, dir=data_dir, train_split=split, test_split=split)
+  info = data.describe(config)
+  network = inference.load_network(path, model, **overrides)
+  size, padding, resize = network.preprocessing
+  config.update(test_size=size, test_padding=padding, test_resize=resize)
+  net = _guessing_among(network.net, data.choose_classes(info, network.num_classes))
+  eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=info.num_classes))
+  batches = data.test_batches(
+    config,
+    batch_size=batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  variables = parallel.replicate((network.params, network.state))
+  metrics = evaluate(eval_step, {"": variables}, batches)
+  known = {} if "size" in overrides else expected(network.model, dataset, split)
+  return {"model": network.model, "split": split, "size": size} | metrics | known
+
+
+def _guessing_among(
+  net: hk.TransformedWithState, classes: Sequence[int]
+) -> hk.TransformedWithState:
+  """The network with these logits alone."""
+
+  def apply(*args: Any, **kwargs: Any) -> tuple[jax.Array, hk.State]:
+    logits, state = net.apply(*args, **kwargs)
+    return logits[:, jnp.array(classes)], state
+
+  return net._replace(apply=apply)

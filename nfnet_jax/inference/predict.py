@@ -1,0 +1,166 @@
+"""Predictions for image files: classes with their probabilities, or features. No TensorFlow."""
+
+import io
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from nfnet_jax import augment, inference, output
+from nfnet_jax.data import preprocess
+from nfnet_jax.errors import RequestError
+
+# On a CPU larger ones are slower and take more memory (experiments/speed/results.md); elsewhere a
+# guess.
+_BATCH_SIZE, _BATCH_SIZE_OF_OTHERS = {"cpu": 8}, 128
+
+
+def run(
+  images: Iterable[str],
+  *,
+  weights: str,
+  model: str | None = None,
+  classes: str | None = None,
+  top: int = 5,
+  batch_size: int | None = None,
+  features: str | None = None,
+  force: bool = False,
+  **overrides: Any,
+) -> Iterator[dict[str, Any]]:
+  """Predicts images, one after another.
+
+  Args:
+    images: files and folders.
+    weights, model: see `inference.load_network`.
+    classes: file of class names.
+    top: how many classes to give.
+    batch_size: see `predict`; by default what fills the machine, and no more than there are images.
+    features: an `.npz` to write the pooled features `[images, C]` to, with the `images`' names.
+    force: whether to replace that file.
+    **overrides: as for `inference.load_network`.
+
+  Yields:
+    For each image, `image` and `top` (see `top_classes`), or `error`. With `features` only the
+    errors, and at the end `features` and the number of `images`.
+
+  Raises:
+    RequestError: for a bad request, before anything is predicted; at the end, if there were images
+      that could not be read.
+  """
+  if top < 1 or (batch_size is not None and batch_size < 1):
+    raise RequestError(f"top={top} and batch_size={batch_size} must be at least 1.")
+  paths = find_images(map(pathlib.Path, images))
+  # Batches are filled up, and a single image is not to cost as much as eight.
+  batch_size = batch_size or min(
+    len(paths), _BATCH_SIZE.get(jax.default_backend(), _BATCH_SIZE_OF_OTHERS)
+  )
+  if features:
+    output.check_free(pathlib.Path(features), force)
+  network = inference.load_network(weights, model, features=bool(features), **overrides)
+  names = read_class_names(pathlib.Path(classes), network.num_classes) if classes else None
+  done, num_errors = {}, 0
+  for path, result in predict(network, paths, batch_size):
+    if isinstance(result, RequestError):
+      num_errors += 1
+      yield {"image": str(path), "error": str(result)}
+    elif features:
+      done[str(path)] = result
+    else:
+      yield {"image": str(path), "top": top_classes(result, top, names)}
+  if features and done:
+    content = io.BytesIO()
+    np.savez(content, images=np.array(list(done)), features=np.stack(list(done.values())))
+    output.write(pathlib.Path(features), content.getvalue())
+    yield {"features": features, "images": len(done)}
+  if num_errors:
+    raise RequestError(f"{num_errors} of {len(paths)} images could not be read; see their errors.")
+
+
+def find_images(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+  """The files among `paths`, and all image files below the folders, in alphabetical order.
+
+  Raises:
+    RequestError: for a path that does not exist, or if there is no image.
+  """
+  endings = set(Image.registered_extensions())
+  found = []
+  for path in paths:
+    if path.is_dir():
+      found += sorted(file for file in path.rglob("*") if file.suffix.lower() in endings)
+    elif path.exists():
+      found.append(path)
+    else:
+      raise RequestError(f"there is no image or folder {path}.")
+  if not found:
+    raise RequestError(f"no image in {', '.join(map(str, paths)) or 'no path'}: name a file.")
+  return found
+
+
+def predict(
+  network: inference.Network, paths: Sequence[pathlib.Path], batch_size: int
+) -> Iterator[tuple[pathlib.Path, np.ndarray | RequestError]]:
+  """What the network gives for each image, in order, batch by batch.
+
+  Args:
+    network: with its weights.
+    paths: of the images.
+    batch_size: images that are computed together, if there are as many. The last batch is filled
+      up, so that the network compiles once.
+
+  Yields:
+    Each path with its logits or features, or with the error of an image that cannot be read.
+  """
+
+  @jax.jit
+  def apply(params, images):
+    return network.net.apply(params, network.state, None, augment.normalize(images))[0]
+
+  size, batch_size = network.preprocessing.size, min(batch_size, len(paths))
+  for start in range(0, len(paths), batch_size):
+    batch = paths[start : start + batch_size]
+    images = np.zeros((batch_size, size, size, 3), np.float32)
+    errors = {}
+    for i, path in enumerate(batch):
+      try:
+        pixels = preprocess.read_image(path)
+        images[i] = preprocess.prepare(pixels, *network.preprocessing)
+      except RequestError as error:
+        errors[i] = error
+    results = np.asarray(apply(network.params, images)) if len(errors) < len(batch) else images
+    for i, (path, result) in enumerate(zip(batch, results, strict=False)):
+      yield path, errors.get(i, result)
+
+
+def top_classes(logits: np.ndarray, k: int, names: Sequence[str] | None) -> list[dict]:
+  """The `k` most probable classes of `[num_classes]` logits, most probable first.
+
+  Returns:
+    `class` (its index), `name` if there are names, and `probability` of each.
+  """
+  probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits)))
+  order = np.argsort(-probabilities, kind="stable")[:k]
+  return [
+    {"class": int(i), **({"name": names[i]} if names else {}), "probability": float(p)}
+    for i, p in zip(order, probabilities[order], strict=True)
+  ]
+
+
+def read_class_names(path: pathlib.Path, num_classes: int) -> list[str]:
+  """One name a line, in the order of the labels.
+
+  Raises:
+    RequestError: if the file cannot be read, or has another number of names.
+  """
+  try:
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+  except (OSError, UnicodeDecodeError) as error:
+    raise RequestError(f"cannot read class names from {path}: {error}.") from error
+  if len(names) != num_classes:
+    raise RequestError(
+      f"{path} names {len(names)} classes, but the network has {num_classes}: give one a line."
+    )
+  return names

@@ -1,0 +1,107 @@
+"""What a run leaves in its directory: config, checkpoints, metrics; process 0 writes it all."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from ml_collections import ConfigDict
+
+from nfnet_jax.runs import checkpoint
+from nfnet_jax.runs import metrics
+from nfnet_jax import config as config_lib
+from nfnet_jax.errors import RequestError
+from nfnet_jax.training.meter import DivergedError
+
+
+class Record(NamedTuple):
+  """Where a run is written to; on other processes than the first, nowhere."""
+
+  manager: ocp.CheckpointManager | None = None
+  writer: metrics.Writer | None = None
+
+  def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+    """Writes metrics, see `metrics.Writer.write`."""
+    if self.writer:
+      self.writer.write(step, split, values)
+
+  def save(self, step: int, state: Any) -> None:
+    """Saves a checkpoint, see `checkpoint.save`."""
+    if self.manager:
+      checkpoint.save(self.manager, step, state)
+
+
+def claim_workdir(workdir: epath.Path, config: ConfigDict) -> None:
+  """Makes a run directory and writes `config.json`, or finds that it is this run's already.
+
+  Process 0 does; it speaks for the others, should it have to refuse.
+
+  Args:
+    workdir: the run directory.
+    config: resolved config of the run.
+
+  Raises:
+    RequestError: if it holds another run or cannot be written.
+  """
+  if jax.process_index():
+    return
+  path = workdir / "config.json"
+  try:
+    if path.exists():
+      different = config_lib.differences(config_lib.load(path), config)
+      if different:
+        shown = "; ".join(different[:10])
+        raise RequestError(
+          f"{workdir} holds a run with another config (key: there, here): {shown}. "
+          "Choose another --workdir, or give the same config to carry on."
+        )
+    elif (workdir / "checkpoints").exists() or (workdir / "metrics.jsonl").exists():
+      raise RequestError(f"{workdir} holds results but no config.json: choose another --workdir.")
+    workdir.mkdir(parents=True, exist_ok=True)
+    config_lib.save(config, path)
+  except OSError as error:
+    raise RequestError(
+      f"cannot write run directory {workdir}: {error.strerror or error}. Choose another --workdir."
+    ) from error
+
+
+@contextlib.contextmanager
+def open_record(
+  workdir: epath.Path, config: ConfigDict, *, resume_step: int | None
+) -> Iterator[Record]:
+  """Opens a run directory for writing; when it is closed, all is written.
+
+  A `DivergedError` from within gets to know the last good checkpoint.
+
+  Args:
+    workdir: the run directory.
+    config: resolved config of the run.
+    resume_step: the step that the run goes on from; None from the start.
+  """
+  if jax.process_index():
+    yield Record()
+    return
+  with (
+    checkpoint.open_manager(
+      workdir / "checkpoints", keep=config.keep_checkpoints, resume_step=resume_step
+    ) as manager,
+    metrics.open_writer(workdir, resume_step=resume_step) as writer,
+  ):
+    try:
+      yield Record(manager, writer)
+    except DivergedError as error:
+      raise _with_last_checkpoint(error, manager) from None
+
+
+def _with_last_checkpoint(error: DivergedError, manager: ocp.CheckpointManager) -> DivergedError:
+  manager.wait_until_finished()
+  step = manager.latest_step()
+  last = f"the last good checkpoint is {manager.directory / str(step)}"
+  if step is None:
+    last = "no checkpoint had been saved"
+  return DivergedError(
+    f"{error} Stopped; {last}. Lower optimizer.learning_rate or optimizer.clipping, and start in "
+    "another --workdir."
+  )

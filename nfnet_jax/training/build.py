@@ -1,0 +1,82 @@
+"""From a resolved config to the functions that make a run."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from nfnet_jax import config as config_lib
+from nfnet_jax import models, optim
+from nfnet_jax.training import step
+
+
+class Run(NamedTuple):
+  """What a config stands for; nothing in it has been computed yet.
+
+  Attributes:
+    net: the network.
+    schedule: learning rate as a function of the step.
+    init: gives the initial `TrainState`; under `jax.eval_shape`, its shapes alone.
+    init_from: the same from a network's parameters and state.
+    train_step, eval_step: of one replica, see `nfnet_jax.training.step`.
+    fold: gives the parameters that `eval_step` takes: weights standardised, once for all batches.
+  """
+
+  net: hk.TransformedWithState
+  schedule: optim.Schedule
+  init: Callable[[], step.TrainState]
+  init_from: Callable[[hk.Params, hk.State], step.TrainState]
+  train_step: Callable
+  eval_step: Callable
+  fold: Callable[[hk.Params], hk.Params]
+
+
+def build(config: ConfigDict) -> Run:
+  """Builds a run.
+
+  Args:
+    config: from `config.resolve`.
+
+  Raises:
+    RequestError: if the config describes no network or no training rule.
+  """
+  num_classes, optimizer = config.model.num_classes, config.optimizer
+  kwargs = config_lib.model_kwargs(config)
+  net = models.create_model(config.model.name, num_classes, **kwargs)
+  schedule = optim.warmup_cosine(
+    optimizer.learning_rate, optimizer.warmup_steps, config.steps, optimizer.final_learning_rate
+  )
+  images = jnp.zeros((1, config.data.train_size, config.data.train_size, 3))
+
+  def init_net():
+    return net.init(jax.random.key(config.seed), images, is_training=True)
+
+  params, net_state = jax.eval_shape(init_net)
+  labels = optim.param_labels(params)
+  tx = optim.make_optimizer(optimizer, schedule, labels)
+  train_step = step.make_train_step(
+    net,
+    tx,
+    num_classes=num_classes,
+    label_smoothing=config.label_smoothing,
+    augmentation=config.augment,
+    accumulate=config.accumulate,
+    ema_decay=config.ema_decay,
+    seed=config.seed,
+  )
+  fold = lambda params: params  # noqa: E731
+  if not net_state:
+    fold = jax.jit(functools.partial(models.fold, numerics=kwargs.get("numerics", "published")))
+    kwargs["folded"] = True
+  eval_net = models.create_model(config.model.name, num_classes, **kwargs)
+  eval_step = step.make_eval_step(eval_net, num_classes=num_classes)
+  # Compiled, because the forward pass that names the parameters is then never computed; without
+  # optimisation, because XLA takes seconds of a CPU for every random draw that it optimises.
+  options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  init = jax.jit(lambda: step.init_state(*init_net(), tx), compiler_options=options)
+  init_from = jax.jit(lambda params, state: step.init_state(params, state, tx))
+  return Run(net, schedule, init, init_from, train_step, eval_step, fold)

@@ -1,0 +1,213 @@
+"""The training loop."""
+
+import contextlib
+import logging
+import sys
+from typing import Any
+
+import haiku as hk
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from nfnet_jax import config as config_lib
+from nfnet_jax import data, weights
+from nfnet_jax.distributed import agreement
+from nfnet_jax.distributed import job as job_lib
+from nfnet_jax.errors import RequestError
+from nfnet_jax.runs import checkpoint, curves
+from nfnet_jax.runs import metrics as metrics_lib
+from nfnet_jax.runs import record as record_lib
+from nfnet_jax.training import parallel
+from nfnet_jax.training.build import build
+from nfnet_jax.training.evaluate import evaluate, weights_of
+from nfnet_jax.training.meter import Meter
+from nfnet_jax.training.step import images_per_example
+
+log = logging.getLogger(__name__)
+
+# How the log shows metrics; all of them, and all digits, are in metrics.jsonl.
+_SHOWN = {
+  "loss": "loss {:.4f}",
+  "top1": "top-1 {:.2%}",
+  "ema_loss": "with averaged weights loss {:.4f}",
+  "ema_top1": "top-1 {:.2%}",
+  "learning_rate": "learning rate {:.3g}",
+  "grad_norm": "gradient norm {:.3g}",
+  "clipped_share": "{:.1%} of units clipped",
+  "images_per_second": "{:,.0f} images/s",
+}
+
+
+def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
+  """Trains a network as a config says, or carries on with a run that was interrupted.
+
+  The run directory holds `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` and, at
+  the end, `curves.png`. Data order, augmentation, dropout and schedule follow from the seed and the
+  step, so that a run that was interrupted ends with the same numbers as one that was not.
+
+  Args:
+    config: `config.default()` with changes; see there.
+    workdir: the run directory; made if it does not exist.
+
+  Several processes (`distributed.job`) do the same, each with its share of every batch. Process 0
+  writes, to a directory that all of them see. A notice of termination to any of them (SIGTERM) is a
+  checkpoint and an early return on all.
+
+  Returns:
+    The metrics of the last evaluation (`evaluate.evaluate`); empty if the run was told to stop.
+
+  Raises:
+    RequestError: if config, data and run directory do not fit together; nothing is written then.
+    DivergedError: if loss, gradients or parameters are no longer finite; what was saved before is
+      kept.
+  """
+  # Whatever can be refused is refused before anything is written.
+  parallel.check_batch_size(config.batch_size, config.accumulate)
+  info = data.describe(config.data)
+  config = config_lib.resolve(config, info)
+  agreement.on_config(config)
+  built = build(config)
+  template = jax.eval_shape(built.init)
+  directory = workdir / "checkpoints"
+  given = None if checkpoint.saved_steps(directory) else _given_weights(config)
+  record_lib.claim_workdir(workdir, config)
+
+  restored = checkpoint.restore_newest(directory, template)
+  start, state = restored or (0, built.init_from(*given) if given else built.init())
+  agreement.on_state(start, state)
+  _announce(config, info, state.params, start)
+  if start == config.steps:
+    return _conclude(workdir)
+  state = parallel.replicate(state)
+  train_step = parallel.map_train_step(built.train_step)
+  eval_step = parallel.map_eval_step(built.eval_step)
+  share = {
+    "batch_size": config.batch_size,
+    "process_index": jax.process_index(),
+    "process_count": jax.process_count(),
+  }
+  sources = config.batch_size * images_per_example(config.augment)
+  batches = data.train_batches(
+    config.data, seed=config.seed, start_step=start, **share | {"batch_size": sources}
+  )
+  batches = job_lib.watched(parallel.prefetch(batches), config.stall_timeout)
+  meter = Meter(config.batch_size)
+
+  with (
+    record_lib.open_record(workdir, config, resume_step=start if restored else None) as record,
+    _progress_bar(config, start) as bar,
+    job_lib.termination_notice() as told_to_stop,
+  ):
+    for step in range(start + 1, config.steps + 1):
+      # The call returns at once and the meter waits for the step before: devices are never idle.
+      state, metrics = train_step(state, next(batches))
+      meter.add(step, metrics)
+      bar.update(config.batch_size)
+      stop = told_to_stop(step)
+
+      if _due(step, config.log_every, config):
+        values = meter.report() | {"learning_rate": float(built.schedule(step - 1))}
+        record.write(step, "train", values)
+        log.info("step %d/%d: %s", step, config.steps, _format(values))
+      if _due(step, config.eval_every, config):
+        meter.wait()
+        tests = job_lib.watched(data.test_batches(config.data, **share), config.stall_timeout)
+        values = evaluate(eval_step, weights_of(state, built.fold), tests)
+        record.write(step, "test", values)
+        log.info("step %d/%d: test %s", step, config.steps, _format(values))
+        meter.restart_clock()
+      if stop or _due(step, config.checkpoint_every, config):
+        meter.wait()  # raises before a state that is not finite is saved
+        record.save(step, state)
+        meter.restart_clock()
+      if stop and step < config.steps:
+        return _stopped(step, workdir)
+
+  return _conclude(workdir)
+
+
+def _given_weights(config: ConfigDict) -> tuple[hk.Params, hk.State] | None:
+  """What `config.init` asks to start from."""
+  init, model = config.init, config.model
+  if init.weights is None:
+    if init.head is not None:
+      raise RequestError(f"init.head={init.head!r} without init.weights: name a weights file.")
+    return None
+  log.info("starting from %s%s", init.weights, ", with a new classifier" if init.head else "")
+  return weights.load_variables(
+    init.weights,
+    model.name,
+    num_classes=model.num_classes,
+    head=init.head,
+    rng=jax.random.key(config.seed),
+    **config_lib.model_kwargs(config),
+  )
+
+
+def _due(step: int, every: int, config: ConfigDict) -> bool:
+  return step % every == 0 or step == config.steps
+
+
+def _announce(config: ConfigDict, info: data.DatasetInfo, params: Any, start: int) -> None:
+  log.info(
+    "%s, %s parameters, %d classes; %s: %d images to train on, %d to test on",
+    config.model.name,
+    f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}",
+    info.num_classes,
+    config.data.name,
+    info.num_train,
+    info.num_test,
+  )
+  if start == config.steps:
+    log.info("finished: all %d steps are done, nothing is left to train", start)
+    return
+  log.info(
+    "%d steps of %d images, %s; %s devices: %d, processes: %d; the first step compiles",
+    config.steps,
+    config.batch_size,
+    f"going on after step {start}" if start else "from the start",
+    jax.default_backend(),
+    jax.device_count(),
+    jax.process_count(),
+  )
+
+
+def _stopped(step: int, workdir: epath.Path) -> dict[str, float]:
+  """Says, on every process, that the run ends early and well."""
+  # Louder than the rest of the log, of which other processes than the first show nothing.
+  log.warning("told to stop: saved step %d in %s; the same command goes on", step, workdir)
+  return {}
+
+
+def _conclude(workdir: epath.Path) -> dict[str, float]:
+  """Draws the curves; returns the last line of the test's metrics. Process 0 has them."""
+  if jax.process_index():
+    return {}
+  final = [line for line in metrics_lib.read(workdir) if line["split"] == "test"][-1]
+  log.info("done: test %s; curves in %s", _format(final), curves.plot(workdir))
+  return final
+
+
+@contextlib.contextmanager
+def _progress_bar(config: ConfigDict, start: int):
+  """A bar in images with images/s and time left; on a terminal only, logs go on elsewhere."""
+  with (
+    logging_redirect_tqdm(),
+    tqdm(
+      total=config.steps * config.batch_size,
+      initial=start * config.batch_size,
+      unit=" images",
+      unit_scale=True,
+      dynamic_ncols=True,
+      disable=not sys.stderr.isatty() or jax.process_index() > 0,
+    ) as bar,
+  ):
+    yield bar
+
+
+def _format(values: dict[str, float]) -> str:
+  known = {name: value for name, value in values.items() if value is not None}
+  return ", ".join(text.format(known[name]) for name, text in _SHOWN.items() if name in known)

@@ -1,0 +1,72 @@
+"""Averages of the training metrics between two reports, and the speed."""
+
+import math
+import time
+
+import jax
+import numpy as np
+
+from nfnet_jax.errors import RunError
+from nfnet_jax.training.step import Metrics
+
+
+class DivergedError(RunError):
+  """Loss, gradients or parameters stopped being finite."""
+
+
+class Meter:
+  """Collects metrics one step behind the device, so that waiting for them costs nothing.
+
+  Args:
+    batch_size: images a step, over all processes.
+  """
+
+  def __init__(self, batch_size: int):
+    self._batch_size = batch_size
+    self._pending: tuple[int, Metrics] | None = None
+    self._steps: list[dict[str, float]] = []
+    self._clock: float | None = None  # starts behind the first step, which compiles
+    self._timed_steps = 0
+
+  def add(self, step: int, metrics: Metrics) -> None:
+    """Takes the metrics of a step that was just dispatched; waits for the step before it.
+
+    Raises:
+      DivergedError: if the step before was not finite.
+    """
+    self.wait()
+    self._pending = step, metrics
+
+  def wait(self) -> None:
+    """Waits for the last step dispatched; raises DivergedError if it was not finite."""
+    if self._pending is None:
+      return
+    step, metrics = self._pending
+    self._pending = None
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    # The loss alone does not tell: compiled for CPU, a network with NaN parameters can give finite
+    # logits. Gradient and parameter norms do.
+    if not all(map(math.isfinite, values.values())):
+      shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+      raise DivergedError(f"step {step} is not finite: {shown}.")
+    self._steps.append(values)
+    if self._clock is None:
+      self._clock = time.perf_counter()
+    else:
+      self._timed_steps += 1
+
+  def report(self) -> dict[str, float]:
+    """Means over the steps since the last report, and `images_per_second`; starts afresh."""
+    self.wait()
+    means = {name: float(np.mean([s[name] for s in self._steps])) for name in self._steps[0]}
+    if self._timed_steps:
+      seconds = time.perf_counter() - self._clock
+      means["images_per_second"] = self._timed_steps * self._batch_size / seconds
+    self._steps = []
+    self.restart_clock()
+    return means
+
+  def restart_clock(self) -> None:
+    """Leaves what happened since the last report out of the speed: evaluation, saving."""
+    self._clock = time.perf_counter()
+    self._timed_steps = 0

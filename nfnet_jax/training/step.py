@@ -1,0 +1,251 @@
+"""One step of training and of evaluation, as pure functions of state and batch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import chex
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import optax
+
+from nfnet_jax import agc, augment, losses, optim
+from nfnet_jax.data.batch import Batch
+
+Array = jax.Array
+Metrics = dict[str, Array]
+
+AXIS = "devices"  # the name of the mapped axis: every replica on every process
+
+
+class TrainState(NamedTuple):
+  """All that a run carries from step to step. Replicas hold identical copies.
+
+  Attributes:
+    step: number of updates so far, int32.
+    params: float32 master weights of the network.
+    net_state: the network's running statistics; empty for normalizer-free networks.
+    ema_params, ema_net_state: moving averages of the two.
+    opt_state: of the optax chain.
+  """
+
+  step: Array
+  params: hk.Params
+  net_state: hk.State
+  ema_params: hk.Params
+  ema_net_state: hk.State
+  opt_state: optax.OptState
+
+
+class Augmentation(Protocol):
+  """The keys of `config.augment`; see `nfnet_jax.config` and `nfnet_jax.augment`."""
+
+  mixup_alpha: float
+  cutmix: bool
+  randaugment_layers: int
+  randaugment_magnitude: int
+
+
+def images_per_example(augmentation: Augmentation) -> int:
+  """How many images of the data set make one training example: 2 where they are mixed, else 1."""
+  return 2 if augmentation.mixup_alpha > 0 or augmentation.cutmix else 1
+
+
+def init_state(
+  params: hk.Params, net_state: hk.State, tx: optax.GradientTransformation
+) -> TrainState:
+  """State before the first step, with the averages at the initial values."""
+  # Copies, because the state is donated and one buffer cannot be donated twice.
+  ema_params, ema_net_state = jax.tree.map(jnp.copy, (params, net_state))
+  step = jnp.zeros((), jnp.int32)
+  return TrainState(step, params, net_state, ema_params, ema_net_state, tx.init(params))
+
+
+def make_train_step(
+  net: hk.TransformedWithState,
+  tx: optax.GradientTransformation,
+  *,
+  num_classes: int,
+  label_smoothing: float,
+  augmentation: Augmentation,
+  accumulate: int,
+  ema_decay: float,
+  seed: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """Builds the training step of one replica, to be mapped over the axis `AXIS`.
+
+  Its randomness follows from the seed, the step and an example's index in the global batch, so
+  that it does not depend on the number of devices.
+
+  Args:
+    net: the network.
+    tx: the training rule.
+    num_classes: number of classes.
+    label_smoothing: see `losses.soft_labels`.
+    augmentation: what is done to the images here, on the device.
+    accumulate: number of equal parts that a replica computes its gradient in, one after another,
+      where the whole does not fit into memory. The training rule sees the mean of all.
+    ema_decay: see `optim.update_ema`.
+    seed: of the run.
+
+  Returns:
+    A function of `TrainState` and this replica's `Batch` (without padding;
+    `images_per_example(augmentation)` images for each example), that gives the next state and
+    metrics, both identical on all replicas.
+
+  Raises:
+    RequestError: if RandAugment's layers or magnitude are out of range.
+  """
+  augment.check_strength(augmentation.randaugment_layers, augmentation.randaugment_magnitude)
+
+  def loss_fn(params, net_state, batch, key, example_ids):
+    net_key, augment_key = jax.random.split(key)
+    images, targets, labels = augmented(
+      batch, augment_key, example_ids, augmentation, num_classes, label_smoothing
+    )
+    logits, net_state = net.apply(
+      params, net_state, net_key, images, is_training=True, example_ids=example_ids
+    )
+    metrics = {
+      "loss": jnp.mean(losses.cross_entropy(logits, targets)),
+      "top1": jnp.mean(losses.top_k_correct(logits, labels, 1)),
+    }
+    return metrics["loss"], (metrics, net_state)
+
+  grad_fn = _accumulated(jax.grad(loss_fn, has_aux=True), accumulate)
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    _check_batch(batch)
+    num_examples = batch.labels.shape[0] // images_per_example(augmentation)
+    example_ids = jax.lax.axis_index(AXIS) * num_examples + jnp.arange(num_examples)
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    mean = grad_fn(state.params, state.net_state, batch, key, example_ids)
+    # The only communication of the step. Clipping acts on the mean over the global batch.
+    grads, (metrics, net_state) = _mean_over_replicas(mean)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics |= {"grad_norm": _norm(grads), "param_norm": optax.tree.norm(params)}
+    clipped_share = optax.tree.get(opt_state, "clipped_share")
+    if clipped_share is not None:
+      metrics["clipped_share"] = clipped_share
+    ema = optim.update_ema(
+      (state.ema_params, state.ema_net_state), (params, net_state), state.step, ema_decay
+    )
+    return TrainState(state.step + 1, params, net_state, *ema, opt_state), metrics
+
+  return train_step
+
+
+def augmented(
+  batch: Batch,
+  key: Array,
+  example_ids: Array,
+  augmentation: Augmentation,
+  num_classes: int,
+  label_smoothing: float,
+) -> tuple[Array, Array, Array]:
+  """What the network is trained on: mixed, distorted and normalised images.
+
+  Args:
+    batch: `images_per_example(augmentation)` images for each example.
+    key: random key of the step.
+    example_ids: `[N]` indices of the examples in the global batch, which key their draws.
+    augmentation, num_classes, label_smoothing: as of `make_train_step`.
+
+  Returns:
+    `[N, H, W, 3]` images, `[N, num_classes]` soft labels, and the `[N]` labels that accuracy is
+    measured by: those of the first of two mixed images.
+  """
+  mix_key, randaugment_key = jax.random.split(key)
+  images, labels = batch.images, batch.labels
+  targets = losses.soft_labels(labels, num_classes, label_smoothing)
+  if images_per_example(augmentation) == 2:
+    images, ratios = augment.mix(
+      *augment.pairs(images),
+      mix_key,
+      example_ids,
+      mixup_alpha=augmentation.mixup_alpha,
+      cutmix=augmentation.cutmix,
+    )
+    targets = augment.blend(ratios, *augment.pairs(targets))
+    labels, _ = augment.pairs(labels)
+  if augmentation.randaugment_layers:
+    images = augment.randaugment(
+      images,
+      randaugment_key,
+      example_ids,
+      layers=augmentation.randaugment_layers,
+      magnitude=augmentation.randaugment_magnitude,
+    )
+  return augment.normalize(images), targets, labels
+
+
+def make_eval_step(
+  net: hk.TransformedWithState, *, num_classes: int
+) -> Callable[[hk.Params, hk.State, Batch], Metrics]:
+  """Builds the evaluation step of one replica, to be mapped over the axis `AXIS`.
+
+  Returns:
+    A function of parameters, network state and this replica's `Batch`, that gives sums over the
+    global batch, padding left out: `examples`, `loss`, `top1`, `top5`. Of several right classes
+    the one with the largest logit counts; images without any do not.
+  """
+
+  def eval_step(params: hk.Params, net_state: hk.State, batch: Batch) -> Metrics:
+    images = augment.normalize(batch.images)
+    logits, _ = net.apply(params, net_state, None, images, is_training=False)
+    if batch.labels.ndim == 2:
+      batch = batch._replace(
+        labels=losses.likeliest(logits, batch.labels),
+        mask=batch.mask * jnp.any(batch.labels, axis=-1),
+      )
+    _check_batch(batch)
+    per_example = {
+      "examples": jnp.ones_like(batch.mask),
+      "loss": losses.cross_entropy(logits, losses.soft_labels(batch.labels, num_classes)),
+      "top1": losses.top_k_correct(logits, batch.labels, 1),
+      "top5": losses.top_k_correct(logits, batch.labels, 5),
+    }
+    sums = jax.tree.map(lambda x: jnp.sum(x * batch.mask), per_example)
+    return jax.lax.psum(sums, AXIS)
+
+  return eval_step
+
+
+def _mean_over_replicas(tree: Any) -> Any:
+  """The mean of each leaf; integers, such as counters of running statistics, stay what they are."""
+  return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS).astype(x.dtype), tree)
+
+
+def _norm(tree: Any) -> Array:
+  """The global norm out of the norms of units, which clipping has made the compiler compute."""
+  return optax.tree.norm(jax.tree.map(agc.unitwise_norm, tree))
+
+
+def _accumulated(grad_fn: Callable, num_parts: int) -> Callable:
+  """The same function of (params, net_state, batch, key, example_ids), one part after another."""
+  if num_parts == 1:
+    return grad_fn
+
+  def accumulated(params, net_state, batch, key, example_ids):
+    def add_part(carry, part):
+      net_state, sums = carry
+      grads, (metrics, net_state) = grad_fn(params, net_state, part[0], key, part[1])
+      return (net_state, jax.tree.map(jnp.add, sums, (grads, metrics))), None
+
+    parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), (batch, example_ids))
+    metrics = {"loss": jnp.zeros(()), "top1": jnp.zeros(())}
+    zeros = jax.tree.map(jnp.zeros_like, params), metrics
+    (net_state, sums), _ = jax.lax.scan(add_part, (net_state, zeros), parts)
+    grads, metrics = jax.tree.map(lambda x: x / num_parts, sums)
+    return grads, (metrics, net_state)
+
+  return accumulated
+
+
+def _check_batch(batch: Batch) -> None:
+  """A batch of another shape or dtype should fail here, with a sentence."""
+  chex.assert_rank([batch.images, batch.labels, batch.mask], [4, 1, 1])
+  chex.assert_equal_shape_prefix([batch.images, batch.labels, batch.mask], 1)
+  chex.assert_axis_dimension(batch.images, 3, 3)
+  chex.assert_type(batch.labels, jnp.int32)

@@ -1,0 +1,213 @@
+"""`benchmark`: what it reports, and that it measures what it says."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nfnet_jax import create_model, data
+from nfnet_jax.__main__ import main
+from nfnet_jax.benchmark import host, machine, steps, timing
+from nfnet_jax.plan import flops
+from nfnet_jax.training.build import build
+from tests import tiny
+from tests.data import examples as data_examples
+
+EXPERIMENT = pathlib.Path(__file__).parents[2] / "experiments/digits.py"
+
+
+@pytest.fixture
+def words(tmp_path):
+  data_examples.write_folder(tmp_path, num_train=16)
+  changes = {
+    **tiny.OVERRIDES,
+    "batch_size": 8,
+    "data.name": "folder",
+    "data.dir": tmp_path,
+    "augment.mixup_alpha": 0.2,
+  }
+  changes |= {"model.widths": "(16,)", "model.depths": "(1,)"}
+  return [f"--config={EXPERIMENT}"] + [f"--config.{k}={v}" for k, v in changes.items()]
+
+
+def test_reports_host_and_step(words, capsys):
+  assert main(["benchmark", "input", "--batches=5", *words]) == 0
+  result = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert result["images_per_step"] == 16
+  assert 0 < result["lowest"] <= result["images_per_second"] <= result["highest"]
+  assert result["step_images_per_second"] == pytest.approx(16 / result["step_seconds"])
+  assert 0 < result["augmentation_share"] < 1
+
+
+def test_step_can_be_left_out(words, capsys):
+  assert main(["benchmark", "input", "--batches=5", "--nostep", *words]) == 0
+  assert "step_seconds" not in json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_counts_images_and_leaves_the_warm_up_out(monkeypatch):
+  ticks = iter([0.0, 100.0] + [x for k in range(5) for x in (200.0 + k, 202.0 + k)])
+  monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+  stream = iter(range(18))
+  assert host._speeds(stream, size=8, window=3) == [12.0] * 5
+  assert next(stream, None) is None
+
+
+def test_share_is_that_of_the_augmentation_alone(monkeypatch):
+  config = tiny.config(**{"augment.cutmix": True, "augment.randaugment_layers": 2})
+  monkeypatch.setattr(data, "describe", lambda _: tiny.INFO)
+  monkeypatch.setattr(data, "train_batches", lambda *_, **__: iter(()))
+  monkeypatch.setattr(host, "_speeds", lambda *_: [30.0, 10.0, 20.0, 40.0, 50.0])
+  monkeypatch.setattr(host, "_step_seconds", lambda _, size: size / 16)
+  monkeypatch.setattr(host, "_augmentation_seconds", lambda _, size: size / 64)
+  assert host.measure_input(config) == {
+    **{"images_per_second": 30.0, "lowest": 10.0, "highest": 50.0, "images_per_step": 32},
+    **{"step_seconds": 2.0, "step_images_per_second": 16.0, "augmentation_share": 0.25},
+  }
+
+
+def test_augmentation_is_all_of_it(monkeypatch):
+  config = tiny.config(**{"augment.cutmix": True, "augment.randaugment_layers": 2})
+  seen = []
+
+  def watch(batch, key, ids, augmentation, *_):
+    seen.append((batch.images.shape, len(ids), augmentation.randaugment_layers))
+    return batch.images, batch.labels, None
+
+  monkeypatch.setattr(host, "augmented", watch)
+  assert host._augmentation_seconds(config, 32) > 0
+  assert seen == [((4, 16, 16, 3), 2, 2)]  # on each of eight devices
+
+
+def test_seconds_are_the_median_without_the_first(monkeypatch):
+  lengths = [100.0, 3.0, 1.0, 2.0, 50.0, 4.0]
+  ticks = iter([tick for k, length in enumerate(lengths) for tick in (1e3 * k, 1e3 * k + length)])
+  monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+  assert host._median_seconds(lambda: None) == 3.0
+
+
+@pytest.fixture
+def small_peak(monkeypatch):
+  monkeypatch.setattr(machine, "PEAK_SIZE", {"cpu": 64})
+
+
+def check_step(result, batch_size, num_devices):
+  """What holds between the figures of a step, however fast the machine is."""
+  assert (result["batch_size"], result["devices"]) == (batch_size, num_devices)
+  assert 0 < result["lowest"] <= result["step_seconds"] <= result["highest"]
+  parts = [result[f"{part}_seconds"] for part in ("input", "transfer", "compute")]
+  assert min(parts) > 0
+  assert max(parts) < result["highest"]
+  seconds = result["step_seconds"]
+  assert result["images_per_second"] == pytest.approx(batch_size / seconds)
+  assert result["multiply_adds_per_second"] == pytest.approx(result["multiply_adds"] / seconds)
+  peak = 2 * result["multiply_adds_per_second"] / result["share_of_peak"]
+  assert result["matrix_peak"] == pytest.approx(peak)
+  assert result["compile_seconds"] > 0
+  assert result["peak_host_bytes"] > result["program_bytes"] > 1e4
+
+
+def test_a_training_step(words, small_peak, capsys):
+  flags = ["--batch_size=16", "--image_size=24", "--steps=3", "--config.data.dir=nowhere"]
+  assert main(["benchmark", "train", *words, *flags]) == 0
+  result = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert (result["what"], result["model"], result["steps"]) == ("train", "nfnet_micro", 3)
+  check_step(result, 16, 8)
+  images = jax.ShapeDtypeStruct((16, 24, 24, 3), "float32")
+  net = create_model("nfnet_micro", 1000, widths=(16,), depths=(1,), group_size=8)
+  params, _ = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 24, 24, 3)), True))
+  forward = flops.count(net.apply, params, {}, None, images).multiply_adds
+  assert result["multiply_adds"] == 3 * forward
+
+
+def test_the_step_is_that_of_a_run(small_peak, monkeypatch):
+  seen = []
+  built = build(tiny.config())
+
+  def watch(config):
+    def train_step(state, batch):
+      seen.append((batch.images.shape, batch.images.dtype))
+      return built.train_step(state, batch)
+
+    return built._replace(train_step=train_step)
+
+  monkeypatch.setattr(steps, "build", watch)
+  times = iter(range(10**6))
+  monkeypatch.setattr(time, "perf_counter", lambda: float(next(times)))
+  result = steps.measure_train(tiny.config(**{"model.num_classes": 4}), steps=2)
+  assert seen == [((2, 16, 16, 3), jnp.uint8)]
+  assert result["images_per_second"] == 16 / 3  # three ticks of the clock a step
+
+
+def test_predictions(small_peak, capsys):
+  words = ["--model=nfnet_micro", "--batch_size=2", "--steps=3", "--dtype=bfloat16"]
+  assert main(["benchmark", "predict", *words]) == 0
+  result = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert (result["what"], result["dtype"], result["image_size"]) == ("predict", "bfloat16", 32)
+  check_step(result, 2, 1)
+
+
+def test_the_compiler_is_timed_and_the_cache_told_apart(small_peak):
+  @jax.jit
+  def loop(carry, x):
+    return carry, jax.lax.fori_loop(0, 3, lambda _, y: jnp.sin(y) @ y, x)
+
+  arguments = (loop, jnp.zeros(()), np.eye(7, dtype=np.float32))
+  before = jax.config.jax_persistent_cache_min_compile_time_secs
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  try:
+    assert timing.compile_for(*arguments)[1]["compiled_before"] is False
+    jax.clear_caches()
+    assert timing.compile_for(*arguments)[1]["compiled_before"] is True
+  finally:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
+def test_no_data_libraries_are_needed():
+  """On a GPU machine without TensorFlow, TFDS and scikit-learn."""
+  program = """
+import sys
+for name in ("tensorflow", "tensorflow_datasets", "sklearn"):
+  sys.modules[name] = None  # importing it raises ImportError
+from nfnet_jax.__main__ import main
+from nfnet_jax.benchmark import machine
+machine.PEAK_SIZE = {"cpu": 64}
+size = ["--batch_size=8", "--image_size=16", "--steps=1", "--model=nfnet_micro"]
+tiny = ["--config.model.widths=(16,)", "--config.model.depths=(1,)", "--config.model.group_size=8"]
+assert main(["benchmark", "train", *size, *tiny]) == 0
+assert main(["benchmark", "predict", *size]) == 0
+"""
+  subprocess.run(
+    [sys.executable, "-c", program], cwd=EXPERIMENT.parents[1], check=True, capture_output=True
+  )
+
+
+@pytest.mark.parametrize(
+  ("argv", "said"),
+  [
+    ([], "benchmark input|train|predict"),
+    (["output"], "benchmark input|train|predict"),
+    (["input"], "--config is missing"),
+    (["input", "WORDS", "--batches=4"], "--batches=4"),
+    (["predict"], "--model is missing"),
+    (["train"], "--model or --config is missing"),
+    (["train", "--model=nfnet_f0", "--batch_size=8", "--steps=0"], "steps=0 must be at least 1"),
+    (["train", "--model=nfnet_f0", "--batch_size=9"], "batch_size=9 does not divide"),
+    (["train", "--model=nfnet_f0", "--batch_size=8", "--dtype=half"], "unknown dtype='half'"),
+    (["train", "--model=nfnet_f99"], "unknown model 'nfnet_f99'"),
+    (["predict", "--model=nfnet_f0", "--dtype=half"], "unknown dtype='half'"),
+    (["predict", "--model=nfnet_f0", "--batch_size=0"], "batch_size=0"),
+    (["predict", "--model=nfnet_f0", "--image_size=0"], "image_size=0"),
+    (["predict", "--model=nfnet_f0", "--batches=4"], "Unknown command line flag 'batches'"),
+  ],
+)
+def test_refuses_what_it_cannot_measure(argv, said, words, capsys):
+  argv = [word for each in argv for word in (words if each == "WORDS" else [each])]
+  assert main(["benchmark", *argv]) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert said in line

@@ -1,0 +1,242 @@
+"""`predict` and `evaluate --weights` through the command line."""
+
+import io
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from nfnet_jax import augment, create_model, data
+from nfnet_jax import config as config_lib
+from nfnet_jax.__main__ import main
+from nfnet_jax.data import preprocess
+from nfnet_jax.inference import predict as predict_lib
+from nfnet_jax.weights import save_weights
+from tests import golden
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def params():
+  net = create_model("nfnet_micro", 10)
+  shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), True)[0])
+  return golden.fill(jax.tree.map(lambda x: x.shape, shapes))
+
+
+@pytest.fixture(scope="module")
+def weights(params, tmp_path_factory):
+  path = tmp_path_factory.mktemp("weights") / "micro.npz"
+  np.savez(path, **{f"{m}/{n}": x for m, leaves in params.items() for n, x in leaves.items()})
+  return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  """A PNG, one in gray, one with transparency, a JPEG lying on its side; and a text."""
+  root = tmp_path_factory.mktemp("images")
+  pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+  Image.fromarray(pixels).save(root / "a.png")
+  Image.fromarray(pixels[..., 0]).save(root / "b.png")
+  Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(root / "c.png")
+  exif = Image.Exif()
+  exif[0x0112] = 6  # to be turned right by a quarter
+  Image.fromarray(pixels).save(root / "d.jpg", exif=exif)
+  (root / "e.txt").write_text("no image")
+  return root
+
+
+def words(weights, *others):
+  return ["predict", f"--weights={weights}", "--model=nfnet_micro", "--num_classes=10", *others]
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_a_file_says_its_network_itself(weights, params, images, capsys, tmp_path, kind):
+  """By its metadata, or else by its shapes."""
+  path = weights
+  if kind == "safetensors":
+    path = tmp_path / "f"
+    how = '{"size": 40, "padding": 4, "resize": "central"}'
+    save_weights(path, params, "nfnet_micro", provenance={"preprocessing": how})
+  image = str(images / "a.png")
+  assert main(["predict", f"--weights={path}", image]) == 0
+  [line] = lines(capsys)
+  size, padding, resize = (32, 32, "squash") if kind == "npz" else (40, 4, "central")
+  pixels = preprocess.prepare(preprocess.read_image(image), size, padding, resize)
+  logits = create_model("nfnet_micro", 10).apply(params, {}, None, augment.normalize(pixels[None]))
+  expected = np.asarray(jax.nn.softmax(logits[0][0]))
+  ours = [each["probability"] for each in line["top"]]
+  np.testing.assert_allclose(ours, np.sort(expected)[::-1][:5], atol=1e-5)
+
+
+def test_a_network_without_classifier_gives_features_alone(params, images, capsys, tmp_path):
+  path, out = tmp_path / "f", tmp_path / "features.npz"
+  body = {module: leaves for module, leaves in params.items() if module != "NFNet/~/linear"}
+  save_weights(path, body, "nfnet_micro")
+  assert main(["predict", f"--weights={path}", str(images)]) == 2
+  assert "features only" in capsys.readouterr().err
+  assert main(["predict", f"--weights={path}", f"--features={out}", str(images)]) == 0
+  with np.load(out) as stored:
+    assert stored["features"].shape == (4, 512)
+
+
+def lines(capsys):
+  return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def logits_of(params, path):
+  net = create_model("nfnet_micro", 10)
+  pixels = preprocess.prepare(preprocess.read_image(path), SIZE, 32, "squash")
+  return net.apply(params, {}, None, augment.normalize(pixels[None]))[0][0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_classes_are_those_of_the_network(weights, params, images, capsys, batch_size):
+  assert main(words(weights, f"--batch_size={batch_size}", "--top=10", str(images))) == 0
+  found = lines(capsys)
+  assert [line["image"].rpartition("/")[2] for line in found] == [
+    *("a.png", "b.png", "c.png", "d.jpg")
+  ]
+  for line in found:
+    expected = np.asarray(jax.nn.softmax(logits_of(params, line["image"])))
+    ours = {each["class"]: each["probability"] for each in line["top"]}
+    np.testing.assert_allclose([ours[i] for i in range(10)], expected, atol=1e-5)
+    probabilities = [each["probability"] for each in line["top"]]
+    assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_no_more_is_computed_than_there_are_images(weights, images, monkeypatch, capsys):
+  sizes = []
+  predict = predict_lib.predict
+
+  def watch(predictor, paths, batch_size):
+    sizes.append(batch_size)
+    return predict(predictor, paths, batch_size)
+
+  monkeypatch.setattr(predict_lib, "predict", watch)
+  assert main(words(weights, str(images / "a.png"))) == 0
+  monkeypatch.setattr(predict_lib, "_BATCH_SIZE", {"cpu": 3})
+  assert main(words(weights, str(images))) == 0
+  assert main(words(weights, "--batch_size=2", str(images / "a.png"))) == 0
+  assert sizes == [1, 3, 2]
+  assert len(lines(capsys)) == 6
+
+
+def test_names_and_features(weights, params, images, capsys, tmp_path):
+  names = tmp_path / "names.txt"
+  names.write_text("\n".join(f"class {i}" for i in range(10)))
+  image = str(images / "a.png")
+  assert main(words(weights, f"--classes={names}", "--top=2", image)) == 0
+  [line] = lines(capsys)
+  assert [each["name"] for each in line["top"]] == [f"class {e['class']}" for e in line["top"]]
+  out = tmp_path / "features.npz"
+  assert main(words(weights, f"--features={out}", str(images))) == 0
+  assert lines(capsys)[-1] == {"features": str(out), "images": 4}
+  with np.load(out) as stored:
+    assert stored["features"].shape == (4, 512)
+    head = params["NFNet/~/linear"]
+    logits = stored["features"][0] @ head["w"] + head["b"]
+    assert stored["images"][0] == image
+  np.testing.assert_allclose(logits, logits_of(params, image), atol=1e-4)
+  before = out.read_bytes()
+  assert main(words(weights, f"--features={out}", image)) == 2
+  assert out.read_bytes() == before
+  assert main(words(weights, f"--features={out}", "--force", image)) == 0
+
+
+def test_what_is_no_image_is_named_and_the_others_are_predicted(weights, images, capsys, tmp_path):
+  cut = tmp_path / "cut.png"
+  cut.write_bytes((images / "a.png").read_bytes()[:500])
+  paths = [str(images / "e.txt"), str(images / "a.png"), str(cut)]
+  assert main(words(weights, *paths)) == 2
+  captured = capsys.readouterr()
+  text, image, broken = map(json.loads, captured.out.splitlines())
+  assert text["error"] == f"{paths[0]} is not an image."
+  assert len(image["top"]) == 5
+  assert "cannot read image" in broken["error"]
+  assert "2 of 3 images could not be read" in captured.err
+
+
+@pytest.mark.parametrize(
+  ("others", "said"),
+  [
+    (["nowhere.png"], "there is no image or folder nowhere.png"),
+    ([], "no image in no path"),
+    (["--top=0", "{images}"], "top=0"),
+    (["--batch_size=0", "{images}"], "batch_size=0"),
+    (["--classes=nowhere", "{images}"], "cannot read class names from nowhere"),
+    (["--classes={images}/e.txt", "{images}"], "names 1 classes, but the network has 10"),
+    (["--features={images}/no/f.npz", "{images}"], "in a folder that exists"),
+    (["--features={images}", "{images}"], "cannot write"),
+    (["--size=0", "{images}"], "size=0"),
+    (["--num_classes=9", "{images}"], "num_classes=10: ask for that"),
+  ],
+)
+def test_bad_requests(weights, images, capsys, others, said):
+  assert main(words(weights, *(word.format(images=images) for word in others))) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert said in line
+
+
+def test_no_tensorflow(weights, images):
+  program = (
+    "import sys; from nfnet_jax.__main__ import main\n"
+    f"assert main({words(weights, str(images / 'a.png'))!r}) == 0\n"
+    "assert 'tensorflow' not in sys.modules"
+  )
+  subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_pixels_are_those_of_evaluation():
+  """Only the decoder differs: TensorFlow's is told to be fast, Pillow's is not."""
+  tf = pytest.importorskip("tensorflow")
+  record = golden.load_npz("golden_eval_preproc.npz")
+  pixels = tf.io.decode_jpeg(record["jpeg"].tobytes(), 3).numpy()
+  ours = preprocess.prepare(pixels, 64, 32, "squash")
+  np.testing.assert_allclose(ours, record["resize_crop_32"], atol=1e-2)
+  central = preprocess.prepare(pixels, 64, 32, "central")
+  # Decoding a part of a JPEG, as evaluation does, blends colours differently at its border.
+  inside = np.s_[2:-2, 2:-2]
+  np.testing.assert_allclose(central[inside], record["crop_resize"][inside], atol=0.5)
+  accurate = tf.io.decode_jpeg(record["jpeg"].tobytes(), 3, dct_method="INTEGER_ACCURATE")
+  np.testing.assert_array_equal(preprocess.read_image(io.BytesIO(record["jpeg"])), accurate)
+
+
+def test_images_are_turned_upright(images):
+  upright = preprocess.read_image(images / "d.jpg")
+  assert upright.shape == (60, 40, 3)
+  plain = np.asarray(Image.open(images / "d.jpg"))
+  np.testing.assert_array_equal(upright, np.rot90(plain, -1))
+
+
+def test_evaluating_weights(weights, params, capsys, tmp_path):
+  flags = [f"--weights={weights}", "--model=nfnet_micro", "--dataset=digits"]
+  assert main(["evaluate", *flags, f"--data_dir={tmp_path}", "--batch_size=200"]) == 0
+  result = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert (result["examples"], result["split"], result["model"]) == (360, "test", "nfnet_micro")
+  assert "expected_top1" not in result
+  config = config_lib.default().data
+  config.update(name="digits", dir=str(tmp_path), test_size=SIZE, test_resize="squash")
+  [batch] = data.test_batches(config, batch_size=360)
+  net = create_model("nfnet_micro", 10)
+  logits = net.apply(params, {}, None, augment.normalize(batch.images))[0]
+  right = np.asarray(logits).argmax(1) == batch.labels
+  assert result["top1"] == pytest.approx(right.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("argv", "said"),
+  [
+    (["--weights=x", "--model=nfnet_f0"], "--dataset is missing"),
+    (["--workdir=x", "--size=64"], "--weights is missing"),
+    (["--workdir=x", "--weights=y", "--model=m", "--dataset=d"], "exclude each other"),
+    (["--weights=nowhere", "--model=nfnet_micro", "--dataset=digits"], "nowhere"),
+  ],
+)
+def test_evaluations_that_cannot_be(argv, said, capsys, tmp_path):
+  assert main(["evaluate", f"--data_dir={tmp_path}", "--batch_size=8", *argv]) == 2
+  assert said in capsys.readouterr().err.splitlines()[-1]

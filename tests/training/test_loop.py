@@ -1,0 +1,348 @@
+"""Training end to end, through the command line."""
+
+import functools
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from nfnet_jax import config as config_lib
+from nfnet_jax import data, weights
+from nfnet_jax.__main__ import main
+from nfnet_jax.cli import config_file
+from nfnet_jax.runs import checkpoint, metrics
+from nfnet_jax.training.build import build
+
+ROOT = pathlib.Path(__file__).parents[2]
+EXPERIMENT = ROOT / "experiments/digits.py"
+
+# Everything random is on, and the parameters move far in six steps. The tests in between take long
+# enough for a killer to come in time.
+TINY = {
+  "model.widths": "(16,16)",
+  "model.depths": "(1,1)",
+  "model.group_size": 8,
+  "model.stochdepth_rate": 0.5,
+  "model.drop_rate": 0.3,
+  "data.train_size": 16,
+  "data.test_size": 16,
+  "data.flip": True,
+  "optimizer.learning_rate": 0.5,
+  "optimizer.warmup_steps": 2.0,
+  "batch_size": 16,
+  "steps": 6,
+  "log_every": 1,
+  "eval_every": 1,
+  "checkpoint_every": 3,
+}
+
+
+NETWORK = {"widths": (16, 16), "depths": (1, 1), "group_size": 8}  # the same, for create_model
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+  """A data directory with the digits in it."""
+  directory = tmp_path_factory.mktemp("digits")
+  data.describe(config_file.override(config_lib.default(), [f"data.dir={directory}"]).data)
+  return directory
+
+
+@pytest.fixture(scope="module")
+def command(digits):
+  """Gives the words that train the tiny network in a work directory."""
+
+  def words(workdir, **changes):
+    values = TINY | {"data.dir": digits} | changes
+    keys = [f"--config.{key}={value}" for key, value in values.items()]
+    return ["train", f"--config={EXPERIMENT}", f"--workdir={workdir}", *keys]
+
+  return words
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory):
+  """A run of six steps that nothing interrupted. Copy it to change it."""
+  workdir = tmp_path_factory.mktemp("runs") / "finished"
+  assert main(command(workdir)) == 0
+  return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+  return pathlib.Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def steps_in(workdir):
+  return sorted(path.name for path in (workdir / "checkpoints").iterdir())
+
+
+def lines_of(workdir):
+  """The metrics, without what depends on the clock."""
+  lines = metrics.read(workdir)
+  return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+@functools.cache
+def template_of(config_json):
+  config = ConfigDict(json.loads(config_json))
+  return jax.eval_shape(build(config).init)
+
+
+def restore(workdir):
+  """The newest good step of a run, and the leaves of its state."""
+  template = template_of((workdir / "config.json").read_text())
+  step, state = checkpoint.restore_newest(workdir / "checkpoints", template)
+  return step, jax.tree.leaves(state)
+
+
+def assert_same_end(workdir, finished):
+  """The final states agree bit for bit, and so does every metric that the clock has no part in."""
+  (step, leaves), (_, wanted) = restore(workdir), restore(finished)
+  assert step == 6
+  assert [leaf.tobytes() for leaf in leaves] == [leaf.tobytes() for leaf in wanted]
+  assert lines_of(workdir) == lines_of(finished)
+
+
+def last_json(capsys):
+  return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def damage(checkpoint_dir, how):
+  """Spoils the largest file of a checkpoint, which holds leaves."""
+  files = (path for path in checkpoint_dir.rglob("*") if path.is_file())
+  path = max(files, key=lambda path: path.stat().st_size)
+  content = bytearray(path.read_bytes())
+  if how == "flipped":
+    content[len(content) // 2] ^= 1
+  else:
+    del content[len(content) // 2 :]
+  path.write_bytes(content)
+
+
+def start(words):
+  """Starts a process of its own."""
+  return subprocess.Popen(
+    [sys.executable, "-m", "nfnet_jax", *words],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def wait_for(path, process):
+  """Waits until a file is there and holds something, or a directory is there."""
+  while not path.exists() or not path.stat().st_size:
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.005)
+
+
+def test_what_a_run_leaves(finished):
+  assert {path.name for path in finished.iterdir()} == {
+    *("config.json", "metrics.jsonl", "checkpoints", "tensorboard", "curves.png"),
+  }
+  config = json.loads((finished / "config.json").read_text())
+  assert config["steps"] == 6
+  assert config["model"]["num_classes"] == 10
+  assert config["model"]["widths"] == [16, 16]
+  assert config["optimizer"]["learning_rate"] == 0.5
+  assert steps_in(finished) == ["3", "6"]
+  assert any(path.stat().st_size > 1000 for path in (finished / "tensorboard").iterdir())
+  assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_metrics_of_a_run(finished):
+  lines = metrics.read(finished)
+  assert [(line["step"], line["split"]) for line in lines] == [
+    (step, split) for step in range(1, 7) for split in ("train", "test")
+  ]
+  train, test = lines[-2:]
+  assert set(train) == {
+    *("step", "split", "loss", "top1", "learning_rate", "grad_norm", "param_norm"),
+    *("clipped_share", "images_per_second"),
+  }
+  assert set(test) == {
+    *("step", "split", "examples", "loss", "top1", "top5", "ema_loss", "ema_top1", "ema_top5"),
+  }
+  assert test["examples"] == 360
+  # The update of step 1 was made with the learning rate of step 0.
+  assert [line["learning_rate"] for line in lines[0:6:2]] == pytest.approx([0, 0.25, 0.5])
+  assert lines[1]["loss"] != test["loss"] != test["ema_loss"]
+
+
+def test_interrupted_and_killed_and_carried_on(command, finished, tmp_path):
+  process = start(command(tmp_path))
+  wait_for(tmp_path / "metrics.jsonl", process)
+  process.send_signal(signal.SIGINT)
+  _, stderr = process.communicate()
+  assert process.returncode == 130
+  assert stderr.splitlines()[-1] == "nfnet-jax: interrupted."
+  assert "Traceback" not in stderr
+  assert steps_in(tmp_path) == []
+
+  process = start(command(tmp_path))
+  wait_for(tmp_path / "checkpoints/3", process)
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  assert "3" in steps_in(tmp_path)
+  assert "6" not in steps_in(tmp_path)
+
+  assert main(command(tmp_path)) == 0
+  assert steps_in(tmp_path) == ["3", "6"]
+  assert_same_end(tmp_path, finished)
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated"])
+def test_a_damaged_checkpoint_is_passed_over(command, finished, copy, capsys, caplog, how):
+  damage(copy / "checkpoints/6", how)
+  assert main(["evaluate", f"--workdir={copy}"]) == 0
+  third = metrics.read(finished)[5]
+  result = last_json(capsys)
+  assert result == pytest.approx(third)
+  assert result["step"] == 3
+
+  caplog.clear()
+  assert main(command(copy)) == 0
+  [warning] = [r.getMessage() for r in caplog.records if "Skipped" in r.getMessage()]
+  assert f"{copy}/checkpoints/6: " in warning
+  assert steps_in(copy) == ["3", "6", "6.corrupt"]
+  assert_same_end(copy, finished)
+
+
+def test_no_checkpoint_is_good(command, copy, capsys):
+  for step in ("3", "6"):
+    damage(copy / "checkpoints" / step, "flipped")
+  for words in (command(copy), ["evaluate", f"--workdir={copy}"]):
+    assert main(words) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"None of the checkpoints in {copy}/checkpoints can be restored" in line
+  assert steps_in(copy) == ["3", "6"]
+
+
+@pytest.mark.parametrize("batch_size", [None, 64, 72])
+def test_evaluation_counts_every_image_once(finished, capsys, batch_size):
+  words = [f"--batch_size={batch_size}"] if batch_size else []
+  assert main(["evaluate", f"--workdir={finished}", *words]) == 0
+  last = metrics.read(finished)[-1]
+  assert last_json(capsys) == pytest.approx(last, abs=1e-6)
+  assert last["examples"] == 360
+
+
+def test_evaluation_on_another_split_and_directory(finished, digits, tmp_path, capsys):
+  moved = shutil.copytree(digits, tmp_path / "moved")
+  words = ["--split=train[:100]", f"--data_dir={moved}"]
+  assert main(["evaluate", f"--workdir={finished}", *words]) == 0
+  result = last_json(capsys)
+  assert (result["split"], result["examples"]) == ("train[:100]", 100)
+
+
+def test_evaluation_prints_json_and_nothing_else(finished):
+  process = start(["evaluate", f"--workdir={finished}"])
+  stdout, stderr = process.communicate()
+  assert process.returncode == 0, stderr
+  [line] = stdout.splitlines()
+  assert json.loads(line) == pytest.approx(metrics.read(finished)[-1], abs=1e-6)
+
+
+def test_a_finished_run_is_left_alone(command, copy, finished, caplog):
+  files = sorted(path.relative_to(copy) for path in copy.rglob("*"))
+  assert main(command(copy)) == 0
+  assert "finished" in caplog.text
+  assert sorted(path.relative_to(copy) for path in copy.rglob("*")) == files
+  assert_same_end(copy, finished)
+
+
+def test_watching_a_run_differently(command, copy, finished, digits, tmp_path):
+  shutil.rmtree(copy / "checkpoints/6")
+  moved = shutil.copytree(digits, tmp_path / "moved")
+  changes = {"log_every": 2, "eval_every": 6, "checkpoint_every": 2, "keep_checkpoints": 1}
+  assert main(command(copy, **changes, **{"data.dir": moved})) == 0
+  assert steps_in(copy) == ["6"]
+  assert [leaf.tobytes() for leaf in restore(copy)[1]] == [
+    leaf.tobytes() for leaf in restore(finished)[1]
+  ]
+  later = [(line["step"], line["split"]) for line in metrics.read(copy) if line["step"] > 3]
+  assert later == [(4, "train"), (6, "train"), (6, "test")]
+  assert config_lib.load(copy / "config.json").keep_checkpoints == 1
+
+
+def test_a_run_that_diverges_stops(command, tmp_path, capsys):
+  changes = {
+    "optimizer.clip": "none",
+    "optimizer.learning_rate": 1e30,
+    # Nothing but the checkpoints makes the loop wait for the device.
+    "checkpoint_every": 1,
+    "eval_every": 6,
+    "log_every": 6,
+  }
+  # The warm-up starts at a learning rate of 0, so that the first step is harmless.
+  assert main(command(tmp_path, **changes)) == 1
+  err = capsys.readouterr().err
+  assert "Traceback" not in err
+  line = err.splitlines()[-1]
+  assert line.startswith("nfnet-jax: step 2 is not finite: ")
+  assert f"the last good checkpoint is {tmp_path}/checkpoints/1." in line
+  assert steps_in(tmp_path) == ["1"]
+  step, leaves = restore(tmp_path)
+  assert step == 1
+  assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
+  assert metrics.read(tmp_path) == []
+
+
+def given_weights(workdir, **options):
+  return weights.load_weights(workdir, "nfnet_micro", num_classes=10, **NETWORK, **options)
+
+
+def test_starting_from_weights(command, finished, tmp_path, caplog):
+  """A step of learning rate 0 leaves them as they were given, in the averages too."""
+  theirs, workdir = tmp_path / "theirs", tmp_path / "ours"
+  shutil.copytree(finished, theirs)
+  given = given_weights(theirs)
+  words = command(workdir, **{"init.weights": theirs, "steps": 1, "optimizer.learning_rate": 0.0})
+  assert main(words) == 0
+  jax.tree.map(np.testing.assert_array_equal, given_weights(workdir, averaged=False), given)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-6)  # a tenth and nine of them
+  jax.tree.map(close, given_weights(workdir), given)
+  # Carrying on does not ask for them again.
+  shutil.rmtree(theirs)
+  caplog.clear()
+  assert main(words) == 0
+  assert "nothing is left to train" in caplog.text
+  assert "starting from" not in caplog.text
+
+
+def test_a_new_classifier_for_given_weights(command, finished, tmp_path):
+  changes = {"init.weights": finished, "init.head": "reset", "steps": 1}
+  assert main(command(tmp_path, **changes | {"optimizer.learning_rate": 0.0})) == 0
+  given, head = given_weights(finished), "NFNet/~/linear"
+  fresh = build(config_lib.load(tmp_path / "config.json")).init().params[head]
+  assert np.abs(fresh["w"] - given[head]["w"]).max() > 1e-3
+  ours = given_weights(tmp_path, averaged=False)
+  jax.tree.map(np.testing.assert_array_equal, ours, given | {head: fresh})
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"init.weights": "nowhere"}, "cannot read weights from nowhere"),
+    ({"init.head": "reset"}, "without init.weights"),
+    ({"init.weights": "{finished}", "init.head": "keep"}, "head must be"),
+    ({"init.weights": "{finished}", "model.widths": "(16,32)"}, "widths=[16, 16], not [16, 32]"),
+    ({"init.weights": "{finished}", "model.name": "nfnet_f0"}, "holds model='nfnet_micro'"),
+  ],
+)
+def test_weights_that_do_not_fit(command, finished, tmp_path, capsys, changes, said):
+  changes = {key: str(value).format(finished=finished) for key, value in changes.items()}
+  assert main(command(tmp_path / "run", **changes)) == 2
+  assert said in capsys.readouterr().err.splitlines()[-1]
+  assert not (tmp_path / "run").exists()

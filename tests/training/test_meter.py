@@ -1,0 +1,98 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from nfnet_jax.training import meter as meter_lib
+from nfnet_jax.training import parallel
+from nfnet_jax.training.build import build
+from nfnet_jax.training.meter import DivergedError, Meter
+from tests import tiny
+
+
+class Clock:
+  """Stands still until it is moved."""
+
+  def __init__(self):
+    self.seconds = 100.0
+
+  def perf_counter(self):
+    return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  clock = Clock()
+  monkeypatch.setattr(meter_lib, "time", clock)
+  return clock
+
+
+def take(meter, clock, step, loss, seconds=0.0):
+  """A step that is done when it is waited for, `seconds` after it was dispatched."""
+  meter.add(step, {"loss": jnp.float32(loss)})
+  clock.seconds += seconds
+
+
+def test_means_since_the_last_report(clock):
+  meter = Meter(batch_size=16)
+  for step, loss in enumerate([4.0, 2.0, 3.0], start=1):
+    take(meter, clock, step, loss, seconds=1.0)
+  assert meter.report()["loss"] == 3.0
+  take(meter, clock, 4, 5.0, seconds=1.0)
+  assert meter.report()["loss"] == 5.0
+
+
+def test_the_speed_leaves_compilation_and_pauses_out(clock):
+  meter = Meter(batch_size=16)
+  take(meter, clock, 1, 0.0, seconds=60.0)  # compiles
+  take(meter, clock, 2, 0.0, seconds=0.5)
+  take(meter, clock, 3, 0.0, seconds=0.5)
+  assert meter.report()["images_per_second"] == 2 * 16 / 1.0
+  take(meter, clock, 4, 0.0, seconds=0.25)
+  meter.wait()
+  clock.seconds += 30.0  # an evaluation
+  meter.restart_clock()
+  take(meter, clock, 5, 0.0, seconds=0.25)
+  assert meter.report()["images_per_second"] == 16 / 0.25
+
+
+def test_the_first_step_alone_has_no_speed(clock):
+  meter = Meter(batch_size=16)
+  take(meter, clock, 1, 0.0, seconds=60.0)
+  assert meter.report() == {"loss": 0.0}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "param_norm"])
+def test_what_is_not_finite_is_found_one_step_later(name, value):
+  meter = Meter(batch_size=16)
+  fine = {"loss": 1.0, "grad_norm": 1.0, "param_norm": 1.0}
+  meter.add(1, fine)
+  meter.add(2, fine | {name: jnp.float32(value)})
+  with pytest.raises(DivergedError, match=rf"step 2 is not finite: .*{name}={value}"):
+    meter.add(3, fine)
+
+
+@pytest.mark.parametrize("ask", [Meter.wait, Meter.report])
+def test_or_at_once_if_asked(ask):
+  meter = Meter(batch_size=16)
+  meter.add(7, {"loss": jnp.float32(math.nan)})
+  with pytest.raises(DivergedError, match="step 7"):
+    ask(meter)
+
+
+def test_parameters_that_are_not_finite_are_found_whatever_the_loss():
+  run = build(tiny.config())
+  state = run.init()
+  poisoned = jax.tree.map_with_path(
+    lambda path, x: jnp.full_like(x, jnp.nan) if path[-1].key == "skip_gain" else x, state.params
+  )
+  state = parallel.replicate(state._replace(params=poisoned))
+  _, metrics = parallel.map_train_step(run.train_step)(state, parallel.shard(tiny.batch(0), 8))
+  # Compiled for CPU, such a network may well give logits, and a loss, that are finite.
+  metrics |= {"loss": jnp.float32(1.4), "grad_norm": jnp.float32(1.0)}
+  meter = Meter(batch_size=16)
+  meter.add(1, metrics)
+  with pytest.raises(DivergedError, match=r"step 1 is not finite: .*param_norm=nan"):
+    meter.wait()
