@@ -26,7 +26,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 # A room imports only from rows above its own. A file has its own row, or else its folder's.
 ROWS = (
-  {"errors", "data.batch", "cli.compile_cache", "cli.cpu_memory"},
+  {"errors", "data.batch", "data.formats", "cli.compile_cache", "cli.cpu_memory"},
   {"agc", "losses", "augment", "ops", "plan.flops", "runs.metrics", "output", "data.preprocess"},
   {"cli.arguments", "runs.digest", "distributed.failure"},
   {"models", "data", "runs.curves", "distributed.job"},
