@@ -9,6 +9,7 @@ from types import ModuleType
 from nfnet_jax.agc import AdaptiveGradClipState, adaptive_grad_clip, unitwise_norm
 from nfnet_jax.errors import RequestError
 from nfnet_jax.models import create_model, list_models
+from nfnet_jax.optim import clipped_shares
 from nfnet_jax.weights import load_variables, load_weights
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ __all__ = [
   "AdaptiveGradClipState",
   "RequestError",
   "adaptive_grad_clip",
+  "clipped_shares",
   "create_model",
   "list_models",
   "load_variables",

@@ -43,7 +43,8 @@ _SMALLEST_DIVISOR = 1e-6
 class AdaptiveGradClipState(NamedTuple):
   """What AGC did in the latest step, and the step count for a schedule of `clipping`.
 
-  Read the shares anywhere inside a chain's state: `optax.tree.get(opt_state, "clipped_share")`.
+  Read the share anywhere inside a chain's state: `optax.tree.get(opt_state, "clipped_share")`. Of
+  several AGCs, `nfnet_jax.clipped_shares(opt_state)` gives each one's.
 
   Attributes:
     count: `[]` int32, number of updates so far.

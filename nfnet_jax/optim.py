@@ -177,6 +177,25 @@ def decayed_nesterov(
   return optax.GradientTransformation(optax.trace(momentum).init, update_fn)
 
 
+def clipped_shares(opt_state: optax.OptState) -> dict[str, Array]:
+  """What share of its units each AGC of a training rule clipped in the latest step.
+
+  Args:
+    opt_state: of any optax transformation, with any number of `agc.adaptive_grad_clip` in it.
+
+  Returns:
+    Each one's `clipped_share`, `[]` float32, by its place in the state: `{"0": ...}` for the first
+    transformation of a chain, `{"inner_states/conv/inner_state": ...}` for the one that
+    `optax.partition` has under the label "conv".
+  """
+
+  def name(key: Any) -> str:
+    return getattr(key, "name", None) or jax.tree_util.keystr((key,), simple=True)
+
+  found = optax.tree.get_all_with_path(opt_state, "clipped_share")
+  return {"/".join(map(name, path[:-1])): share for path, share in found}
+
+
 def update_ema(ema: Any, values: Any, step: Array, decay: float) -> Any:
   """Exponential moving average of parameters, with the published warm-up of the decay.
 

@@ -88,7 +88,10 @@ def _speeds(stream: Iterator[Batch], size: int, window: int) -> list[float]:
 def _step_seconds(config: ConfigDict, size: int) -> float:
   """Median seconds of a step, the transfer of its batch included."""
   batch, built = _batch(config, size), build(config)
-  state, step = parallel.replicate(built.init()), parallel.map_train_step(built.train_step)
+  state, step = (
+    parallel.replicate(built.init(), copy=False),
+    parallel.map_train_step(built.train_step),
+  )
 
   def advance() -> None:
     nonlocal state

@@ -47,7 +47,7 @@ def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
     config.batch_size * images_per_example(config.augment),
   )
   hosts = synthetic.batches(num_images, pixels, config.model.num_classes, count=2)
-  state = parallel.replicate(run.init())
+  state = parallel.replicate(run.init(), copy=False)
   compiled, compilation = timing.compile_for(
     parallel.map_train_step(run.train_step), state, parallel.send(hosts[0])
   )

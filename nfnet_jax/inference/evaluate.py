@@ -66,7 +66,9 @@ def evaluate_workdir(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  metrics = evaluate(eval_step, parallel.replicate(weights_of(state, run.fold)), batches)
+  metrics = evaluate(
+    eval_step, parallel.replicate(weights_of(state, run.fold), copy=False), batches
+  )
   return {"step": step, "split": config.data.test_split} | metrics
 
 
@@ -115,7 +117,7 @@ def evaluate_weights(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  variables = parallel.replicate((network.params, network.state))
+  variables = parallel.replicate((network.params, network.state), copy=False)
   metrics = evaluate(eval_step, {"": variables}, batches)
   known = {} if "size" in overrides else expected(network.model, dataset, split)
   return {"model": network.model, "split": split, "size": size} | metrics | known

@@ -81,7 +81,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   _announce(config, info, state.params, start)
   if start == config.steps:
     return _conclude(workdir)
-  state = parallel.replicate(state)
+  state = parallel.replicate(state, copy=False)
   train_step = parallel.map_train_step(built.train_step)
   eval_step = parallel.map_eval_step(built.eval_step)
   share = {

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nfnet_jax.data.batch import Batch
@@ -18,7 +19,10 @@ from nfnet_jax.training.step import AXIS
 
 
 def map_train_step(step: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
-  """Maps a training step over devices (all, by default); the state's buffers are donated."""
+  """Maps a training step over devices (all, by default).
+
+  The state's buffers are donated: the state that a step was given is deleted, nothing else is.
+  """
   # Donation works for positional arguments only.
   return jax.pmap(
     step, AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=(0,)
@@ -30,9 +34,22 @@ def map_eval_step(step: Callable, devices: Sequence[jax.Device] | None = None) -
   return jax.pmap(step, AXIS, in_axes=(None, None, 0), out_axes=None, devices=devices)
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
-  """Puts a copy of every array on each device here, laid out as the mapped steps return it."""
-  # Without this the second step would meet another layout than the first, and compile again.
+def replicate(tree: Any, devices: Sequence[jax.Device] | None = None, *, copy: bool = True) -> Any:
+  """Puts a copy of every array on each device here, laid out as the mapped steps return it.
+
+  Without this the second step would meet another layout than the first, and compile again.
+
+  Args:
+    tree: any pytree of arrays.
+    devices: all of this process by default.
+    copy: False spares the memory of a second copy on a device that holds an array already. It may
+      be the same one then, so that a step to which the result is donated deletes it.
+
+  Returns:
+    The same tree of replicated `jax.Array`.
+  """
+  if copy:
+    tree = jax.tree.map(jnp.copy, tree)
   mesh = jax.sharding.Mesh(np.asarray(devices or jax.local_devices()), (AXIS,))
   return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 

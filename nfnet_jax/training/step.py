@@ -8,6 +8,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from nfnet_jax import agc, augment, losses, optim
 from nfnet_jax.data.batch import Batch
@@ -54,11 +55,18 @@ def images_per_example(augmentation: Augmentation) -> int:
 def init_state(
   params: hk.Params, net_state: hk.State, tx: optax.GradientTransformation
 ) -> TrainState:
-  """State before the first step, with the averages at the initial values."""
-  # Copies, because the state is donated and one buffer cannot be donated twice.
-  ema_params, ema_net_state = jax.tree.map(jnp.copy, (params, net_state))
+  """State before the first step, with the averages at the initial values.
+
+  All its arrays are copies: a step that is given the state for good (`donate_argnums`, as
+  `parallel.map_train_step` does) leaves the caller's parameters alone.
+
+  Args:
+    params, net_state: of the network, from its `init` or from `load_variables`.
+    tx: the training rule.
+  """
   step = jnp.zeros((), jnp.int32)
-  return TrainState(step, params, net_state, ema_params, ema_net_state, tx.init(params))
+  state = TrainState(step, params, net_state, params, net_state, tx.init(params))
+  return jax.tree.map(jnp.copy, state)  # One buffer cannot be donated twice either.
 
 
 def make_train_step(
@@ -73,6 +81,9 @@ def make_train_step(
   seed: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Builds the training step of one replica, to be mapped over the axis `AXIS`.
+
+  `parallel.map_train_step` maps it, and so does `jax.shard_map`. Under `jax.jit` alone it is the
+  step of the whole batch.
 
   Its randomness follows from the seed, the step and an example's index in the global batch, so
   that it does not depend on the number of devices.
@@ -117,17 +128,15 @@ def make_train_step(
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     _check_batch(batch)
     num_examples = batch.labels.shape[0] // images_per_example(augmentation)
-    example_ids = jax.lax.axis_index(AXIS) * num_examples + jnp.arange(num_examples)
+    example_ids = _replica_index() * num_examples + jnp.arange(num_examples)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    mean = grad_fn(state.params, state.net_state, batch, key, example_ids)
+    mean = grad_fn(*_own((state.params, state.net_state)), batch, key, example_ids)
     # The only communication of the step. Clipping acts on the mean over the global batch.
     grads, (metrics, net_state) = _mean_over_replicas(mean)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics |= {"grad_norm": _norm(grads), "param_norm": optax.tree.norm(params)}
-    clipped_share = optax.tree.get(opt_state, "clipped_share")
-    if clipped_share is not None:
-      metrics["clipped_share"] = clipped_share
+    metrics |= _clipped(opt_state)
     ema = optim.update_ema(
       (state.ema_params, state.ema_net_state), (params, net_state), state.step, ema_decay
     )
@@ -207,14 +216,51 @@ def make_eval_step(
       "top5": losses.top_k_correct(logits, batch.labels, 5),
     }
     sums = jax.tree.map(lambda x: jnp.sum(x * batch.mask), per_example)
-    return jax.lax.psum(sums, AXIS)
+    return jax.lax.psum(sums, AXIS) if _is_mapped() else sums
 
   return eval_step
 
 
+def _is_mapped() -> bool:
+  """Whether this is traced for one of several replicas; under `jax.jit` alone it is not."""
+  try:
+    jax.lax.axis_index(AXIS)
+  except NameError:  # JAX has no other way to ask.
+    return False
+  return True
+
+
+def _replica_index() -> ArrayLike:
+  return jax.lax.axis_index(AXIS) if _is_mapped() else 0
+
+
+def _own(tree: Any) -> Any:
+  """The same values, as this replica's own.
+
+  `jax.shard_map` sums the gradient with respect to what the replicas share, and it is to be that of
+  the replica's own examples. What depends on the replica's index is its own; XLA drops the choice.
+  """
+  mine = _replica_index() >= 0
+  return jax.tree.map(lambda x: jnp.where(mine, x, x), tree) if _is_mapped() else tree
+
+
 def _mean_over_replicas(tree: Any) -> Any:
-  """The mean of each leaf; integers, such as counters of running statistics, stay what they are."""
-  return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS).astype(x.dtype), tree)
+  """The mean of each leaf; of integers, such as counters of running statistics, the largest."""
+
+  def mean(x: Array) -> Array:
+    # The mean of equal integers need not be the same integer: it is rounded down from a float32.
+    reduce = jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax
+    return reduce(x, AXIS)
+
+  return jax.tree.map(mean, tree) if _is_mapped() else tree
+
+
+def _clipped(opt_state: optax.OptState) -> Metrics:
+  """The share of units that were clipped; where there are several AGCs, that of each."""
+  shares = optim.clipped_shares(opt_state)
+  if len(shares) == 1:
+    return {"clipped_share": next(iter(shares.values()))}
+  return {f"clipped_share/{place}": share for place, share in shares.items()}
 
 
 def _norm(tree: Any) -> Array:
@@ -234,7 +280,7 @@ def _accumulated(grad_fn: Callable, num_parts: int) -> Callable:
       return (net_state, jax.tree.map(jnp.add, sums, (grads, metrics))), None
 
     parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), (batch, example_ids))
-    metrics = {"loss": jnp.zeros(()), "top1": jnp.zeros(())}
+    metrics = _own({"loss": jnp.zeros(()), "top1": jnp.zeros(())})
     zeros = jax.tree.map(jnp.zeros_like, params), metrics
     (net_state, sums), _ = jax.lax.scan(add_part, (net_state, zeros), parts)
     grads, metrics = jax.tree.map(lambda x: x / num_parts, sums)
