@@ -95,6 +95,7 @@ def measure_predict(
     RequestError: for numbers below 1, and unknown networks and dtypes.
   """
   _check_steps(steps)
+  model = models.find(model)
   pixels = models.get_spec(model).test_size if image_size is None else image_size
   if batch_size < 1 or pixels < 1:
     raise RequestError(f"batch_size={batch_size} and image_size={pixels} must be at least 1.")

@@ -1,62 +1,181 @@
-"""The words of a command line: strict flags, changes of a config, and what several verbs share."""
+"""The words of a command line: flags, changes of a config, and the help that lists them."""
 
+import difflib
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_origin
 
-from absl import flags
-
+from nfnet_jax import models
+from nfnet_jax.cli.flags import EXAMPLES, FLAGS
 from nfnet_jax.errors import RequestError
+from nfnet_jax.keys import KEYS, Key, Path, bound, normalise, problem
+from nfnet_jax.keys import parse as parse_value
+
+_WIDTH = 100
+_CONFIG = "config."
 
 
 def parse(
-  verb: Callable,
-  values: flags.FlagValues,
-  argv: Sequence[str],
+  verb: str,
+  words: Sequence[str],
+  *,
+  about: str,
   required: Sequence[str] = (),
   positional: bool = False,
-) -> list[str]:
-  """Parses flags strictly and gives the other words; mistakes are RequestErrors of one line."""
-  name = verb.__name__
-  if "-h" in argv or "--help" in argv:
-    usage = ["usage: nfnet-jax", name, *(f"--{flag}=VALUE" for flag in required)]
-    usage += ["[--FLAG=VALUE ...]"] * bool([*values]) + ["IMAGE ..."] * positional
-    lines = [f"  --{flag:<14}{values[flag].help}{_default(values[flag])}" for flag in values]
-    print("\n".join([" ".join(usage), "", verb.__doc__, "", *lines]))
+) -> Namespace:
+  """Understands the words behind a verb, or prints its help and exits.
+
+  Args:
+    verb: whose flags are in `FLAGS`.
+    words: `--FLAG=VALUE` or `--FLAG VALUE`, `--FLAG` or `--noFLAG` for what is true or false, and
+      `--config.KEY=VALUE` or `--config.KEY VALUE` for a verb that takes a config.
+    about: what the verb does, for its help.
+    required: flags that must be given.
+    positional: whether other words are paths; else there may be none.
+
+  Returns:
+    The value of every flag, None for one that is open; `changes` of the config, `KEY=VALUE` each;
+    and `paths`.
+
+  Raises:
+    RequestError: for words that are not understood and values out of bounds.
+  """
+  flags = FLAGS[verb]
+  if "-h" in words or "--help" in words:
+    print(_help(verb, about, required, positional), flush=True)
     sys.exit(0)
-  hint = f"`nfnet-jax {name} --help` lists the flags."
+  hint = f"`nfnet-jax {verb} --help` lists the flags."
+  changes, paths, values = [], [], {name: key.default for name, key in flags.items()}
+  for name, text in _pairs(verb, words):
+    if name is None:
+      paths.append(text)
+    elif name.startswith(_CONFIG):
+      changes.append(name.removeprefix(_CONFIG) + ("" if text is None else f"={text}"))
+    else:
+      values[name] = _value(f"--{name}", flags[name], text, hint)
+  if paths and not positional:
+    raise RequestError(f"unexpected argument {paths[0]!r}: flags are written --NAME=VALUE. {hint}")
+  for name in required:
+    if values[name] is None:
+      raise RequestError(f"--{name} is missing: {hint}")
+  if values.get("model") is not None:
+    values["model"] = models.find(values["model"])
+  paths = [_value("image", Key(None, Path, ""), path, hint) for path in paths]
+  return Namespace(**values, changes=changes, paths=paths)
+
+
+def given(values: Namespace) -> dict:
+  """The flags that have a value."""
+  return {
+    name: value
+    for name, value in vars(values).items()
+    if value is not None and name not in ("changes", "paths")
+  }
+
+
+def _pairs(verb: str, words: Sequence[str]) -> Iterator[tuple[str | None, str | None]]:
+  """Names of flags and their texts; None as the name of a word that belongs to no flag."""
+  flags, rest = FLAGS[verb], list(words)
+  while rest:
+    word = rest.pop(0)
+    if word == "--":
+      yield from ((None, other) for other in rest)
+      return
+    if not word.startswith("-") or word == "-":
+      yield None, word
+      continue
+    name, equals, text = word.removeprefix("-").removeprefix("-").partition("=")
+    is_key = "config" in flags and name.startswith(_CONFIG)
+    negated = name.removeprefix("no")
+    if not equals and name not in flags and negated in flags and flags[negated].kind is bool:
+      yield negated, "false"
+    elif not is_key and name not in flags:
+      raise RequestError(_unknown(verb, name, equals + text))
+    elif equals:
+      yield name, text
+    elif not is_key and flags[name].kind is bool:
+      yield name, "true"
+    elif rest and not rest[0].startswith("--"):
+      yield name, rest.pop(0)
+    elif is_key:
+      yield name, None
+    else:
+      raise RequestError(
+        f"Missing value for flag --{name}: write --{name}=VALUE. "
+        f"`nfnet-jax {verb} --help` lists the flags."
+      )
+
+
+def _value(name: str, key: Key, text: str, hint: str) -> Any:
+  """A flag's value, of the right type and within its bounds."""
   try:
-    rest = values(["nfnet-jax", *argv])[1:]
-  except flags.Error as error:
-    raise RequestError(f"{error}: {hint}") from error
-  if rest and not positional:
-    raise RequestError(f"unexpected argument {rest[0]!r}: flags are written --NAME=VALUE. {hint}")
-  for flag in required:
-    if values[flag].value is None:
-      raise RequestError(f"--{flag} is missing: {hint}")
-  return rest
+    value = normalise(key, parse_value(key, text))
+  except ValueError as error:
+    raise RequestError(f"{name} {error} {hint}") from error
+  if wrong := problem(name, key, value):
+    raise RequestError(wrong)
+  return value
 
 
-def split_changes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """The changes of a config, KEY=VALUE, and the other words."""
-  changes = [word for word in argv if word.startswith("--config.")]
-  others = [word for word in argv if word not in changes]
-  return [word.removeprefix("--config.") for word in changes], others
+def _unknown(verb: str, name: str, rest: str) -> str:
+  """What is said of a flag that the verb does not have."""
+  flags, plain = FLAGS[verb], name.replace("-", "_")
+  near = [flag for flag in flags if flag == plain]
+  if "config" in flags:
+    plain = plain.removeprefix(_CONFIG)
+    near = near or [_CONFIG + key for key in KEYS if plain in (key, key.rpartition(".")[2])]
+  near = near or difflib.get_close_matches(plain, flags, n=1)
+  if "config" in flags:
+    near = near or [_CONFIG + key for key in difflib.get_close_matches(plain, KEYS, n=1)]
+  hint = f"did you mean --{near[0]}{rest}? " if near else ""
+  return f"unknown flag --{name}: {hint}`nfnet-jax {verb} --help` lists the flags."
 
 
-def define_network(values: flags.FlagValues) -> None:
-  """The flags that say what network weights are of."""
-  said = "Default: what the file says or fits."
-  flags.DEFINE_string("model", None, f"Its network. {said}", flag_values=values)
-  flags.DEFINE_string("numerics", None, "timm for what timm trained.", flag_values=values)
+def described(verb: str) -> str:
+  """A verb's flags and examples, and the keys of its config."""
+  flags = FLAGS[verb]
+  parts = [f"Flags of {verb}:\n{_entries({f'--{name}': flags[name] for name in flags})}"]
+  if verb == "train":
+    parts += [f"Keys of the config, written --config.KEY=VALUE:\n{_entries(KEYS)}"]
+  elif "config" in flags:
+    parts += [
+      "The config's keys are changed by --config.KEY=VALUE; `nfnet-jax train --help` lists them."
+    ]
+  examples = [f"  {example}" for example in EXAMPLES.get(verb, ())]
+  return "\n\n".join([*parts, "\n".join(["Examples:", *examples])]) if flags else ""
 
 
-def define_processes(values: flags.FlagValues) -> None:
-  """The flags of one job in several processes; a pod or a cluster says these things by itself."""
-  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.", flag_values=values)
-  flags.DEFINE_integer("num_processes", None, "Of the job; 1: alone.", flag_values=values)
-  flags.DEFINE_integer("process_id", None, "This one's, from 0.", flag_values=values)
-  flags.DEFINE_float("join_timeout", 25, "Seconds to wait for all.", flag_values=values)
+def _help(verb: str, about: str, required: Sequence[str], positional: bool) -> str:
+  usage = ["usage: nfnet-jax", verb, *(f"--{flag}=VALUE" for flag in required)]
+  usage += ["[--FLAG=VALUE ...]"] * bool(FLAGS[verb]) + ["IMAGE ..."] * positional
+  return "\n\n".join(filter(None, [" ".join(usage), about, described(verb)]))
 
 
-def _default(flag: flags.Flag) -> str:
-  return f" Default: {flag.default}." if flag.default not in (None, False) else ""
+def _entries(table: Mapping[str, Key]) -> str:
+  """A table of flags or keys, each with its sentences, its default and its limits."""
+  width = max(map(len, table), default=0) + 4
+  return "\n".join(
+    textwrap.fill(
+      " ".join([key.help, *_limits(key)]),
+      _WIDTH,
+      initial_indent=f"  {name}".ljust(width),
+      subsequent_indent=" " * width,
+      break_on_hyphens=False,
+    )
+    for name, key in table.items()
+  )
+
+
+def _limits(key: Key) -> Iterator[str]:
+  if key.default is not None:
+    default = str(key.default).lower() if key.kind is bool else key.default
+    yield f"Default: {default}."
+  if key.choices:
+    yield f"One of {', '.join(key.choices)}."
+  elif key.below is not None:
+    yield f"From {key.least} to less than {key.below}."
+  elif key.least is not None:
+    each = "Each from" if get_origin(key.kind) is tuple else "From"
+    yield f"{each} {bound(key.least)} to {bound(key.greatest)}."

@@ -1,35 +1,67 @@
 """What a user asks for: a config file, and changes on the command line."""
 
 import difflib
-import pathlib
+import math
+import os
 import runpy
 import textwrap
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-from ml_collections.config_flags import config_path
+from etils import epath
+from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
+from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
+from nfnet_jax.keys import KEYS, normalise, parse, short
+
+# What `config.resolve` derives, and the keys that it derives them from.
+_DERIVED = (
+  *("steps", "optimizer.learning_rate", "optimizer.warmup_steps", "model.drop_rate"),
+  *("model.num_classes", "data.train_size", "data.test_size", "data.test_resize"),
+  "augment.randaugment_magnitude",
+)
+_SOURCES = {
+  *("epochs", "batch_size", "model.name", "data.name", "data.dir", "data.train_split"),
+  *("optimizer.learning_rate_per_256", "optimizer.warmup_epochs"),
+}
+
+
+def load(argument: str | None, changes: Sequence[str] = ()) -> ConfigDict:
+  """The config that a command line asks for, checked as far as it can be without data.
+
+  Args:
+    argument: see `read`; None for the defaults.
+    changes: see `override`.
+
+  Raises:
+    RequestError: as `read`, `override` and `config.checked`.
+  """
+  config = read(argument) if argument else config_lib.default()
+  changed = {word.partition("=")[0] for word in changes}
+  if argument and _is_run(_locate(argument)[0]) and changed & _SOURCES:
+    config = _opened(config, changed)
+  return config_lib.checked(override(config, changes))
 
 
 def read(argument: str) -> ConfigDict:
-  """Runs a config file.
+  """Runs a config file, or reads the one that a run left.
 
   Args:
-    argument: its path; `FILE:VARIANT` for one whose `get_config` takes an argument.
+    argument: its path; `FILE:VARIANT` for one whose `get_config` takes an argument; or the
+      `config.json` of a run.
 
   Returns:
-    What its `get_config` returns.
+    What its `get_config` returns, or what the run's file holds.
 
   Raises:
     RequestError: if there is no such file, it fails, or it gives no config.
   """
-  path, _, variant = argument.partition(":")
-  if not pathlib.Path(path).is_file():
-    raise RequestError(f"there is no config file {path!r}: experiments/ holds those that ship.")
+  path, variant = _locate(argument)
+  if _is_run(path):
+    return _of_run(path)
   try:
     get_config = runpy.run_path(path).get("get_config")
     config = get_config(*filter(None, [variant])) if get_config else None
@@ -40,8 +72,7 @@ def read(argument: str) -> ConfigDict:
     where = f", line {lines[-1]}" if lines else ""
     what = f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ...')}"
     raise RequestError(f"config file {path}{where} fails with {what}") from error
-  needed = config_lib.flatten(config_lib.default().to_dict()).keys()
-  if not isinstance(config, ConfigDict) or needed - config_lib.flatten(config.to_dict()).keys():
+  if not isinstance(config, ConfigDict) or KEYS.keys() - config_lib.flatten(config.to_dict()):
     raise RequestError(
       f"config file {path} needs a function get_config() that returns nfnet_jax.config.default() "
       "with changes."
@@ -62,22 +93,74 @@ def override(config: ConfigDict, words: Iterable[str]) -> ConfigDict:
   Raises:
     RequestError: for an unknown key, which gives the nearest one, or a value of another type.
   """
-  known = list(config_lib.flatten(config.to_dict()))
   for word in words:
-    key, equals, value = word.partition("=")
-    if key not in known:
-      near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-      hint = f"did you mean {near[0]}?" if near else "nfnet_jax/config.py lists them all."
-      raise RequestError(f"unknown config key {key!r}: {hint}")
+    name, equals, text = word.partition("=")
+    if name not in KEYS:
+      raise RequestError(f"unknown config key {short(name)}: {_hint(name)}")
     if not equals:
-      raise RequestError(f"config key {key} has no value: write --config.{key}=VALUE.")
-    values, argv = flags.FlagValues(), ["", f"--config.{word}"]
+      raise RequestError(f"config key {name} has no value: write --config.{name}=VALUE.")
     try:
-      config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-      values(argv)
-    except flags.Error as error:
-      wanted = config_path.get_type(key, config).__name__
-      raise RequestError(
-        f"config key {key} takes a value of type {wanted}, not {value!r}."
-      ) from error
+      value = parse(KEYS[name], text)
+    except ValueError as error:
+      raise RequestError(f"config key {name} {error}") from error
+    config.update_from_flattened_dict({name: value})
+  return config
+
+
+def _locate(argument: str) -> tuple[str, str]:
+  """The path of a config file, and the variant that is asked for or nothing."""
+  argument = os.path.expanduser(argument)
+  path, _, variant = argument.partition(":")
+  if os.path.isfile(argument) or not os.path.isfile(path):
+    path, variant = argument, ""
+  if not os.path.isfile(path):
+    inside = os.path.join(argument, "config.json")
+    hint = "experiments/ holds those that ship."
+    hint = f"did you mean {inside}?" if os.path.isfile(inside) else hint
+    raise RequestError(f"there is no config file {path!r}: {hint}")
+  return path, variant
+
+
+def _is_run(path: str) -> bool:
+  return path.endswith(".json")
+
+
+def _hint(name: str) -> str:
+  """What an unknown key may have been meant for."""
+  near = [key for key in KEYS if key.rpartition(".")[2] == name]
+  near = near or difflib.get_close_matches(name, KEYS, n=1, cutoff=0.5)
+  return f"did you mean {near[0]}?" if near else "`nfnet-jax train --help` lists them all."
+
+
+def _of_run(path: str) -> ConfigDict:
+  """A run's config, as if a config file had given it."""
+  values = config_lib.flatten(config_lib.load(epath.Path(path)).to_dict())
+  if unknown := sorted(values.keys() - KEYS):
+    raise RequestError(f"{path} has the unknown config key {unknown[0]!r}: {_hint(unknown[0])}")
+  return _with(config_lib.default(), {k: normalise(KEYS[k], v) for k, v in values.items()})
+
+
+def _opened(config: ConfigDict, changed: set[str]) -> ConfigDict:
+  """A run's config in which the numbers that it had derived follow from the changed keys.
+
+  A number was derived if deriving it again gives the same. Others were given, and stay.
+  """
+  values = config_lib.flatten(config.to_dict())
+  given = _with(config_lib.default(), {k: v for k, v in values.items() if k not in _DERIVED})
+  optimizer = config.optimizer
+  if optimizer.warmup_epochs and optimizer.warmup_steps:
+    num_train = round(optimizer.warmup_steps * config.batch_size / optimizer.warmup_epochs)
+  else:
+    num_train = math.ceil((config.steps or 1) * config.batch_size / max(config.epochs, 1e-3))
+  num_classes = config.model.num_classes or 2
+  info = DatasetInfo(num_classes, ("",) * num_classes, max(num_train, 2 * config.batch_size), 1)
+  derived = config_lib.flatten(config_lib.resolve(given, info).to_dict())
+  own = {k: values[k] for k in _DERIVED if values[k] != derived[k]}
+  if "epochs" in changed:  # They say nothing but how many steps there are.
+    own.pop("steps", None)
+  return _with(given, own)
+
+
+def _with(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+  config.update_from_flattened_dict({k: v for k, v in values.items() if v is not None})
   return config

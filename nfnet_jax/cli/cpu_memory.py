@@ -11,6 +11,8 @@ import sys
 
 import jax
 
+from nfnet_jax.cli import backend
+
 # By glibc's malloc.h. As a threshold, -1 is the largest number.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _NEVER, _GROW_BY = -1, 64 << 20  # bytes
@@ -25,7 +27,7 @@ def keep() -> None:
   """
   # Read when the CPU's backend starts; those of accelerators do not know it.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
-  if jax.default_backend() != "cpu" or sys.platform != "linux":
+  if backend.name() != "cpu" or sys.platform != "linux":
     return
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
   if mallopt is None:

@@ -1,6 +1,7 @@
 """The table of networks and the one function that builds them."""
 
 import difflib
+import re
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -59,23 +60,52 @@ MODELS: dict[str, ModelSpec] = {
   **{f"resnet{depth}": _resnet(resnet.ResNet, depth) for depth in ("50", "101", "152", "200")},
 }
 
+_BY_VARIANT = ("nfnet_f", "nf_regnet_b")  # their variants' names are nobody else's
+
 
 def list_models() -> list[str]:
   """Names of all networks that `create_model` builds, in the order of the table."""
   return list(MODELS)
 
 
-def get_spec(name: str) -> ModelSpec:
-  """Looks a network up by name.
+def find(name: str) -> str:
+  """The name in `list_models()` of a network that goes by other names as well.
+
+  Capitals, dashes and timm's prefix `dm_` make no difference, and the variant alone is enough for
+  NFNets and NF-RegNets.
+
+  >>> find("dm_nfnet_f0"), find("NFNet-F0+"), find("B3"), find("nf_resnet-50")
+  ('nfnet_f0', 'nfnet_f0+', 'nf_regnet_b3', 'nf_resnet50')
 
   Raises:
     RequestError: if there is no such network; the message gives the nearest names.
   """
-  if name not in MODELS:
-    near = difflib.get_close_matches(name.lower(), MODELS, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`nfnet-jax models` lists them."
-    raise RequestError(f"unknown model {name!r}: {hint}")
-  return MODELS[name]
+  if isinstance(name, str) and name in MODELS:
+    return name
+  plain = {_plain(known): known for known in MODELS}
+  plain |= {each.rpartition("_")[2]: each for each in MODELS if each.startswith(_BY_VARIANT)}
+  wanted = _plain(str(name))
+  if wanted in plain:
+    return plain[wanted]
+  near = difflib.get_close_matches(wanted, plain, n=3, cutoff=0.5)
+  near = dict.fromkeys(plain[each] for each in near)
+  hint = f"did you mean {' or '.join(near)}?" if near else "`nfnet-jax models` lists them."
+  raise RequestError(f"unknown model {str(name)[:80]!r}: {hint}")
+
+
+def _plain(name: str) -> str:
+  """A name without what people write in different ways."""
+  name = name.lower().replace("plus", "+").removeprefix("dm_").removeprefix("dm-")
+  return re.sub(r"[^a-z0-9+]", "", name)
+
+
+def get_spec(name: str) -> ModelSpec:
+  """Looks a network up by name; see `find`.
+
+  Raises:
+    RequestError: if there is no such network; the message gives the nearest names.
+  """
+  return MODELS[find(name)]
 
 
 def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> hk.TransformedWithState:
@@ -90,7 +120,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> hk.Tra
   (2, 10)
 
   Args:
-    name: one of `list_models()`.
+    name: one of `list_models()`, or another name of it (see `find`).
     num_classes: size of the classifier; 0 gives pooled features `[N, C]` instead of logits.
     **overrides: constructor arguments of the network's Haiku module, e.g. `alpha`, `activation`,
       `se_ratio`, `stochdepth_rate`, `drop_rate`, `use_two_convs`, `widths`, `dtype`,

@@ -63,9 +63,10 @@ def parse(name: str) -> Topology:
   Raises:
     RequestError: if there is none of that name; the message gives the nearest.
   """
-  if match := re.fullmatch(r"gpu:([a-z]+\d+)x(\d+)", name):
-    kind, count = match[1], int(match[2])
+  if name.startswith("gpu"):
     gpus = [each for each, chip in CHIPS.items() if not chip.axes]
+    match = re.fullmatch(r"gpu:([a-z]+[0-9]+)x([0-9]{1,6})", name)
+    kind, count = (match[1], int(match[2])) if match else (None, 0)
     if kind in gpus and count >= 1 and (count <= GPUS_PER_HOST or count % GPUS_PER_HOST == 0):
       return Topology(name, kind, (count,))
     raise RequestError(
@@ -80,7 +81,7 @@ def parse(name: str) -> Topology:
       f"{', '.join(tpus)}; or gpu:h200x8."
     )
   shapes = _shapes(kind)
-  if re.fullmatch(r"\d+(x\d+)*", shape):
+  if re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6}){0,5}", shape):
     sizes = tuple(map(int, shape.split("x")))
     if sizes in shapes:
       return Topology(name, kind, sizes)

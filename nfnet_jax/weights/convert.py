@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from nfnet_jax import output
+from nfnet_jax import models, output
 from nfnet_jax.errors import RequestError
 from nfnet_jax.weights import fit, published, timm
 from nfnet_jax.weights.files import OURS
@@ -56,7 +57,7 @@ def save_weights(
   Raises:
     RequestError: if the file exists or cannot be written, or the format cannot hold this network.
   """
-  path = pathlib.Path(path)
+  path, model = pathlib.Path(os.path.expanduser(path)), models.find(model)
   if to not in FORMATS:
     raise RequestError(f"unknown format {to!r}: choose one of {', '.join(FORMATS)}.")
   output.check_free(path, force)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import os
 import pathlib
 from typing import Any
 
@@ -93,6 +94,7 @@ def load_stored(
   **overrides: Any,
 ) -> tuple[hk.Params, hk.State]:
   """`load_variables` from an opened file."""
+  model = models.find(model)
   if head not in (None, "reset"):
     raise RequestError(f"head must be None or 'reset', got {head!r}.")
   params, state = fit.init_shapes(model, num_classes, in_chans, **overrides)
@@ -123,7 +125,7 @@ def open_weights(path: str | pathlib.Path, *, averaged: bool = True) -> Stored:
   Raises:
     RequestError: if it cannot be read, or holds a network that only timm has.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(os.path.expanduser(path))
   if path.is_dir():
     return read_run(path, averaged=averaged)
   stored = read_file(path)
@@ -169,6 +171,7 @@ def settle(
       raise RequestError(f"{stored.path} fits none of the networks as they are: name its model.")
     model = fitting[0]
     logger.info("%s holds %s.", stored.path, model)
+  model = models.find(model)
   if said.get("model") == model:  # if not, `check_metadata` will refuse it
     # Not all networks take `numerics`.
     numerics = {"numerics": "timm"} if said.get("numerics") == "timm" else {}

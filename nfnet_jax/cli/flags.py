@@ -1,0 +1,154 @@
+"""The flags of every verb, described as a config's keys are (`nfnet_jax/keys.py`)."""
+
+from pathlib import Path
+
+from nfnet_jax.keys import DTYPES, KEYS, Key
+from nfnet_jax.models.layers import NUMERICS
+
+_SIZE = KEYS["data.test_size"]
+_BATCH_SIZE = KEYS["batch_size"]._replace(default=None)
+
+_FORCE = Key(False, bool, "Replaces the file if it exists.")
+_WEIGHTS = Key(None, Path, "A weights file or a run directory.")
+_OUT = Key(None, Path, "The file to write.")
+_CONFIG = Key(
+  None,
+  Path,
+  "A config file, such as those in experiments/, written FILE:VARIANT if it has variants; or the "
+  "config.json of a run.",
+)
+_NETWORK = {
+  "model": Key(
+    None,
+    str,
+    "The network that the weights are of. Unless given, the one that the file names or fits.",
+  ),
+  "numerics": Key(
+    None, str, "Says timm for weights of a network that timm has trained.", choices=NUMERICS
+  ),
+}
+_NUM_CLASSES = Key(
+  None, int, "Classes of the network. Unless given, as many as the file has.", 1, 2**20
+)
+_PIXELS = _SIZE._replace(help="Pixels of an image's side. Unless given, the network's own.")
+_PROCESSES = {
+  "coordinator": Key(
+    None, str, "The address HOST:PORT of process 0, for a job of several processes."
+  ),
+  "num_processes": Key(
+    None, int, "How many processes the job has; 1 for this one alone, wherever it runs.", 1, 2**20
+  ),
+  "process_id": Key(None, int, "Which of them this one is, from 0.", 0, 2**20),
+  "join_timeout": Key(25.0, float, "Seconds to wait until all processes are there.", 1, 1e6),
+}
+_STEPS = Key(20, int, "How many steps to time.", 1, 10**6)
+
+FLAGS: dict[str, dict[str, Key]] = {
+  "train": {
+    "config": _CONFIG,
+    "workdir": Key(None, Path, "The run directory. It is made, or the run that it holds goes on."),
+    **_PROCESSES,
+  },
+  "evaluate": {
+    "workdir": Key(None, Path, "The run directory to evaluate, on its own data set."),
+    "weights": Key(None, Path, "A weights file or a run directory, instead of --workdir."),
+    "dataset": Key(None, str, "With --weights: the name of a data set of TFDS, or folder."),
+    **_NETWORK,
+    "size": _PIXELS,
+    "split": Key(None, str, "The split to evaluate on. Unless given, the test split."),
+    "batch_size": _BATCH_SIZE._replace(
+      help="Images computed together, on all devices. Unless given, the run's, or 64."
+    ),
+    "data_dir": Key(
+      None,
+      Path,
+      "Where the data are. Unless given, where the run had them, or where TFDS has them.",
+    ),
+    **_PROCESSES,
+  },
+  "predict": {
+    "weights": _WEIGHTS,
+    **_NETWORK,
+    "num_classes": _NUM_CLASSES,
+    "size": _PIXELS,
+    "classes": Key(None, Path, "A file of class names, one a line, in the order of the labels."),
+    "top": Key(5, int, "How many classes to give.", 1, 2**20),
+    "batch_size": _BATCH_SIZE._replace(
+      help="Images computed together. Unless given, by the device."
+    ),
+    "features": Key(
+      None, Path, "An .npz file to write the pooled features to, instead of predicting classes."
+    ),
+    "force": _FORCE,
+  },
+  "convert": {
+    "weights": _WEIGHTS,
+    **_NETWORK,
+    "out": _OUT,
+    "to": Key(
+      "safetensors", str, "The format to write.", choices=("safetensors", "timm", "published")
+    ),
+    "averaged": Key(
+      True, bool, "Takes the EMA weights of a run directory; --noaveraged takes the raw ones."
+    ),
+    "force": _FORCE,
+  },
+  "export": {
+    "weights": _WEIGHTS,
+    **_NETWORK,
+    "out": _OUT,
+    "num_classes": _NUM_CLASSES,
+    "size": _PIXELS,
+    "force": _FORCE,
+  },
+  "benchmark input": {
+    "config": _CONFIG,
+    "batches": Key(50, int, "How many batches to read.", 5, 10**6),
+    "step": Key(True, bool, "Also times the training step; --nostep leaves it out."),
+  },
+  "benchmark train": {
+    "config": _CONFIG,
+    "model": Key(None, str, "The network, unless a config names it."),
+    "batch_size": _BATCH_SIZE._replace(help="Images in a step, on all devices."),
+    "image_size": _SIZE._replace(help="Pixels of an image's side. Unless given, the config's."),
+    "dtype": Key(None, str, "The dtype of the computation.", choices=tuple(DTYPES)),
+    "steps": _STEPS,
+  },
+  "benchmark predict": {
+    "model": Key(None, str, "The network."),
+    "batch_size": _BATCH_SIZE._replace(help="Images computed together. Unless given, 8."),
+    "image_size": _PIXELS,
+    "dtype": Key(None, str, "The dtype of the computation.", choices=tuple(DTYPES)),
+    "steps": _STEPS,
+  },
+  "plan": {
+    "config": _CONFIG,
+    "topology": Key(None, str, "The machine, such as v4:4x4x8 for TPUs or gpu:h200x8 for GPUs."),
+    "compile": Key(
+      True, bool, "Compiles for TPUs, which takes minutes; --nocompile goes by formulas alone."
+    ),
+  },
+  "models": {},
+}
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+  "train": (
+    "nfnet-jax train --config=experiments/digits.py --workdir=runs/digits --config.epochs=20",
+    "nfnet-jax train --config=experiments/imagenet_nfnet.py:F0 --workdir=runs/flowers \\",
+    "  --config.data.name=folder --config.data.dir=~/flowers --config.data.test_split=test \\",
+    "  --config.init.weights=F0_haiku.npz --config.init.head=reset --config.batch_size=64",
+  ),
+  "evaluate": (
+    "nfnet-jax evaluate --workdir=runs/digits",
+    "nfnet-jax evaluate --weights=F0_haiku.npz --dataset=imagenet2012",
+  ),
+  "predict": ("nfnet-jax predict --weights=runs/digits photo.jpg folder/",),
+  "convert": ("nfnet-jax convert --weights=F0_haiku.npz --to=timm --out=dm_nfnet_f0.safetensors",),
+  "export": ("nfnet-jax export --weights=F0_haiku.npz --out=f0.jax",),
+  "benchmark input": ("nfnet-jax benchmark input --config=experiments/digits.py --batches=20",),
+  "benchmark train": (
+    "nfnet-jax benchmark train --model=nfnet_f0 --batch_size=8 --image_size=192",
+  ),
+  "benchmark predict": ("nfnet-jax benchmark predict --model=nfnet_f0 --batch_size=8",),
+  "plan": ("nfnet-jax plan --config=experiments/imagenet_nfnet.py:F0 --topology=v4:2x2x1",),
+}
