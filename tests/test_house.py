@@ -28,7 +28,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 ROWS = (
   {"errors", "data.batch", "data.formats", "cli.compile_cache"},
   {"agc", "losses", "augment", "ops", "plan.flops", "runs.metrics", "output", "data.preprocess"},
-  {"cli.backend", "runs.digest", "distributed.failure"},
+  {"cli.backend", "data.search", "runs.digest", "distributed.failure"},
   {"models", "data", "runs.curves", "distributed.job"},
   {"optim", "cli.cpu_memory"},
   {"keys"},

@@ -39,11 +39,13 @@ class DatasetInfo(NamedTuple):
   several_right: bool = False
 
 
-def describe(data: ConfigDict) -> DatasetInfo:
+def describe(data: ConfigDict, *, test_only: bool = False) -> DatasetInfo:
   """Looks up a data set without reading its images.
 
   Args:
     data: the `data` section of a resolved config.
+    test_only: whether to do without the training split, which need not be there then; `num_train`
+      is 0.
 
   Returns:
     The data set's classes and sizes.
@@ -51,9 +53,15 @@ def describe(data: ConfigDict) -> DatasetInfo:
   Raises:
     RequestError: the data set, a split or a needed feature does not exist, or is empty.
   """
-  train, test = _open(data)
-  sizes = train.num_examples, test.num_examples
-  return DatasetInfo(len(train.class_names), train.class_names, *sizes, train.several_right)
+  splits = (data.test_split,) if test_only else (data.test_split, data.train_split)
+  test, *train = _open(data, *splits)
+  return DatasetInfo(
+    num_classes=len(test.class_names),
+    class_names=test.class_names,
+    num_train=sum(source.num_examples for source in train),
+    num_test=test.num_examples,
+    several_right=test.several_right,
+  )
 
 
 def choose_classes(info: DatasetInfo, num_classes: int) -> tuple[int, ...]:
@@ -132,7 +140,7 @@ def train_batches(
       image within that share is replaced by a black one, counted, and named in the log.
   """
   share = _share(data, batch_size, process_index, process_count)
-  train, _ = _open(data)
+  [train] = _open(data, data.train_split)
   from nfnet_jax.data import pipeline
 
   return pipeline.train_batches(train, data, seed, start_step, share)
@@ -161,14 +169,15 @@ def test_batches(  # The rule takes it for a pytest function.
     RequestError: as `train_batches`, but no image may be damaged.
   """
   share = _share(data, batch_size, process_index, process_count)
-  _, test = _open(data)
+  [test] = _open(data, data.test_split)
   from nfnet_jax.data import pipeline
 
   return pipeline.test_batches(test, data, share)
 
 
-def _open(data: ConfigDict) -> "tuple[Source, Source]":
-  """The training and the test source; whatever cannot be read becomes a `RequestError`."""
+def _open(data: ConfigDict, *splits: str) -> "list[Source]":
+  """The splits' sources; whatever cannot be read becomes a `RequestError`."""
+  _check_names(data)
   _check_crops(data)
   if importlib.util.find_spec("tensorflow_datasets") is None:
     raise RequestError(
@@ -181,14 +190,14 @@ def _open(data: ConfigDict) -> "tuple[Source, Source]":
     if data.name == "folder":
       from nfnet_jax.data import folder
 
-      return folder.open_folder(data)
+      return folder.open_folder(data, splits)
     if data.name == "digits":
       from nfnet_jax.data import digits
 
       digits.write_if_absent(data.dir)
     from nfnet_jax.data import tfds
 
-    return tfds.open_tfds(data)
+    return tfds.open_tfds(data, splits)
   except (OSError, tf.errors.OpError) as error:
     raise RequestError(
       f"Cannot read data set {data.name!r} with data.dir={data.dir}"
@@ -206,6 +215,20 @@ def _share(data: ConfigDict, batch_size: int, process_index: int, process_count:
   from nfnet_jax.data.source import Share
 
   return Share(batch_size, process_index, process_count)
+
+
+def _check_names(data: ConfigDict) -> None:
+  """Checks what becomes a part of paths."""
+  for key in ("name", "dir", "train_split", "test_split"):
+    value = data[key]
+    if value is not None and (not value or "\0" in value):
+      raise RequestError(
+        f"data.{key}={value!r} is no name: it must not be empty or have a NUL character."
+      )
+    if value and data.name != "folder" and any("\ud800" <= each <= "\udfff" for each in value):
+      raise RequestError(
+        f"data.{key}={value!r} is not UTF-8, which TFDS needs: choose another name for it."
+      )
 
 
 def _check_crops(data: ConfigDict) -> None:

@@ -1,5 +1,6 @@
 """After reading failed: which image or file is damaged. Costs nothing until then."""
 
+import os
 from collections.abc import Callable
 
 from nfnet_jax.data.host_tf import tf
@@ -13,6 +14,7 @@ DAMAGE = (
   tf.errors.InvalidArgumentError,
   tf.errors.NotFoundError,
   tf.errors.PermissionDeniedError,
+  UnicodeDecodeError,  # in place of any of them, if it quotes a file's name that is not UTF-8
 )
 
 
@@ -30,7 +32,7 @@ def refuse(
   Raises:
     RequestError: names the damaged image or file and says what to do.
   """
-  if isinstance(error, tf.errors.FailedPreconditionError):
+  if source.files and isinstance(error, tf.errors.FailedPreconditionError):
     raise RequestError(
       f"A split does not hold the {source.num_examples} records that its metadata promise."
       f" {source.remedy}"
@@ -46,7 +48,7 @@ def _try_image(source: Source, position: tf.Tensor, record: Record, decode: Call
   try:
     decode(position, record)
   except DAMAGE as error:
-    where = source.locate(record).numpy().decode()
+    where = os.fsdecode(source.locate(record).numpy())
     raise RequestError(f"Cannot read image {where}: {_reason(error)}. {source.remedy}") from error
 
 
@@ -59,7 +61,9 @@ def _try_files(source: Source) -> None:
       raise RequestError(f"Cannot read file {file}: {_reason(error)}. {source.remedy}") from error
 
 
-def _reason(error: tf.errors.OpError) -> str:
+def _reason(error: tf.errors.OpError | UnicodeDecodeError) -> str:
   """TensorFlow's message without the names of its graph's nodes."""
+  if isinstance(error, UnicodeDecodeError):
+    return "it cannot be read or decoded"
   message = error.message.partition("}} ")[2] or error.message
   return message.partition(" [Op:")[0].partition("\n")[0].rstrip(". ")

@@ -1,6 +1,8 @@
 """The embedded data set: scikit-learn's 1797 handwritten digits, kept as a TFDS data set."""
 
 import contextlib
+import fcntl
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -18,8 +20,9 @@ NUM_TEST = 360
 def write_if_absent(directory: str | None) -> None:
   """Makes sure that the data directory holds the digits.
 
-  TFDS writes beside the final place and renames at the end, so a killed process leaves nothing
-  that the next one would take for the data set.
+  Of several processes one writes and the others wait. TFDS writes beside the final place and
+  renames at the end, so a killed process leaves nothing that the next one would take for the data
+  set.
 
   Args:
     directory: TFDS data directory; `None` for TFDS's default.
@@ -32,14 +35,35 @@ def write_if_absent(directory: str | None) -> None:
   try:
     # TFDS reports on stdout, which is for results.
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(sys.stderr):
-      _write(directory)
-  except (OSError, tf.errors.OpError) as error:
-    if not _is_prepared(directory):  # Otherwise another process was faster.
-      raise RequestError(
-        f"Cannot write the digits to {directory or 'the TFDS data directory'} ({error}): set"
-        " data.dir to a directory that can be written."
-      ) from error
+    with contextlib.redirect_stdout(sys.stderr), _turn(directory):
+      if not _is_prepared(directory):
+        _write(directory)
+  except (OSError, tf.errors.OpError, RuntimeError) as error:
+    if _is_prepared(directory):  # Another process was faster, where there are no locks.
+      return
+    if isinstance(error, RuntimeError):
+      raise
+    raise RequestError(
+      f"Cannot write the digits to {directory or 'the TFDS data directory'} ({error}): set"
+      " data.dir to a directory that can be written."
+    ) from error
+
+
+@contextlib.contextmanager
+def _turn(directory: str | None) -> Iterator[None]:
+  """One process after another, where the file system has locks; a killed one's ends with it."""
+  directory = os.path.expanduser(directory or tfds.core.constants.DATA_DIR)
+  if "://" in directory:
+    yield
+    return
+  os.makedirs(directory, exist_ok=True)
+  handle = os.open(directory, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):
+      fcntl.flock(handle, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(handle)
 
 
 def _is_prepared(directory: str | None) -> bool:

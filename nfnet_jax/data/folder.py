@@ -1,66 +1,139 @@
-"""A folder of images by class: `<root>/<split>/<class>/<image>`, local or remote."""
+"""A folder of images by class: `<root>/<split>/<class>/.../<image>`, local or remote."""
+
+import functools
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from nfnet_jax.data import search
+from nfnet_jax.data.formats import IMAGE_ENDINGS
 from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Source
 from nfnet_jax.errors import RequestError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+log = logging.getLogger(__name__)
+
+# Why what lies beside the class folders is left out.
+_OUTSIDE = {search.FILE: "not in a class folder", search.FOLDER: "a link back to a folder above it"}
 
 
-def open_folder(data: ConfigDict) -> tuple[Source, Source]:
-  """Lists the images of both splits.
+class _Split(NamedTuple):
+  """A split's folder before its images are listed.
+
+  Attributes:
+    folder: its path.
+    classes: by name, in the order of the labels, the class's folders: as a rule one, but names that
+      differ in their bytes alone are one name.
+    skipped: what lies beside them, see `search.Found`.
+  """
+
+  folder: str
+  classes: dict[str, list[search.Entry]]
+  skipped: list[tuple[str, str]]
+
+
+def open_folder(data: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
+  """Lists the images of some splits.
 
   Args:
-    data: the `data` section of a config; `dir` is the root, the splits are sub-folders of it.
+    data: the `data` section of a config; `dir` is the root.
+    splits: sub-folders of it.
 
   Returns:
-    The training and the test source. Classes are the sub-folders' names in alphabetical order.
+    The splits' sources. Classes are the names of the sub-folders, in the order of
+    `search.in_order`; images are found by `search.images_below`.
 
   Raises:
-    RequestError: a folder is missing or holds no image, or the splits' classes differ.
+    RequestError: a folder is missing, a class in it has no image, or the splits' classes differ.
+      The training and the test split, if they are there, are compared even if not asked for.
   """
+  root = _root(data)
+  opened = {split: _split(root, split) for split in splits}
+  others = {data.train_split, data.test_split} - set(splits)
+  there = [split for split in others if split and _is_folder(os.path.join(root, split))]
+  _check_same(root, opened | {split: _split(root, split) for split in there})
+  return [_source(opened[split]) for split in splits]
+
+
+def are_reordered(data: ConfigDict, split: str) -> bool:
+  """Whether a split's labels were others when folders that are numbers were sorted as text."""
+  classes = _split(_root(data), split).classes
+  return list(classes) != sorted(classes, key=lambda name: classes[name][0].name)
+
+
+def _root(data: ConfigDict) -> str:
   if not data.dir:
     raise RequestError("data.name='folder' needs data.dir: the root of <split>/<class>/<image>.")
-  train, test = (_source(data.dir, split) for split in (data.train_split, data.test_split))
-  if train.class_names != test.class_names:
-    only_train = sorted(set(train.class_names) - set(test.class_names))
-    only_test = sorted(set(test.class_names) - set(train.class_names))
-    raise RequestError(
-      f"{data.dir}: the splits need the same class folders, but only {data.train_split!r} has"
-      f" {only_train} and only {data.test_split!r} has {only_test}."
-    )
-  return train, test
+  return data.dir.removeprefix("file://")
 
 
-def _source(root: str, split: str) -> Source:
-  """One split's images, in alphabetical order."""
-  folder = tf.io.gfile.join(root, split)
-  if not split or not tf.io.gfile.isdir(folder):
-    found = _names(root) if tf.io.gfile.isdir(root) else "no such directory"
-    raise RequestError(f"No folder for split {split!r} in {root} ({found}).")
-  classes = tuple(
-    name for name in _names(folder) if tf.io.gfile.isdir(tf.io.gfile.join(folder, name))
-  )
-  listing = [(path, k) for k, name in enumerate(classes) for path in _images(folder, name)]
-  if not listing:
+def _split(root: str, split: str) -> _Split:
+  """Finds a split's class folders."""
+  folder = os.path.join(root, split)
+  if not split or not _is_folder(folder):
     raise RequestError(
-      f"No images in {folder}: it needs a sub-folder for each class, holding files that end in"
-      f" {', '.join(EXTENSIONS)}."
+      f"No folder for split {split!r} in {root} ({_content(root)}): a split is a sub-folder, and"
+      " holds one for each class."
     )
-  paths, labels = tf.constant([path for path, _ in listing]), tf.constant([k for _, k in listing])
+  # A link to the split or to a folder above it would make a class of all of them.
+  above = search.identities_above(folder) | {search.identity(folder)}
+  classes, skipped = {}, []
+  for entry in search.visible(folder, _listing(folder)):
+    if entry.kind == search.FOLDER and search.identity(entry.path) not in above:
+      classes.setdefault(search.text(entry.name), []).append(entry)
+    else:
+      skipped.append((entry.path, _OUTSIDE.get(entry.kind, entry.kind)))
+  return _Split(folder, {name: classes[name] for name in search.in_order(classes)}, skipped)
+
+
+def _content(root: str) -> str:
+  """What there is in place of a split."""
+  if not _is_folder(root):
+    return "no such directory"
+  names = [entry.name for entry in search.visible(root, _listing(root))]
+  return f"it has {_quoted(names)}" if names else "it is empty"
+
+
+def _check_same(root: str, splits: dict[str, _Split]) -> None:
+  """Compares the classes of all splits with those of the first."""
+  (first, (_, classes, _)), *others = splits.items()
+  for other, (_, other_classes, _) in others:
+    if classes.keys() != other_classes.keys():
+      raise RequestError(
+        f"{root}: the splits need the same class folders, but only {first!r} has"
+        f" [{_quoted(classes.keys() - other_classes.keys())}] and only {other!r} has"
+        f" [{_quoted(other_classes.keys() - classes.keys())}]."
+      )
+
+
+def _source(split: _Split) -> Source:
+  """A split's images, class by class."""
+  skipped, images = [*split.skipped], {}
+  for name, folders in split.classes.items():
+    found = [search.images_below(entry.path, _listing(entry.path)) for entry in folders]
+    images[name] = [path for each in found for path in each.images]
+    skipped += [each for one in found for each in one.skipped]
+  _check_images(split.folder, images, skipped)
+  if skipped:
+    _warn(f"{split.folder}: {search.summary(skipped, split.folder)}")
+  labelled = [(path, k) for k, paths in enumerate(images.values()) for path in paths]
+  # Bytes, for names that are not UTF-8.
+  paths = tf.constant([os.fsencode(path) for path, _ in labelled])
+  labels = tf.constant([k for _, k in labelled])
 
   def records(seed: tf.Tensor | None, first: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
-    order = tf.range(len(listing))
+    order = tf.range(len(labelled))
     if seed is not None:
       order = tf.random.experimental.stateless_shuffle(order, seed)
     order = order[first : first + count]
     return tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), tf.gather(labels, order)))
 
   return Source(
-    num_examples=len(listing),
-    class_names=classes,
+    num_examples=len(labelled),
+    class_names=tuple(images),
     records=records,
     encoded=lambda record: tf.io.read_file(record[0]),
     label=lambda record: record[1],
@@ -70,17 +143,50 @@ def _source(root: str, split: str) -> Source:
   )
 
 
-def _names(folder: str) -> list[str]:
-  """Sorted entries; remote file systems end a directory's name with a slash."""
-  names = (name.rstrip("/") for name in tf.io.gfile.listdir(folder))
-  return sorted(name for name in names if not name.startswith("."))
+def _check_images(
+  folder: str, images: dict[str, list[str]], skipped: list[tuple[str, str]]
+) -> None:
+  """Refuses classes without an image, whose labels would be neither learned nor tested."""
+  empty = [name for name, paths in images.items() if not paths]
+  others = f" ({search.summary(skipped, folder)})" if skipped else ""
+  endings = f"files that end in {', '.join(IMAGE_ENDINGS)}"
+  if len(empty) == len(images):
+    raise RequestError(
+      f"No images in {folder}{others}: it needs a sub-folder for each class, holding {endings}."
+    )
+  if empty:
+    raise RequestError(
+      f"No images of {len(empty)} of the {len(images)} classes in {folder}: {_quoted(empty)}"
+      f"{others}. Each needs {endings}; or remove the class's folder from every split."
+    )
 
 
-def _images(folder: str, name: str) -> list[str]:
-  """Sorted paths of a class's images."""
-  directory = tf.io.gfile.join(folder, name)
-  return [
-    tf.io.gfile.join(directory, file)
-    for file in _names(directory)
-    if file.lower().endswith(EXTENSIONS)
-  ]
+@functools.cache
+def _warn(message: str) -> None:
+  """Once a process, however often the folder is opened."""
+  log.warning("%s", message)
+
+
+def _is_folder(path: str) -> bool:
+  return tf.io.gfile.isdir(path) if "://" in path else os.path.isdir(path)
+
+
+def _listing(folder: str) -> search.Listing:
+  return _list_remote if "://" in folder else search.list_local
+
+
+def _list_remote(folder: str) -> Iterator[search.Entry]:
+  """As `search.list_local`, with a request for each name that tells nothing, so for few."""
+  for name in tf.io.gfile.listdir(folder):
+    path = os.path.join(folder, name.rstrip("/"))
+    is_folder = name.endswith("/") or (
+      not search.has_image_ending(name) and tf.io.gfile.isdir(path)
+    )
+    kind = search.FOLDER if is_folder else search.FILE
+    yield search.Entry(name.rstrip("/"), path, kind)
+
+
+def _quoted(names: Iterable[str], most: int = 10) -> str:
+  """The first names of a list."""
+  names = sorted(names)
+  return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")

@@ -1,6 +1,7 @@
 """From a source's records to batches: order, resume, sharding, decoding."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -37,7 +38,7 @@ def train_batches(
   tally = corrupt.Tally(data.max_corrupt, source.remedy)
   parts = _read(source, stream, decode, start_step, share, tolerant)
   for count, (images, labels, *names) in enumerate(parts, 1):
-    damaged = [name.decode() for name in itertools.chain(*names) if name]
+    damaged = [os.fsdecode(name) for name in itertools.chain(*names) if name]
     if damaged:
       tally.add(damaged, count * share.size)
     yield Batch(images, labels, np.ones(share.size, np.float32))

@@ -4,6 +4,8 @@ import re
 
 from ml_collections import ConfigDict
 
+from nfnet_jax.errors import RequestError
+
 # Number of classes, and of images in each split, as TFDS has them.
 SIZES = {
   "cifar10": (10, {"train": 50_000, "test": 10_000}),
@@ -28,6 +30,9 @@ def sizes(data: ConfigDict) -> tuple[int, int, int] | None:
 
   Returns:
     None for a data set, a split or a slice that is not known here.
+
+  Raises:
+    RequestError: for a slice that the split does not have.
   """
   if data.name not in SIZES:
     return None
@@ -45,8 +50,15 @@ def split_expression(name: str, split: str) -> str:
 
 
 def _count(splits: dict[str, int], split: str) -> int | None:
-  match = re.fullmatch(r"(\w+)(?:\[(-?\d*):(-?\d*)\])?", split)
+  match = re.fullmatch(r"(\w+)(?:\[(-?[0-9]+)?:(-?[0-9]+)?\])?", split)
   if not match or match[1] not in splits:
     return None
+  size = splits[match[1]]
   first, last = (int(number) if number else None for number in match.group(2, 3))
-  return len(range(splits[match[1]])[first:last])
+  count = len(range(size)[first:last])
+  if not count or max(abs(first or 0), abs(last or 0)) > size:
+    raise RequestError(
+      f"Split {split!r} holds nothing, or more than the {size} examples of {match[1]!r}: choose"
+      " another part."
+    )
+  return count

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -24,15 +25,15 @@ PARTIAL = ("imagenet_a", "imagenet_r")
 REMEDY = "Mend the source that the data set was made from and prepare it again."
 
 
-def open_tfds(data: ConfigDict) -> tuple[Source, Source]:
+def open_tfds(data: ConfigDict, splits: Sequence[str]) -> list[Source]:
   """Looks up a prepared TFDS data set.
 
   Args:
-    data: the `data` section of a config; `dir` is TFDS's data directory, the splits are TFDS split
-      expressions.
+    data: the `data` section of a config; `dir` is TFDS's data directory.
+    splits: TFDS split expressions.
 
   Returns:
-    The training and the test source.
+    The splits' sources.
 
   Raises:
     RequestError: no such data set, or it is not prepared, not stored as TFRecord, has no such
@@ -40,10 +41,7 @@ def open_tfds(data: ConfigDict) -> tuple[Source, Source]:
   """
   builder = _builder(data.name, data.dir)
   image, label = _find_features(builder)
-  return tuple(
-    _source(builder, split, image, label, data.shuffle_buffer)
-    for split in (data.train_split, data.test_split)
-  )
+  return [_source(builder, split, image, label, data.shuffle_buffer) for split in splits]
 
 
 def _builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
@@ -57,7 +55,7 @@ def _builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
       f"Unknown data set {name!r}. Nearest names: {', '.join(nearest)}."
     ) from error
   except (ValueError, AssertionError, ImportError) as error:
-    raise RequestError(f"TFDS cannot open data set {name!r}: {error}") from error
+    raise RequestError(f"TFDS cannot open data set {name!r}: {_first_line(error)}") from error
   if not builder.is_prepared():
     _check_readable(builder.data_dir)
     missing = directory and not tf.io.gfile.isdir(directory)
@@ -193,14 +191,23 @@ def _files(builder: tfds.core.DatasetBuilder, split: str) -> list:
   expression = split_expression(builder.name, split)
   try:
     files = builder.info.splits[expression].file_instructions
-  except (ValueError, KeyError) as error:
+  except (ValueError, KeyError, IndexError, NotImplementedError) as error:
     sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
     raise RequestError(
-      f"No split {split!r} in data set {builder.name!r}: it has {sizes} examples."
+      f"No split {split!r} in data set {builder.name!r}, which has {sizes} examples:"
+      f" {_first_line(error)}"
     ) from error
-  if not files:
-    raise RequestError(f"Split {split!r} of data set {builder.name!r} is empty: choose another.")
+  # TFDS counts backwards in a part that ends before it begins.
+  if not files or any(file.take < 1 for file in files):
+    raise RequestError(
+      f"Split {split!r} of data set {builder.name!r} is empty, or a part of it is: choose another."
+    )
   return files
+
+
+def _first_line(error: Exception) -> str:
+  """What TFDS says before it explains at length."""
+  return str(error).strip().partition("\n")[0]
 
 
 def _records(

@@ -46,7 +46,7 @@ def evaluate_workdir(
   changes = {"data.test_split": split, "data.dir": data_dir, "batch_size": batch_size}
   config.update_from_flattened_dict({k: v for k, v in changes.items() if v is not None})
   parallel.check_batch_size(config.batch_size)
-  info = data.describe(config.data)
+  info = data.describe(config.data, test_only=True)
   num_classes = config.model.num_classes
   if info.num_classes != num_classes:
     raise RequestError(
@@ -105,7 +105,7 @@ def evaluate_weights(
   split = split or ("validation" if dataset.startswith("imagenet2012") else "test")
   config = config_lib.default().data
   config.update(name=dataset, dir=data_dir, train_split=split, test_split=split)
-  info = data.describe(config)
+  info = data.describe(config, test_only=True)
   network = inference.load_network(path, model, **overrides)
   size, padding, resize = network.preprocessing
   config.update(test_size=size, test_padding=padding, test_resize=resize)

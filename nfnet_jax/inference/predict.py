@@ -1,6 +1,8 @@
 """Predictions for image files: classes with their probabilities, or features. No TensorFlow."""
 
 import io
+import logging
+import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -8,11 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from nfnet_jax import augment, inference, output
-from nfnet_jax.data import preprocess
+from nfnet_jax.data import preprocess, search
 from nfnet_jax.errors import RequestError
+
+log = logging.getLogger(__name__)
 
 # On a CPU larger ones are slower and take more memory (experiments/speed/results.md); elsewhere a
 # guess.
@@ -81,23 +84,38 @@ def run(
 
 
 def find_images(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-  """The files among `paths`, and all image files below the folders, in alphabetical order.
+  """The files among `paths`, whatever their names, and the images below the folders.
 
   Raises:
-    RequestError: for a path that does not exist, or if there is no image.
+    RequestError: for a path that is no file or folder, or if there is no image.
   """
-  endings = set(Image.registered_extensions())
-  found = []
+  paths, found, skipped = list(paths), [], []
   for path in paths:
-    if path.is_dir():
-      found += sorted(file for file in path.rglob("*") if file.suffix.lower() in endings)
-    elif path.exists():
+    kind = search.kind_of(path)
+    if kind == search.FOLDER:
+      images, others = _search(path)
+      found += map(pathlib.Path, images)
+      skipped += others
+    elif kind == search.FILE:
       found.append(path)
+    elif kind == search.MISSING:
+      raise RequestError(f"there is no image or folder {search.shown(str(path))}.")
     else:
-      raise RequestError(f"there is no image or folder {path}.")
+      raise RequestError(f"{path} is {kind}: name image files, or folders of them.")
+  others = search.summary(skipped, os.curdir) if skipped else ""
   if not found:
-    raise RequestError(f"no image in {', '.join(map(str, paths)) or 'no path'}: name a file.")
+    where = ", ".join(map(str, paths)) or "no path"
+    raise RequestError(f"no image in {where}{others and f' ({others})'}: name a file.")
+  if skipped:
+    log.warning("%s", others)
   return found
+
+
+def _search(folder: pathlib.Path) -> search.Found:
+  try:
+    return search.images_below(str(folder))
+  except OSError as error:
+    raise RequestError(f"cannot search {folder}: {error}.") from error
 
 
 def predict(

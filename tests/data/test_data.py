@@ -1,10 +1,12 @@
 """Which examples come in which order: epochs, resume, several processes, each test image once."""
 
+import fcntl
 import importlib
 import itertools
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -237,6 +239,42 @@ def test_digits_are_written_once(digits: ConfigDict) -> None:
   files = {path: path.stat().st_mtime_ns for path in Path(digits.dir).rglob("*") if path.is_file()}
   data.describe(digits)
   assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+def test_one_writes_the_digits_and_others_wait(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  from nfnet_jax.data import digits
+
+  written, asked, go_on = [], threading.Semaphore(0), threading.Event()
+  flock = fcntl.flock
+
+  def ask(*args: object) -> None:
+    asked.release()
+    flock(*args)
+
+  def write(directory: str) -> None:
+    assert go_on.wait(60)
+    written.append(directory)
+    real_write(directory)
+
+  real_write = digits._write
+  monkeypatch.setattr(fcntl, "flock", ask)
+  monkeypatch.setattr(digits, "_write", write)
+  threads = [
+    threading.Thread(target=digits.write_if_absent, args=(str(tmp_path / "new"),)) for _ in range(3)
+  ]
+  for thread in threads:
+    thread.start()
+  everybody_asked = all(asked.acquire(timeout=20) for _ in threads)
+  go_on.set()
+  for thread in threads:
+    thread.join()
+  assert written == [str(tmp_path / "new")]
+  assert everybody_asked
+  assert {path.name for path in (tmp_path / "new").iterdir()} <= {"digits", "downloads"}
+  config = examples.config(name="digits", dir=str(tmp_path / "new"))
+  assert data.describe(config)[2:4] == (1437, 360)
 
 
 def test_killed_writer_does_not_block_the_next(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a user is told when a data set cannot be read as asked."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def test_unknown_name_gives_the_nearest(tmp_path: Path) -> None:
 
 
 def test_malformed_name_and_unknown_version(tmp_path: Path) -> None:
-  assert "'a b'" in refused_config(name="a b", dir=str(tmp_path))
+  message = refused_config(name="a b", dir=str(tmp_path))
+  assert message == "TFDS cannot open data set 'a b': Parsing builder name string a b failed."
   assert "9.0.0" in refused_config(name="mnist:9.0.0", dir=str(tmp_path))
 
 
@@ -127,13 +129,14 @@ def test_directory_that_may_not_be_listed(
   tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
   def refuse(directory: str) -> None:
-    raise tf.errors.PermissionDeniedError(None, None, f"{directory}; Permission denied")
+    raise PermissionError(13, "Permission denied", directory)
 
   examples.write_folder(tmp_path)
+  monkeypatch.setattr(os, "scandir", refuse)
   monkeypatch.setattr(tf.io.gfile, "listdir", refuse)
   message = refused_config(name=name, dir=str(tmp_path))
   assert f"{tmp_path}" in message
-  assert "; Permission denied" in message
+  assert "Permission denied" in message
   assert "tfds build" not in message
 
 
@@ -145,8 +148,35 @@ def test_unknown_split_lists_the_splits(root: Path) -> None:
   assert "'train['" in refused_config(dir=str(root), train_split="train[")
 
 
-def test_empty_split(root: Path) -> None:
-  assert "'train[:0]'" in refused_config(dir=str(root), train_split="train[:0]")
+@pytest.mark.parametrize("split", ["train[:0]", "train[5:2]", "train[22:1]", "test+train[5:2]"])
+def test_empty_split(root: Path, split: str) -> None:
+  message = refused_config(dir=str(root), train_split=split)
+  assert f"{split!r} of data set 'tiny' is empty, or a part of it is" in message
+
+
+@pytest.mark.parametrize(
+  ("split", "why"),
+  [
+    ("train[-:5]", "Error parsing split"),
+    ("train[:-100]", "Requested slice [:-100] incompatible with 23 examples"),
+    ("all[:50%]", "Error parsing split"),
+    ("train[0:5:2]", "Error parsing split"),
+    ("validation[:5]", "Unknown split 'validation'"),
+  ],
+)
+def test_split_that_tfds_does_not_read_gives_its_reason(root: Path, split: str, why: str) -> None:
+  message = refused_config(dir=str(root), test_split=split)
+  assert f"No split {split!r} in data set 'tiny'" in message
+  assert why in message
+  assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+  "split", ["train[-:5]", "train[5:2]", "train[:0]", "train[:2000000]", "train[-1281168:]"]
+)
+def test_split_of_a_known_set_that_is_not_there(split: str) -> None:
+  config = examples.config(name="imagenet2012", train_split=split, test_split="validation")
+  assert repr(split) in refusal(lambda: data.outline(config)) or split == "train[-:5]"
 
 
 def test_other_file_format(tmp_path: Path) -> None:
@@ -255,6 +285,26 @@ def test_unlabelled_split(tmp_path: Path) -> None:
   )
   config = examples.config(name="unlabelled", dir=str(tmp_path))
   assert "label" in refusal(lambda: list(data.test_batches(config, batch_size=3)))
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "tiny", "folder"])
+@pytest.mark.parametrize(
+  ("key", "value"), [("dir", "/tmp/a\0b"), ("dir", ""), ("test_split", "a\0b"), ("train_split", "")]
+)
+def test_name_that_is_none(name: str, key: str, value: str) -> None:
+  message = refused_config(**{"name": name, "dir": "/tmp"} | {key: value})
+  assert message.startswith(f"data.{key}={value!r} is no name")
+
+
+def test_directory_that_is_not_utf8(tmp_path: Path) -> None:
+  directory = f"{tmp_path}/\udce9"
+  for name in ("digits", "mnist"):
+    message = refused_config(name=name, dir=directory)
+    assert message == (
+      f"data.dir={directory!r} is not UTF-8, which TFDS needs: choose another name for it."
+    )
+  examples.write_folder(Path(directory))
+  assert data.describe(examples.config(name="folder", dir=directory)).num_train == 9
 
 
 def test_folder_without_dir() -> None:

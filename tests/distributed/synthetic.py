@@ -44,7 +44,7 @@ def get_config():
   return config
 
 
-def describe(config):
+def describe(config, test_only=False):
   return DatasetInfo(4, tuple("abcd"), num_train=64, num_test=NUM_TEST)
 
 

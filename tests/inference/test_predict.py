@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from nfnet_jax import augment, create_model, data
 from nfnet_jax import config as config_lib
 from nfnet_jax.__main__ import main
 from nfnet_jax.data import preprocess
+from nfnet_jax.errors import RequestError
 from nfnet_jax.inference import predict as predict_lib
 from nfnet_jax.weights import save_weights
 from tests import golden
@@ -159,6 +161,54 @@ def test_what_is_no_image_is_named_and_the_others_are_predicted(weights, images,
   assert len(image["top"]) == 5
   assert "cannot read image" in broken["error"]
   assert "2 of 3 images could not be read" in captured.err
+
+
+def test_folders_are_searched_by_the_rule_and_files_taken_as_named(images, tmp_path, caplog):
+  content = (images / "a.png").read_bytes()
+  names = ("b/album.jpg/2.png", "a.PNG", "._a.png", "__MACOSX/a.png", "b/3.pdf", "b/4.png")
+  for name in names:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+  (tmp_path / "b" / "up").symlink_to(tmp_path)
+  os.mkfifo(tmp_path / "pipe.png")
+  named = [tmp_path / "._a.png", tmp_path / "b" / "3.pdf"]
+  found = predict_lib.find_images(iter([*named, tmp_path]))
+  in_order = ("a.PNG", "b/4.png", "b/album.jpg/2.png")
+  assert found == [*named, *(tmp_path / name for name in in_order)]
+  assert "3 skipped: " in caplog.text
+  for name in ("b/3.pdf", "b/up", "pipe.png"):
+    assert f"{name} (" in caplog.text
+
+
+def test_a_folder_without_an_image_says_what_it_has(tmp_path):
+  with pytest.raises(RequestError, match=f"no image in {tmp_path}: name a file."):
+    predict_lib.find_images(iter([tmp_path]))
+  (tmp_path / "notes.txt").write_text("")
+  with pytest.raises(RequestError, match=r"\(1 skipped: .*notes.txt \(not an image by"):
+    predict_lib.find_images(iter([tmp_path]))
+
+
+def test_a_name_that_is_not_utf8(weights, images, capsys, tmp_path):
+  path = tmp_path / os.fsdecode(b"caf\xe9.png")
+  path.write_bytes((images / "a.png").read_bytes())
+  (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"no image")
+  assert main(words(weights, str(tmp_path))) == 2
+  broken, intact = lines(capsys)
+  assert "is not an image" in broken["error"]
+  assert os.fsencode(intact["image"]) == os.fsencode(path)
+  assert len(intact["top"]) == 5
+
+
+@pytest.mark.parametrize(
+  ("path", "kind"), [("pipe", "a pipe"), ("/dev/zero", "a device"), ("link", "a broken link")]
+)
+def test_what_is_no_file_is_refused(weights, capsys, tmp_path, path, kind):
+  os.mkfifo(tmp_path / "pipe")
+  (tmp_path / "link").symlink_to("nowhere")
+  path = str(tmp_path / path)
+  assert main(words(weights, path)) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert line == f"nfnet-jax: {path} is {kind}: name image files, or folders of them."
 
 
 @pytest.mark.parametrize(
