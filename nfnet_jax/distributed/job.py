@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -192,9 +193,12 @@ def _check(coordinator: str | None, num_processes: int | None, process_id: int |
       f"--coordinator={coordinator}, --num_processes={num_processes} and --process_id={process_id} "
       "go together: give all three, or none and let the environment say."
     )
-  _, colon, port = coordinator.rpartition(":")
-  if not colon or not port.isdecimal():
-    raise RequestError(f"--coordinator={coordinator} is no address: write HOST:PORT.")
+  address = re.fullmatch(r"[!-~]+:([0-9]{1,5})", coordinator)  # JAX crashes for other digits
+  port = int(address[1]) if address else 0
+  if not 1 <= port <= 65535:
+    raise RequestError(
+      f"--coordinator={coordinator} is no address: write HOST:PORT, with a port from 1 to 65535."
+    )
   if not 0 <= process_id < num_processes:
     raise RequestError(
       f"--process_id={process_id} of --num_processes={num_processes}: they count from 0 to "
@@ -202,8 +206,8 @@ def _check(coordinator: str | None, num_processes: int | None, process_id: int |
     )
   if process_id == 0:
     try:
-      socket.create_server(("", int(port))).close()
-    except (OSError, OverflowError) as error:  # JAX would crash.
+      socket.create_server(("", port)).close()
+    except OSError as error:  # JAX would crash.
       raise RequestError(
         f"process 0 cannot listen at port {port} ({error}): choose another."
       ) from error

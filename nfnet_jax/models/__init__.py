@@ -84,7 +84,7 @@ def find(name: str) -> str:
     return name
   plain = {_plain(known): known for known in MODELS}
   plain |= {each.rpartition("_")[2]: each for each in MODELS if each.startswith(_BY_VARIANT)}
-  wanted = _plain(str(name))
+  wanted = _plain(name) if isinstance(name, str) else ""
   if wanted in plain:
     return plain[wanted]
   near = difflib.get_close_matches(wanted, plain, n=3, cutoff=0.5)
