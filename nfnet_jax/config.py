@@ -21,7 +21,7 @@ from nfnet_jax.keys import DTYPES, KEYS, normalise, problems, short
 # on resuming.
 _STEP_KEYS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
 _HARMLESS_KEYS = (
-  *("data.dir", "data.max_corrupt", "stall_timeout", "model.remat"),
+  *("data.dir", "data.max_corrupt", "stall_timeout", "model.remat", "checkpoint_every_minutes"),
   *_STEP_KEYS,
 )
 

@@ -23,7 +23,7 @@ def verdict(error: BaseException) -> tuple[int, str | None]:
   The line is None for one that needs its traceback.
   """
   if isinstance(error, KeyboardInterrupt):
-    return 130, "interrupted."
+    return 130, str(error) or "interrupted."
   if not isinstance(error, RequestError | RunError):
     return 1, None
   line = " ".join(map(str.strip, str(error).splitlines()))

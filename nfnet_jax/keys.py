@@ -162,6 +162,9 @@ KEYS: dict[str, Key] = {
   "log_every": _whole(50, 1, _EVER, "Steps from one line of training metrics to the next."),
   "eval_every": _whole(1000, 1, _EVER, "Steps from one evaluation to the next."),
   "checkpoint_every": _whole(1000, 1, _EVER, "Steps from one checkpoint to the next."),
+  "checkpoint_every_minutes": _number(
+    10.0, 0, 1e6, "Minutes from a checkpoint to the next, if that is sooner; 0: steps alone count."
+  ),
   "keep_checkpoints": _whole(3, 1, 10**6, "How many of the newest checkpoints are kept."),
   "stall_timeout": _number(
     1800.0, 1, 1e9, "Seconds without a step or a batch of an evaluation until the run is ended."

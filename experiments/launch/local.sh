@@ -18,8 +18,13 @@ for ((id = 0; id < num_processes; id++)); do
   processes+=("$!")
 done
 
-# The notice of termination goes to all: they save a checkpoint and leave.
-trap 'kill -TERM "${processes[@]}" 2>/dev/null' TERM INT
+# A request to stop goes to all: they save a checkpoint and leave. A second Ctrl-C ends them at once.
+interrupted=0
+interrupt() {
+  if ((interrupted++)); then kill -KILL "${processes[@]}"; else kill -TERM "${processes[@]}"; fi 2>/dev/null
+}
+trap interrupt INT
+trap 'kill -TERM "${processes[@]}" 2>/dev/null' TERM HUP USR1
 status=0
 for process in "${processes[@]}"; do
   wait "$process"
@@ -30,4 +35,5 @@ for process in "${processes[@]}"; do
   done
   [ "$status" -ne 0 ] || status=$code
 done
+((interrupted && status == 0)) && status=130
 exit "$status"

@@ -8,12 +8,14 @@ in which nothing moves any more prints where it is, and so do the others.
 import contextlib
 import faulthandler
 import json
+import logging
 import math
 import os
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn
 
 import jax
@@ -25,6 +27,9 @@ _POLL = 1.0  # seconds between two looks at what the others have left
 _KEY = "nfnet_jax/failed"
 
 _ending = threading.Lock()  # held by the thread that ends this process
+_last_words: Callable[[], str] = str
+
+log = logging.getLogger(__name__)
 
 
 class _Failure(NamedTuple):
@@ -70,8 +75,28 @@ def end(error: BaseException) -> NoReturn:
     _exit_as(_leave(_Failure(_index(), status, line)))
 
 
+@contextlib.contextmanager
+def last_words(say: Callable[[], str]) -> Iterator[None]:
+  """Has the log say, should the block end early, what is lost by it; "" for nothing."""
+  global _last_words
+  _last_words = say
+  try:
+    yield
+  except BaseException:
+    _say_last_words()
+    raise
+  finally:
+    _last_words = str
+
+
+def _say_last_words() -> None:
+  if words := _last_words():
+    log.warning("%s", words)
+
+
 def exit_now(status: int, line: str) -> NoReturn:
   """Ends this process at once: Python's own way out waits for threads, and JAX's for the others."""
+  _say_last_words()
   print(f"nfnet-jax: {line}", file=sys.stderr, flush=True)
   sys.stdout.flush()
   os._exit(status)

@@ -7,10 +7,10 @@ processes that do different things.
 
 import contextlib
 import itertools
+import json
 import logging
 import os
 import re
-import signal
 import socket
 import threading
 import time
@@ -20,7 +20,6 @@ from typing import Any
 import jax
 from jax._src import clusters
 from jax._src import distributed as jax_distributed  # the key-value store is not public
-from jax.experimental import multihost_utils
 
 from nfnet_jax.distributed import failure
 from nfnet_jax.errors import RequestError
@@ -102,6 +101,17 @@ def agree(
     raise RequestError(wrong)
 
 
+def first_says(value: Callable[[], bool]) -> bool:
+  """What process 0 finds, on all processes; the others do not call `value`."""
+  client = jax_distributed.global_state.client
+  if client is None:
+    return value()
+  key = f"nfnet_jax/meeting{next(_meetings)}"
+  if _index() == 0:
+    client.key_value_set(key, json.dumps(value()))
+  return json.loads(_wait_for(client, key))
+
+
 def watched(batches: Iterable[Any], timeout: float) -> Iterator[Any]:
   """The same batches; the job ends if `timeout` seconds pass from one to the next.
 
@@ -112,25 +122,6 @@ def watched(batches: Iterable[Any], timeout: float) -> Iterator[Any]:
   for batch in batches:
     _expect(timeout)
     yield batch
-
-
-@contextlib.contextmanager
-def termination_notice() -> Iterator[Callable[[int], bool]]:
-  """Tells when to stop, if the scheduler sends SIGTERM to one of the processes.
-
-  Yields:
-    A function of the step that was just made, to be called after every one. It becomes True at the
-    same step on all processes.
-  """
-  if jax.distributed.is_initialized():
-    yield multihost_utils.reached_preemption_sync_point
-    return
-  noticed = threading.Event()
-  previous = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
-  try:
-    yield lambda step: noticed.is_set()
-  finally:
-    signal.signal(signal.SIGTERM, previous)
 
 
 def _expect(timeout: float) -> None:

@@ -32,6 +32,15 @@ class Record(NamedTuple):
     if self.manager:
       checkpoint.save(self.manager, step, state)
 
+  def is_saving(self) -> bool:
+    """Whether a checkpoint is still being written."""
+    return self.manager is not None and self.manager.is_saving_in_progress()
+
+  def wait(self) -> None:
+    """Waits until all that was saved is on disk."""
+    if self.manager:
+      self.manager.wait_until_finished()
+
 
 def claim_workdir(workdir: epath.Path, config: ConfigDict) -> None:
   """Makes a run directory and writes `config.json`, or finds that it is this run's already.

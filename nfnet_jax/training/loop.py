@@ -14,8 +14,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nfnet_jax import config as config_lib
 from nfnet_jax import data, weights
-from nfnet_jax.distributed import agreement
+from nfnet_jax.distributed import agreement, failure
 from nfnet_jax.distributed import job as job_lib
+from nfnet_jax.distributed.notice import Notice, termination_notice
 from nfnet_jax.errors import RequestError
 from nfnet_jax.runs import checkpoint, curves
 from nfnet_jax.runs import metrics as metrics_lib
@@ -24,9 +25,12 @@ from nfnet_jax.training import parallel
 from nfnet_jax.training.build import build
 from nfnet_jax.training.evaluate import evaluate, weights_of
 from nfnet_jax.training.meter import Meter
-from nfnet_jax.training.step import images_per_example
+from nfnet_jax.training.saving import Saver
+from nfnet_jax.training.step import TrainState, images_per_example
 
 log = logging.getLogger(__name__)
+
+_FEW_TESTS = 2000  # test images that are read before the first step, to see that none is damaged
 
 # How the log shows metrics; all of them, and all digits, are in metrics.jsonl.
 _SHOWN = {
@@ -53,7 +57,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     workdir: the run directory; made if it does not exist.
 
   Several processes (`distributed.job`) do the same, each with its share of every batch. Process 0
-  writes, to a directory that all of them see. A notice of termination to any of them (SIGTERM) is a
+  writes, to a directory that all of them see. A request to stop to any of them (`notice`) is a
   checkpoint and an early return on all.
 
   Returns:
@@ -61,6 +65,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
 
   Raises:
     RequestError: if config, data and run directory do not fit together; nothing is written then.
+      Data that turn out to be damaged later end the run too; what was trained is saved before.
+    KeyboardInterrupt: after Ctrl-C, once the run is saved.
     DivergedError: if loss, gradients or parameters are no longer finite; what was saved before is
       kept.
   """
@@ -72,61 +78,83 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   built = build(config)
   template = jax.eval_shape(built.init)
   directory = workdir / "checkpoints"
-  given = None if checkpoint.saved_steps(directory) else _given_weights(config)
-  record_lib.claim_workdir(workdir, config)
-
-  restored = checkpoint.restore_newest(directory, template)
-  start, state = restored or (0, built.init_from(*given) if given else built.init())
-  agreement.on_state(start, state)
-  _announce(config, info, state.params, start)
-  if start == config.steps:
-    return _conclude(workdir)
-  state = parallel.replicate(state, copy=False)
-  train_step = parallel.map_train_step(built.train_step)
-  eval_step = parallel.map_eval_step(built.eval_step)
+  saved = checkpoint.saved_steps(directory)
   share = {
     "batch_size": config.batch_size,
     "process_index": jax.process_index(),
     "process_count": jax.process_count(),
   }
+  if config.steps not in saved:
+    _check_tests(config, info, share)
+  given = None if saved else _given_weights(config)
+  record_lib.claim_workdir(workdir, config)
+
+  restored = checkpoint.restore_newest(directory, template)
+  start, state = restored or (0, built.init_from(*given) if given else built.init())
+  resume_step = start if restored else None
+  del restored, given  # The state is a copy, and they are as large.
+  agreement.on_state(start, state)
+  untested = _is_untested(workdir, config, start)
+  _announce(config, info, state.params, start)
+  if start == config.steps and not untested:
+    return _conclude(workdir)
+  state = parallel.replicate(state, copy=False)
+  train_step = parallel.map_train_step(built.train_step)
+  eval_step = parallel.map_eval_step(built.eval_step)
   sources = config.batch_size * images_per_example(config.augment)
   batches = data.train_batches(
     config.data, seed=config.seed, start_step=start, **share | {"batch_size": sources}
   )
   batches = job_lib.watched(parallel.prefetch(batches), config.stall_timeout)
   meter = Meter(config.batch_size)
+  saver = Saver(config, start, meter)
+  stopped_at = None
 
   with (
-    record_lib.open_record(workdir, config, resume_step=start if restored else None) as record,
+    failure.last_words(saver.loss),
+    termination_notice() as notice,
+    record_lib.open_record(workdir, config, resume_step=resume_step) as record,
     _progress_bar(config, start) as bar,
-    job_lib.termination_notice() as told_to_stop,
   ):
+
+    def test(step: int, state: TrainState) -> None:
+      with saver.saving_on_error(record, step, state):
+        tests = job_lib.watched(data.test_batches(config.data, **share), config.stall_timeout)
+        values = evaluate(eval_step, weights_of(state, built.fold), tests)
+      record.write(step, "test", values)
+      log.info("step %d/%d: test %s", step, config.steps, _format(values))
+      meter.restart_clock()
+
+    if untested:
+      test(start, state)
     for step in range(start + 1, config.steps + 1):
+      with saver.saving_on_error(record, step - 1, state):
+        batch = next(batches)
       # The call returns at once and the meter waits for the step before: devices are never idle.
-      state, metrics = train_step(state, next(batches))
+      state, metrics = train_step(state, batch)
       meter.add(step, metrics)
+      saver.step = step
       bar.update(config.batch_size)
-      stop = told_to_stop(step)
+      stop = notice.stop_after(step)
+      testing = _due(step, config.eval_every, config)
 
       if _due(step, config.log_every, config):
         values = meter.report() | {"learning_rate": float(built.schedule(step - 1))}
         record.write(step, "train", values)
         log.info("step %d/%d: %s", step, config.steps, _format(values))
-      if _due(step, config.eval_every, config):
-        meter.wait()
-        tests = job_lib.watched(data.test_batches(config.data, **share), config.stall_timeout)
-        values = evaluate(eval_step, weights_of(state, built.fold), tests)
-        record.write(step, "test", values)
-        log.info("step %d/%d: test %s", step, config.steps, _format(values))
-        meter.restart_clock()
-      if stop or _due(step, config.checkpoint_every, config):
-        meter.wait()  # raises before a state that is not finite is saved
-        record.save(step, state)
-        meter.restart_clock()
+      # Another process that fails while testing leaves this one no time to save.
+      if stop or saver.is_due() or (testing and jax.process_count() > 1):
+        saver.save(record, step, state)
       if stop and step < config.steps:
-        return _stopped(step, workdir)
+        stopped_at = step
+        break
+      if testing:
+        meter.wait()
+        record.wait()
+        job_lib.agree(lambda: "saved")
+        test(step, state)
 
-  return _conclude(workdir)
+  return _conclude(workdir) if stopped_at is None else _stopped(stopped_at, workdir, notice)
 
 
 def _given_weights(config: ConfigDict) -> tuple[hk.Params, hk.State] | None:
@@ -145,6 +173,24 @@ def _given_weights(config: ConfigDict) -> tuple[hk.Params, hk.State] | None:
     rng=jax.random.key(config.seed),
     **config_lib.model_kwargs(config),
   )
+
+
+def _check_tests(config: ConfigDict, info: data.DatasetInfo, share: dict[str, int]) -> None:
+  """Reads the test images once where that is quick: damage is known before anything is trained."""
+  if info.num_test <= _FEW_TESTS:
+    for _ in data.test_batches(config.data, **share):
+      pass
+
+
+def _is_untested(workdir: epath.Path, config: ConfigDict, step: int) -> bool:
+  """Whether the evaluation that is due at the step that a run goes on from is yet to be made."""
+
+  def is_missing() -> bool:
+    path = workdir / metrics_lib.FILE_NAME
+    lines = metrics_lib.read(workdir) if path.is_file() else []
+    return not any(line["step"] == step and line["split"] == "test" for line in lines)
+
+  return step > 0 and _due(step, config.eval_every, config) and job_lib.first_says(is_missing)
 
 
 def _due(step: int, every: int, config: ConfigDict) -> bool:
@@ -175,10 +221,14 @@ def _announce(config: ConfigDict, info: data.DatasetInfo, params: Any, start: in
   )
 
 
-def _stopped(step: int, workdir: epath.Path) -> dict[str, float]:
+def _stopped(step: int, workdir: epath.Path, notice: Notice) -> dict[str, float]:
   """Says, on every process, that the run ends early and well."""
+  job_lib.agree(lambda: "saved")  # A process that ends with another status than 0 ends them all.
+  saved = f"saved step {step} in {workdir}; the same command goes on"
+  if notice.interrupted:
+    raise KeyboardInterrupt(f"interrupted: {saved}.")
   # Louder than the rest of the log, of which other processes than the first show nothing.
-  log.warning("told to stop: saved step %d in %s; the same command goes on", step, workdir)
+  log.warning("told to stop: %s", saved)
   return {}
 
 

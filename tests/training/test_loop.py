@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -18,8 +19,10 @@ from nfnet_jax import config as config_lib
 from nfnet_jax import data, weights
 from nfnet_jax.__main__ import main
 from nfnet_jax.cli import config_file
+from nfnet_jax.distributed import job
 from nfnet_jax.runs import checkpoint, metrics
 from nfnet_jax.training.build import build
+from tests.distributed import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = ROOT / "experiments/digits.py"
@@ -139,13 +142,6 @@ def start(words):
   )
 
 
-def wait_for(path, process):
-  """Waits until a file is there and holds something, or a directory is there."""
-  while not path.exists() or not path.stat().st_size:
-    assert process.poll() is None, process.communicate()
-    time.sleep(0.005)
-
-
 def test_what_a_run_leaves(finished):
   assert {path.name for path in finished.iterdir()} == {
     *("config.json", "metrics.jsonl", "checkpoints", "tensorboard", "curves.png"),
@@ -179,27 +175,70 @@ def test_the_metrics_of_a_run(finished):
   assert lines[1]["loss"] != test["loss"] != test["ema_loss"]
 
 
-def test_interrupted_and_killed_and_carried_on(command, finished, tmp_path):
-  process = start(command(tmp_path))
-  wait_for(tmp_path / "metrics.jsonl", process)
-  process.send_signal(signal.SIGINT)
-  _, stderr = process.communicate()
-  assert process.returncode == 130
-  assert stderr.splitlines()[-1] == "nfnet-jax: interrupted."
-  assert "Traceback" not in stderr
-  assert steps_in(tmp_path) == []
+@pytest.fixture
+def signalled(monkeypatch, caplog):
+  """Sends this process a signal before a step, and waits until it has said that it heard it."""
 
-  process = start(command(tmp_path))
-  wait_for(tmp_path / "checkpoints/3", process)
-  process.kill()
-  process.communicate()
-  assert process.returncode == -signal.SIGKILL
-  assert "3" in steps_in(tmp_path)
-  assert "6" not in steps_in(tmp_path)
+  def before(at_step, number):
+    watched = job.watched
+
+    def train_batches(*args):
+      for step, batch in enumerate(watched(*args), 1):
+        if step == at_step:
+          os.kill(os.getpid(), number)
+          while "stopping after this step" not in caplog.text:
+            time.sleep(0.01)
+        yield batch
+
+    # Called first for the training batches; in the main thread, unlike what reads ahead.
+    calls = iter([train_batches])
+    monkeypatch.setattr(job, "watched", lambda *args: next(calls, watched)(*args))
+
+  return before
+
+
+def test_interrupted_and_carried_on(command, finished, signalled, tmp_path, capsys, caplog):
+  signalled(2, signal.SIGINT)
+  assert main(command(tmp_path)) == 130
+  last = capsys.readouterr().err.splitlines()[-1]
+  assert last == f"nfnet-jax: interrupted: saved step 2 in {tmp_path}; the same command goes on."
+  assert "Ctrl-C: stopping after this step, with a checkpoint; a second" in caplog.text
+  assert steps_in(tmp_path) == ["2"]
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
   assert main(command(tmp_path)) == 0
-  assert steps_in(tmp_path) == ["3", "6"]
   assert_same_end(tmp_path, finished)
+
+
+def gated(words, log, step, file):
+  """Starts a process that makes no more than `step - 1` steps until there is a file."""
+  env = {"PRELOAD": "tests.training.gate", "GATE_STEP": str(step), "GATE_FILE": str(file)}
+  return processes.start(words, log, devices=8, env=env)
+
+
+def test_interrupted_twice_and_killed_and_carried_on(command, finished, tmp_path):
+  workdir, log = tmp_path / "run", tmp_path / "log"
+  process = gated(command(workdir), log, 3, tmp_path / "never")
+  processes.wait_until(lambda: "step 2/6: test" in log.read_text(), [process])
+  os.kill(process.pid, signal.SIGINT)
+  processes.wait_until(lambda: "Ctrl-C: stopping" in log.read_text(), [process])
+  time.sleep(0.3)  # What comes sooner is taken for the same press.
+  os.kill(process.pid, signal.SIGINT)
+  assert processes.finish([process]) == [130]
+  *_, lost, last = log.read_text().splitlines()
+  assert lost.endswith("lost: 2 steps since the start: there is no checkpoint")
+  assert last == "nfnet-jax: interrupted twice: ended at once."
+  assert steps_in(workdir) == []
+
+  process = gated(command(workdir), log, 5, tmp_path / "never")
+  processes.wait_until(lambda: "step 4/6: test" in log.read_text(), [process])
+  process.kill()
+  assert processes.finish([process]) == [-signal.SIGKILL]
+  assert steps_in(workdir) == ["3"]
+
+  assert main(command(workdir)) == 0
+  assert steps_in(workdir) == ["3", "6"]
+  assert_same_end(workdir, finished)
 
 
 @pytest.mark.parametrize("how", ["flipped", "truncated"])
