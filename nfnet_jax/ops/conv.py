@@ -1,26 +1,34 @@
 """The convolution that all networks call; how it is computed is decided here, by backend.
 
 GPU and TPU get XLA's convolution as it is. On a CPU that one is slow where a network spends its
-time, and `conv_cpu` takes its place. Which of the two is settled when a program is lowered, so that
+time, and `conv_cpu` takes its place. The choice is made when a program is lowered, so that
 compiling for a TPU on a machine without one gives the TPU's program.
+
+A convolution is linear in its input and in its kernel, and so are its two gradients. All three are
+primitives here, each with the others as its transposes. So JAX differentiates them in forward and
+in reverse mode, to any order, and every derivative is computed by the backend's own formulation.
 """
 
 import contextlib
-import contextvars
 import functools
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
-from nfnet_jax.ops import conv_cpu
+from nfnet_jax.ops import conv_cpu, varying
 
 Array = jax.Array
-
-_forward_mode = contextvars.ContextVar("forward_mode", default=False)
 
 
 def conv(x: Array, w: Array, *, stride: int = 1, groups: int = 1) -> Array:
   """Convolves with TensorFlow's "SAME" padding.
+
+  May be differentiated any number of times, in both modes, and vectorised with `jax.vmap`.
 
   Args:
     x: `[N, H, W, C]` input.
@@ -31,9 +39,7 @@ def conv(x: Array, w: Array, *, stride: int = 1, groups: int = 1) -> Array:
   Returns:
     `[N, ceil(H / stride), ceil(W / stride), D]`.
   """
-  if _forward_mode.get():
-    return plain(x, w, stride, groups)
-  return _conv(x, w, stride, groups)
+  return _conv(*varying.alike(x, w), stride=stride, groups=groups)
 
 
 def plain(x: Array, w: Array, stride: int = 1, groups: int = 1) -> Array:
@@ -50,59 +56,126 @@ def plain(x: Array, w: Array, stride: int = 1, groups: int = 1) -> Array:
 
 @contextlib.contextmanager
 def forward_mode() -> Iterator[None]:
-  """Inside, networks can be differentiated in forward mode too, at the plain convolution's speed.
+  """Deprecated, and does nothing: `conv` can always be differentiated in forward mode."""
+  warnings.warn(
+    "forward_mode() is no longer needed: convolutions can be differentiated in every mode.",
+    DeprecationWarning,
+    stacklevel=3,
+  )
+  yield
 
-  JAX cannot differentiate in forward mode through `conv`, which has gradients of its own. What
-  is traced in this context calls plain convolutions alone, for `jax.jvp`, `jax.linearize`,
-  `jax.hessian` and Hessian-vector products:
 
-  ```
-  with nfnet_jax.ops.conv.forward_mode():
-    hvp = jax.jvp(jax.grad(loss), (params,), (vector,))[1]
-  ```
+def _plain_input_gradient(
+  g: Array, w: Array, *, size: tuple[int, int], stride: int, groups: int
+) -> Array:
+  """Of an input of `size`, `[N, *size, C]`, from the gradient of the output."""
+  x = varying.placeholder(_input_shape(g, w, size, groups), g)
+  return jax.linear_transpose(lambda x: plain(x, w, stride, groups), x)(g)[0]
 
-  A function under `jax.jit` is traced at its first call: make that call in here.
+
+def _plain_kernel_gradient(
+  x: Array, g: Array, *, kernel: tuple[int, int], stride: int, groups: int
+) -> Array:
+  """Of a kernel of `[*kernel, C / groups, D]`, from the gradient of the output."""
+  w = varying.placeholder(_kernel_shape(x, g, kernel, groups), x)
+  return jax.linear_transpose(lambda w: plain(x, w, stride, groups), w)(g)[0]
+
+
+def _output_shape(x: Array, w: Array, stride: int) -> tuple[int, ...]:
+  return (x.shape[0], -(-x.shape[1] // stride), -(-x.shape[2] // stride), w.shape[3])
+
+
+def _input_shape(g: Array, w: Array, size: tuple[int, int], groups: int) -> tuple[int, ...]:
+  return (g.shape[0], *size, w.shape[2] * groups)
+
+
+def _kernel_shape(x: Array, g: Array, kernel: tuple[int, int], groups: int) -> tuple[int, ...]:
+  return (*kernel, x.shape[3] // groups, g.shape[3])
+
+
+def _bilinear(
+  name: str,
+  shape: Callable[..., tuple[int, ...]],
+  default: Callable[..., Array],
+  cpu: Callable[..., Array],
+  merges: bool,
+) -> tuple[Primitive, Callable[..., Array]]:
+  """A primitive of two arrays, and the function that calls it.
+
+  Args:
+    name: in jaxprs.
+    shape: of its result.
+    default: what it computes.
+    cpu: how a CPU computes that.
+    merges: whether the first axis of the left array is a batch that the result has too. A vmapped
+      axis of that array is then merged into it.
   """
-  token = _forward_mode.set(True)
-  try:
-    yield
-  finally:
-    _forward_mode.reset(token)
+  primitive = Primitive(name)
+
+  # Compiled, so that blocks of the same shape are traced and lowered once.
+  @functools.partial(jax.jit, static_argnames=("size", "kernel", "stride", "groups"))
+  def call(a: Array, b: Array, **params: Any) -> Array:
+    return primitive.bind(a, b, **params)
+
+  def batch(arrays: tuple[Array, Array], axes: tuple[Any, Any], **params: Any):
+    a, b = arrays
+    if merges and axes[1] is None:
+      a = jnp.moveaxis(a, axes[0], 0)
+      result = call(a.reshape(-1, *a.shape[2:]), b, **params)
+      return result.reshape(*a.shape[:2], *result.shape[1:]), 0
+
+    def by_platform(a: Array, b: Array) -> Array:
+      each = {
+        "cpu": functools.partial(cpu, **params),
+        "default": functools.partial(default, **params),
+      }
+      return jax.lax.platform_dependent(a, b, **each)
+
+    return jax.vmap(by_platform, axes)(a, b), 0
+
+  primitive.def_impl(call)
+  primitive.def_abstract_eval(lambda a, b, **params: a.update(shape=shape(a, b, **params)))
+  mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=False))
+  mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), platform="cpu")
+  batching.primitive_batchers[primitive] = batch
+  return primitive, call
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x: Array, w: Array, stride: int, groups: int) -> Array:
-  return _value(x, w, stride=stride, groups=groups)
+_conv_p, _conv = _bilinear(
+  "nf_conv",
+  lambda x, w, *, stride, groups: _output_shape(x, w, stride),
+  plain,
+  conv_cpu.forward,
+  merges=True,
+)
+_input_gradient_p, _input_gradient = _bilinear(
+  "nf_conv_input_gradient",
+  lambda g, w, *, size, stride, groups: _input_shape(g, w, size, groups),
+  _plain_input_gradient,
+  conv_cpu.input_gradient,
+  merges=True,
+)
+_kernel_gradient_p, _kernel_gradient = _bilinear(
+  "nf_conv_kernel_gradient",
+  lambda x, g, *, kernel, stride, groups: _kernel_shape(x, g, kernel, groups),
+  _plain_kernel_gradient,
+  conv_cpu.kernel_gradient,
+  merges=False,
+)
 
-
-def _forward(x: Array, w: Array, stride: int, groups: int) -> tuple[Array, tuple[Array, Array]]:
-  return _conv(x, w, stride, groups), (x, w)
-
-
-def _backward(
-  stride: int, groups: int, inputs: tuple[Array, Array], g: Array
-) -> tuple[Array, Array]:
-  return _gradients(*inputs, g, stride=stride, groups=groups)
-
-
-_conv.defvjp(_forward, _backward)
-
-
-# Compiled, so that blocks of the same shape are traced and lowered once.
-@functools.partial(jax.jit, static_argnames=("stride", "groups"))
-def _value(x: Array, w: Array, stride: int, groups: int) -> Array:
-  cpu = functools.partial(conv_cpu.forward, stride=stride, groups=groups)
-  default = functools.partial(plain, stride=stride, groups=groups)
-  return jax.lax.platform_dependent(x, w, cpu=cpu, default=default)
-
-
-@functools.partial(jax.jit, static_argnames=("stride", "groups"))
-def _gradients(x: Array, w: Array, g: Array, stride: int, groups: int) -> tuple[Array, Array]:
-  def default(x, w, g):
-    # Transposed, not differentiated: that would trace the convolution itself once more.
-    (dx,) = jax.linear_transpose(lambda x: plain(x, w, stride, groups), x)(g)
-    (dw,) = jax.linear_transpose(lambda w: plain(x, w, stride, groups), w)(g)
-    return dx, dw
-
-  cpu = functools.partial(conv_cpu.backward, stride=stride, groups=groups)
-  return jax.lax.platform_dependent(x, w, g, cpu=cpu, default=default)
+# Each rule is given a cotangent and the two arrays; of the one in question it needs the shape.
+ad.defbilinear(
+  _conv_p,
+  lambda g, x, w, **how: _input_gradient(g, w, size=x.aval.shape[1:3], **how),
+  lambda g, x, w, **how: _kernel_gradient(x, g, kernel=w.aval.shape[:2], **how),
+)
+ad.defbilinear(
+  _input_gradient_p,
+  lambda x, g, w, *, size, **how: _conv(x, w, **how),
+  lambda x, g, w, *, size, **how: _kernel_gradient(x, g, kernel=w.aval.shape[:2], **how),
+)
+ad.defbilinear(
+  _kernel_gradient_p,
+  lambda w, x, g, *, kernel, **how: _input_gradient(g, w, size=x.aval.shape[1:3], **how),
+  lambda w, x, g, *, kernel, **how: _conv(x, w, **how),
+)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from nfnet_jax.ops import varying
+
 Array = jax.Array
 
 # Output rows up to which a kernel's gradient is best computed for all images at once, by stride.
@@ -22,24 +24,27 @@ def forward(x: Array, w: Array, stride: int, groups: int) -> Array:
   return _by_group(_formulation(w, stride), groups, x, w)
 
 
-def backward(x: Array, w: Array, g: Array, stride: int, groups: int) -> tuple[Array, Array]:
-  """Gradients of input and kernel from that of the output, `[N, H', W', D]`."""
+def input_gradient(g: Array, w: Array, size: tuple[int, int], stride: int, groups: int) -> Array:
+  """Gradient `[N, *size, C]` of the input from that of the output, `[N, H', W', D]`."""
   formulation = _formulation(w, stride)
 
-  def input_gradient(g, w):
-    part = jax.ShapeDtypeStruct((*x.shape[:3], w.shape[2]), x.dtype)
+  def one(g: Array, w: Array) -> Array:
+    part = varying.placeholder((g.shape[0], *size, w.shape[2]), g)
     return jax.linear_transpose(lambda x: formulation(x, w), part)(g)[0]
 
-  if w.shape[:2] == (1, 1):
-    kernel_gradient = functools.partial(_matrix_gradient, stride=stride)
+  return _by_group(one, groups, g, w)
+
+
+def kernel_gradient(x: Array, g: Array, kernel: tuple[int, int], stride: int, groups: int) -> Array:
+  """Gradient `[*kernel, C / groups, D]` of the kernel from that of the output, `[N, H', W', D]`."""
+  if tuple(kernel) == (1, 1):
+    one = functools.partial(_matrix_gradient, stride=stride)
   else:
     at_once = max(g.shape[1:3]) <= _ROWS_AT_ONCE.get(stride, 0)
-    kernel_gradient = functools.partial(
-      kernel_gradient_by_rows if at_once else kernel_gradient_by_image,
-      kernel=w.shape[:2],
-      stride=stride,
+    one = functools.partial(
+      kernel_gradient_by_rows if at_once else kernel_gradient_by_image, kernel=kernel, stride=stride
     )
-  return _by_group(input_gradient, groups, g, w), _by_group(kernel_gradient, groups, x, g)
+  return _by_group(one, groups, x, g)
 
 
 def _by_group(one: Callable[..., Array], groups: int, *arrays: Array) -> Array:
@@ -90,7 +95,8 @@ def kernel_gradient_by_image(x: Array, g: Array, kernel: tuple[int, int], stride
     product = jnp.matmul(g.reshape(-1, shape[0]).T, patches, preferred_element_type=high)
     return total + product, None
 
-  total, _ = jax.lax.scan(add_image, jnp.zeros(shape, high), (x, g))
+  zeros, *_ = varying.alike(jnp.zeros(shape, high), x, g)
+  total, _ = jax.lax.scan(add_image, zeros, (x, g))
   return total.T.reshape(*kernel, -1, shape[0]).astype(x.dtype)
 
 

@@ -92,17 +92,83 @@ def test_vmap_and_remat():
     )
 
 
-def test_forward_mode_is_for_those_who_ask():
+def dot(a, b):
+  return sum(jnp.vdot(x, y) for x, y in zip(a, b, strict=True))
+
+
+def derivatives(f, x, w, vector):
+  """One of each kind, of the loss as a function of both arguments."""
+
+  def gradient(x, w):
+    return jax.grad(functools.partial(loss, f), (0, 1))(x, w)
+
+  def directional(*args):
+    return dot(gradient(*args), vector)
+
+  _, linear = jax.linearize(functools.partial(loss, f), x, w)
+  return {
+    "jvp": jax.jvp(functools.partial(loss, f), (x, w), vector)[1],
+    "linearize": linear(*vector),
+    "forward over reverse": jax.jvp(gradient, (x, w), vector)[1],
+    "reverse over reverse": jax.grad(directional, (0, 1))(x, w),
+    "reverse over forward": jax.grad(
+      lambda *args: jax.jvp(functools.partial(loss, f), args, vector)[1], (0, 1)
+    )(x, w),
+    "third order": jax.jvp(jax.grad(directional, (0, 1)), (x, w), vector)[1],
+    "by example": jax.vmap(lambda x: jax.grad(functools.partial(loss, f, x[None]))(w))(x),
+    "jacfwd": jax.jacfwd(lambda scale: loss(f, x, scale * w))(1.5),
+  }
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_every_mode_to_any_order(kernel):
+  with jax.enable_x64(True):
+    x, w, _ = problem((7, 6), kernel, 1, 2, dtype="float64", channels=(8, 8))
+    vector = jnp.cos(x), jnp.sin(w)
+    ours, theirs = (
+      jax.jit(functools.partial(derivatives, f))(x, w, vector) for f in (conv.conv, conv.plain)
+    )
+    assert_close(ours, theirs, TOLERANCES["float64"])
+
+
+def test_forward_mode_is_not_needed_any_more():
   x, w, _ = problem((9, 8), 3, 1, 2, channels=(8, 8))
+  with pytest.warns(DeprecationWarning, match="no longer needed"), conv.forward_mode():
+    inside = jax.jvp(functools.partial(loss, conv.conv, x), (w,), (w,))
+  assert_close(inside, jax.jvp(functools.partial(loss, conv.conv, x), (w,), (w,)), 0.0)
 
-  def hessian_vector_product(f):
-    return jax.jvp(jax.grad(functools.partial(loss, f, x)), (w,), (jnp.cos(w),))[1]
 
-  with conv.forward_mode():
-    ours = hessian_vector_product(conv.conv)
-  assert_close(ours, hessian_vector_product(conv.plain))
-  with pytest.raises(TypeError, match="forward-mode"):
-    hessian_vector_product(conv.conv)
+def test_vmapped_images_are_one_batch():
+  x, w, _ = problem((8, 8), 3, 1, 2, channels=(8, 8))
+  f = jax.vmap(functools.partial(conv.conv, groups=2), (1, None), 1)
+  xs = jnp.stack([x, 2 * x], 1)
+  jaxpr = jax.make_jaxpr(f)(xs, w)
+  assert "nf_conv" in str(jaxpr)
+  assert_close(f(xs, w), jax.vmap(functools.partial(conv.plain, groups=2), (1, None), 1)(xs, w))
+
+
+@pytest.mark.parametrize("size", [(9, 8), (100, 2)])  # kernel gradients by rows, and by image
+def test_shard_map_sums_the_kernels_gradient(size):
+  mesh = jax.sharding.Mesh(jax.devices()[:4], ("data",))
+  split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+
+  def sharded(f):
+    def gradient(x, w):
+      return jax.grad(lambda w: jax.lax.pmean(loss(f, x, w), "data"))(w)
+
+    return jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=(split, whole), out_specs=whole))
+
+  with jax.enable_x64(True):
+    x, w, _ = problem(size, 3, 1, 2, "float64", channels=(8, 8))
+    x = jnp.concatenate([x, x + 1, x * x, x - 1])
+    expected = jax.grad(functools.partial(loss, conv.plain, x))(w)
+    assert_close(sharded(conv.conv)(x, w), expected, TOLERANCES["float64"])
+    # Nothing but the kernel's gradient is summed over devices, on a TPU too.
+    ours, theirs = (
+      sharded(f).trace(x, w).lower(lowering_platforms=("tpu",)).as_text().count("all_reduce")
+      for f in (conv.conv, conv.plain)
+    )
+  assert ours == theirs
 
 
 def program(platform, gradient):
