@@ -1,7 +1,7 @@
 """Training goes on where a few images are damaged: what stands in for them, and when it stops."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Record, Source
@@ -9,6 +9,7 @@ from nfnet_jax.errors import RequestError
 
 # The allowed share is of at least so many images, or the first damaged one would end every run.
 LEAST_SAMPLE = 5000
+SHOWN = 20  # damaged images that an error names
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def tolerant(
 
 
 class Tally:
-  """Counts damaged images and names each once, in the log.
+  """Counts damaged images, each once however often it is read, and names them in the log.
 
   Args:
     max_corrupt: the allowed share of the images read.
@@ -55,30 +56,36 @@ class Tally:
   def __init__(self, max_corrupt: float, remedy: str):
     self._max_corrupt = max_corrupt
     self._remedy = remedy
-    self._names: set[str] = set()
-    self._count = 0
+    self._names: dict[str, None] = {}  # in the order that they were met in
 
   def add(self, names: list[str], num_read: int) -> None:
     """Takes the damaged images of a batch.
 
     Args:
       names: of the damaged images.
-      num_read: images that this process has read so far, this batch among them.
+      num_read: different images that this process has read so far, this batch's among them.
 
     Raises:
       RequestError: if more than the allowed share of `num_read`, or of `LEAST_SAMPLE` if that is
         more, are damaged.
     """
-    self._count += len(names)
     for name in names:
       if name not in self._names:
-        self._names.add(name)
+        self._names[name] = None
         log.warning(
           "cannot decode image %s: a black one stands in for it (damaged so far: %d of %d read)",
-          *(name, self._count, num_read),
+          *(name, len(self._names), num_read),
         )
-    if self._count > self._max_corrupt * max(num_read, LEAST_SAMPLE):
+    count = len(self._names)
+    if count > self._max_corrupt * max(num_read, LEAST_SAMPLE):
       raise RequestError(
-        f"{self._count} of the {num_read} images read so far cannot be decoded, the last is"
-        f" {names[-1]}: more than data.max_corrupt={self._max_corrupt} allows. {self._remedy}"
+        f"{count} of the {num_read} images read so far cannot be decoded, more than"
+        f" data.max_corrupt={self._max_corrupt} allows: {shortlist(self._names)}. {self._remedy}"
       )
+
+
+def shortlist(names: Iterable[str]) -> str:
+  """The first names of many, and how many more there are."""
+  names = [*names]
+  more = len(names) - SHOWN
+  return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

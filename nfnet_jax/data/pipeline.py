@@ -40,7 +40,7 @@ def train_batches(
   for count, (images, labels, *names) in enumerate(parts, 1):
     damaged = [os.fsdecode(name) for name in itertools.chain(*names) if name]
     if damaged:
-      tally.add(damaged, count * share.size)
+      tally.add(damaged, min(count * share.size, source.num_examples))
     yield Batch(images, labels, np.ones(share.size, np.float32))
 
 

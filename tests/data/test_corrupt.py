@@ -90,10 +90,24 @@ def test_more_than_the_share_stops_the_run(
 
 def test_share_is_of_all_images_read() -> None:
   tally = corrupt.Tally(0.001, "Mend it.")
-  tally.add(["a"] * 5, 32)
-  tally.add(["b"] * 15, 20_000)
-  with pytest.raises(RequestError, match=r"21 of the 20999 images read so far.*last is c"):
-    tally.add(["c"], 20_999)
+  names = [f"{i}.jpg" for i in range(21)]
+  tally.add(names[:5], 32)
+  tally.add(names[5:20], 20_000)
+  with pytest.raises(RequestError) as error:
+    tally.add(names[20:], 20_999)
+  message = str(error.value)
+  assert message.startswith("21 of the 20999 images read so far cannot be decoded, more than ")
+  assert "allows: 0.jpg, 1.jpg, " in message
+  assert message.endswith(", 19.jpg and 1 more. Mend it.")
+
+
+def test_an_image_that_is_read_again_counts_once(tmp_path: Path) -> None:
+  """One of nine, in twenty epochs: more often than five times, the share of the least sample."""
+  examples.write_folder(tmp_path)
+  (tmp_path / "train" / "b" / "1.PNG").write_bytes(b"no image")
+  config = examples.config(name="folder", dir=str(tmp_path), max_corrupt=0.001)
+  batches = data.train_batches(config, seed=0, batch_size=9)
+  assert len([*itertools.islice(batches, 20)]) == 20
 
 
 def test_folder_goes_on_too(tmp_path: Path) -> None:
