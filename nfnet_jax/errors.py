@@ -27,4 +27,6 @@ def verdict(error: BaseException) -> tuple[int, str | None]:
   if not isinstance(error, RequestError | RunError):
     return 1, None
   line = " ".join(map(str.strip, str(error).splitlines()))
+  # Names of files may hold anything, terminals' escape sequences among it.
+  line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
   return 2 if isinstance(error, RequestError) else 1, line

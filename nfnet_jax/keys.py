@@ -181,7 +181,7 @@ def parse(key: Key, text: str) -> Any:
   kind = get_origin(key.kind) or key.kind
   if kind in (str, Path):
     return text
-  wanted = ValueError(f"takes a value of type {kind.__name__}, not {text!r}.")
+  wanted = ValueError(f"takes a value of type {kind.__name__}, not {short(text)}.")
   try:
     if kind is int and not re.fullmatch("[+-]?[0-9]{1,40}", text):
       raise wanted

@@ -10,7 +10,7 @@ from typing import Any, get_origin
 from nfnet_jax import models
 from nfnet_jax.cli.flags import EXAMPLES, FLAGS
 from nfnet_jax.errors import RequestError
-from nfnet_jax.keys import KEYS, Key, Path, bound, normalise, problem
+from nfnet_jax.keys import KEYS, Key, Path, bound, normalise, problem, short
 from nfnet_jax.keys import parse as parse_value
 
 _WIDTH = 100
@@ -56,7 +56,9 @@ def parse(
     else:
       values[name] = _value(f"--{name}", flags[name], text, hint)
   if paths and not positional:
-    raise RequestError(f"unexpected argument {paths[0]!r}: flags are written --NAME=VALUE. {hint}")
+    raise RequestError(
+      f"unexpected argument {short(paths[0])}: flags are written --NAME=VALUE. {hint}"
+    )
   for name in required:
     if values[name] is None:
       raise RequestError(f"--{name} is missing: {hint}")
@@ -129,8 +131,8 @@ def _unknown(verb: str, name: str, rest: str) -> str:
   near = near or difflib.get_close_matches(plain, flags, n=1)
   if "config" in flags:
     near = near or [_CONFIG + key for key in difflib.get_close_matches(plain, KEYS, n=1)]
-  hint = f"did you mean --{near[0]}{rest}? " if near else ""
-  return f"unknown flag --{name}: {hint}`nfnet-jax {verb} --help` lists the flags."
+  hint = f"did you mean --{near[0]}{rest[:80]}? " if near else ""
+  return f"unknown flag --{name[:80]}: {hint}`nfnet-jax {verb} --help` lists the flags."
 
 
 def described(verb: str) -> str:

@@ -4,6 +4,7 @@ Whatever is slow to import is imported where it is needed.
 """
 
 import json
+import os
 import pathlib
 import signal
 import sys
@@ -24,11 +25,15 @@ def train(argv: Sequence[str]) -> None:
   with _job(values):
     from nfnet_jax.cli import config_file
 
-    config = config_file.load(values.config, values.changes)  # before what is slow to start
+    # Whatever needs no data is refused before what is slow to start.
+    config = config_file.load(values.config, values.changes)
+    workdir = epath.Path(values.workdir)
+    if config.init.weights and not (workdir / "checkpoints").exists():
+      _check_weights(config.init.weights)
     cpu_memory.keep()
     from nfnet_jax.training import loop
 
-    loop.run(config, epath.Path(values.workdir))
+    loop.run(config, workdir)
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -39,6 +44,8 @@ def evaluate(argv: Sequence[str]) -> None:
   values = parse("evaluate", argv, about=evaluate.__doc__, required=required)
   if values.workdir and values.weights:
     raise RequestError("--workdir and --weights exclude each other: a run names its own network.")
+  if values.weights:
+    _check_weights(values.weights)
   where = {"split": values.split, "data_dir": values.data_dir, "batch_size": values.batch_size}
   with _job(values) as process_index:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX takes it for a notice to those who train
@@ -150,6 +157,12 @@ def models(argv: Sequence[str]) -> None:
   for name, spec in models_lib.MODELS.items():
     millions = models_lib.count_params(name) / 1e6
     print(f"{name:<14}{millions:>11.2f}M{spec.train_size:>10}{spec.test_size:>9}", flush=True)
+
+
+def _check_weights(path: str) -> None:
+  """Raises RequestError if there are no weights; what they are is found out later."""
+  if not os.path.exists(path):
+    raise RequestError(f"there is no weights file and no run directory {path}.")
 
 
 def _print(line: dict) -> None:

@@ -1,0 +1,87 @@
+"""The command line's own start and end: quick to refuse, quiet where nobody listens."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from nfnet_jax.__main__ import main
+
+ROOT = pathlib.Path(__file__).parents[2]
+EXPERIMENT = ROOT / "experiments/digits.py"
+
+
+def start(program, **kwargs):
+  return subprocess.Popen(
+    [sys.executable, "-c", program],
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    **kwargs,
+  )
+
+
+def test_what_needs_no_data_is_refused_before_anything_slow_is_loaded(tmp_path):
+  program = f"""
+import sys
+from nfnet_jax.__main__ import main
+train = ["train", "--config={EXPERIMENT}", "--workdir={tmp_path}/run"]
+for typo in ("model.name=nfnet_mirco", "dtype=float8", "optimizer.clip=acg", "data.train_size=0",
+             "init.weights={tmp_path}/no.npz", "model.widths=(4,4)"):
+  assert main([*train, f"--config.{{typo}}"]) == 2
+assert main(["evaluate", "--weights={tmp_path}/no.npz", "--dataset=digits"]) == 2
+slow = {{"tensorflow", "tensorflow_datasets", "orbax", "matplotlib", "tensorboardX"}}
+print(*slow & {{name.partition(".")[0] for name in sys.modules}})
+"""
+  out, err = start(program).communicate(timeout=300)
+  assert out == "\n"
+  assert len(err.splitlines()) == 7
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+  program = """
+import sys
+from nfnet_jax.__main__ import main
+from nfnet_jax.inference import predict
+predict.run = lambda *_, **__: ({"image": str(i)} for i in range(10**6))
+sys.exit(main(["predict", "--weights=w.npz", "x.jpg"]))
+"""
+  with start(program) as process:
+    assert process.stdout.readline() == '{"image": "0"}\n'
+    process.stdout.close()
+    assert process.stderr.read() == ""
+  assert process.returncode == 141
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    RuntimeError("Unable to initialize backend 'cuda': no CUDA-capable device.\nAnd\nmore."),
+    AssertionError(),  # of JAX, for a platform that it knows and has no plugin for
+  ],
+)
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "convert", "export"])
+def test_no_device_is_one_sentence(monkeypatch, capsys, tmp_path, verb, error):
+  def fail():
+    raise error
+
+  monkeypatch.setattr(jax, "default_backend", fail)
+  monkeypatch.setitem(os.environ, "JAX_PLATFORMS", "cuda")
+  weights = tmp_path / "w.npz"
+  weights.write_bytes(b"")
+  words = {
+    "train": [f"--config={EXPERIMENT}", f"--workdir={tmp_path}/run"],
+    "evaluate": [f"--workdir={tmp_path}"],
+    "predict": [f"--weights={weights}", "x.jpg"],
+    "convert": [f"--weights={weights}", f"--out={tmp_path}/out"],
+    "export": [f"--weights={weights}", f"--out={tmp_path}/out"],
+  }
+  assert main([verb, *words[verb]]) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert line.startswith("nfnet-jax: JAX finds no device for JAX_PLATFORMS=cuda (")
+  assert list(tmp_path.iterdir()) == [weights]
