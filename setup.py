@@ -38,7 +38,7 @@ setuptools.setup(
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.12,<0.13",
-    "pillow",
+    "pillow>=11.3",  # the first to read AVIF
     "safetensors>=0.5",
     "tensorboardX",
     "tqdm",

@@ -139,6 +139,11 @@ KEYS: dict[str, Key] = {
     "squash makes a test image a square and crops its centre, central crops first.",
   ),
   "data.test_padding": _whole(32, 0, 4096, "Pixels that the centre crop leaves out."),
+  "data.exif_orientation": Key(
+    None,
+    bool,
+    "Whether images are turned as their EXIF orientation says; those of folders unless given.",
+  ),
   "data.shuffle_buffer": _whole(16384, 1, 2**22, "Records that wait to be drawn from."),
   "data.max_corrupt": _share(0.001, "Share of the training images that may be damaged."),
   "augment.mixup_alpha": _number(0.0, 0, 1e3, "Of mixup; 0.2 in the paper, 0 for none."),

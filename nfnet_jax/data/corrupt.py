@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def tolerant(
-  crop: Callable[[tf.Tensor, Record], tf.Tensor], source: Source
+  crop: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], source: Source
 ) -> Callable[[tf.Tensor, Record], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
   """Puts a black image of the same label in the place of one that cannot be decoded.
 
@@ -23,7 +23,7 @@ def tolerant(
   stream is the same in every process and after every resume.
 
   Args:
-    crop: from a position and a record, the image; it may fail.
+    crop: from a position and the content of an image file, the image; it may fail.
     source: where the records come from.
 
   Returns:
@@ -32,8 +32,10 @@ def tolerant(
   """
 
   def decode(position: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    # Reading is left outside: a disk or a network that fails says nothing about the image.
+    encoded = source.encoded(record)
     # A data set of one, because nothing else in a graph can catch an error.
-    one = tf.data.Dataset.from_tensors((position, record))
+    one = tf.data.Dataset.from_tensors((position, encoded))
     intact = one.map(lambda *pair: (crop(*pair), "")).ignore_errors()
     image, _ = intact.element_spec
     black = tf.data.Dataset.from_tensors(

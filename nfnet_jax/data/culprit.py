@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 
+from nfnet_jax.data import reader
 from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Record, Source
 from nfnet_jax.errors import RequestError
@@ -15,6 +16,15 @@ DAMAGE = (
   tf.errors.NotFoundError,
   tf.errors.PermissionDeniedError,
   UnicodeDecodeError,  # in place of any of them, if it quotes a file's name that is not UTF-8
+)
+# What it raises where a disk or a network fails, perhaps for a moment.
+OUTAGE = (
+  tf.errors.AbortedError,
+  tf.errors.DeadlineExceededError,
+  tf.errors.InternalError,
+  tf.errors.ResourceExhaustedError,
+  tf.errors.UnavailableError,
+  tf.errors.UnknownError,
 )
 
 
@@ -47,9 +57,21 @@ def refuse(
 def _try_image(source: Source, position: tf.Tensor, record: Record, decode: Callable) -> None:
   try:
     decode(position, record)
-  except DAMAGE as error:
+  except (*DAMAGE, RequestError) as error:  # Outside of a graph Pillow's reader raises its own.
     where = os.fsdecode(source.locate(record).numpy())
-    raise RequestError(f"Cannot read image {where}: {_reason(error)}. {source.remedy}") from error
+    why = _diagnosis(source, record) or reason(error)
+    raise RequestError(f"Cannot read image {where}: {why}. {source.remedy}") from error
+
+
+def _diagnosis(source: Source, record: Record) -> str | None:
+  """What Pillow's reader has against an image, more than TensorFlow says; None for no objection."""
+  try:
+    reader.read(source.encoded(record).numpy())
+  except RequestError as error:
+    return str(error)
+  except DAMAGE:  # The file cannot be read at all.
+    return None
+  return None
 
 
 def _try_files(source: Source) -> None:
@@ -58,10 +80,10 @@ def _try_files(source: Source) -> None:
     try:
       tf.data.TFRecordDataset(file).reduce(0, lambda count, _: count + 1)
     except DAMAGE as error:
-      raise RequestError(f"Cannot read file {file}: {_reason(error)}. {source.remedy}") from error
+      raise RequestError(f"Cannot read file {file}: {reason(error)}. {source.remedy}") from error
 
 
-def _reason(error: tf.errors.OpError | UnicodeDecodeError) -> str:
+def reason(error: tf.errors.OpError | UnicodeDecodeError) -> str:
   """TensorFlow's message without the names of its graph's nodes."""
   if isinstance(error, UnicodeDecodeError):
     return "it cannot be read or decoded"

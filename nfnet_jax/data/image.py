@@ -6,39 +6,126 @@ interpolation overshoots; training images are clipped and rounded back to uint8,
 bytes to send to a device, and test images are left as they are, as published.
 """
 
+import functools
 from collections.abc import Callable
 
+import numpy as np
+
+from nfnet_jax.data import formats, orientation, reader
 from nfnet_jax.data.host_tf import tf
 
 MAX_ATTEMPTS = 10
 MIN_COVERED = 0.1  # of the whole image, so no crop is smaller, whatever the area range says
 
+_CMYK = 4  # channels
+# How files of the plain kinds begin.
+_TABLES, _JFIF = (0xFF, 0xDB), (0xFF, 0xE0, 0, 16)
+_PNG = tuple(b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR")
+_PNG_GRAY, _PNG_COLOUR = 0, 2
+_BIG_ENDIAN = (1 << 24, 1 << 16, 1 << 8, 1)
+
 # From an image's shape `[h, w, ...]` to the wanted part: `[top, left, height, width]`.
 Window = Callable[[tf.Tensor], tf.Tensor]
 
 
-def decode(encoded: tf.Tensor, window: Window, dct_method: str = "") -> tf.Tensor:
-  """Decodes one part of an image; of a JPEG nothing else is decoded.
+def decode(encoded: tf.Tensor, window: Window, upright: bool = False) -> tf.Tensor:
+  """Decodes one part of an image; of a plain JPEG nothing else is decoded.
+
+  Plain JPEG and PNG are read by TensorFlow, all else by Pillow. The pixels are those of
+  `nfnet_jax.data.reader`: for JPEG TensorFlow's own default, with which the published networks were
+  evaluated, but named, because the default is the platform's.
 
   Args:
     encoded: string scalar, the content of an image file.
     window: chooses the part from the image's shape.
-    dct_method: how to decode JPEG: "INTEGER_FAST" for speed, "" for accuracy.
+    upright: whether to turn the image first as its EXIF orientation says.
 
   Returns:
     `[height, width, 3]` uint8.
   """
 
-  def jpeg() -> tf.Tensor:
-    part = window(tf.io.extract_jpeg_shape(encoded))
-    return tf.io.decode_and_crop_jpeg(encoded, part, channels=3, dct_method=dct_method)
-
   def other() -> tf.Tensor:
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    read = functools.partial(_read, upright=upright)
+    image = tf.ensure_shape(tf.numpy_function(read, [encoded], tf.uint8, False), [None, None, 3])
     top, left, height, width = tf.unstack(window(tf.shape(image)))
     return image[top : top + height, left : left + width]
 
-  return tf.ensure_shape(tf.cond(tf.io.is_jpeg(encoded), jpeg, other), [None, None, 3])
+  def jpeg() -> tf.Tensor:
+    shape = tf.io.extract_jpeg_shape(encoded)
+    is_plain = (shape[2] != _CMYK) & _is_small(tf.cast(shape[:2], tf.int64))
+    return tf.cond(is_plain, lambda: _decode_jpeg(encoded, shape, window, upright), other)
+
+  def png() -> tf.Tensor:
+    image = tf.io.decode_png(encoded, channels=3)
+    top, left, height, width = tf.unstack(window(tf.shape(image)))
+    return image[top : top + height, left : left + width]
+
+  image = tf.cond(
+    tf.io.is_jpeg(encoded), jpeg, lambda: tf.cond(_is_plain_png(encoded, upright), png, other)
+  )
+  return tf.ensure_shape(image, [None, None, 3])
+
+
+def _read(content: bytes | np.ndarray, upright: bool) -> np.ndarray:
+  return np.ascontiguousarray(reader.read(_bytes(content), upright))
+
+
+def _jpeg_turn(content: bytes | np.ndarray) -> np.ndarray:
+  return orientation.TURNS[reader.jpeg_orientation(_bytes(content))]
+
+
+def _bytes(content: bytes | np.ndarray) -> bytes:
+  """What TensorFlow passes for a string: outside of a graph it is an array of one object."""
+  return content if isinstance(content, bytes) else content.item()
+
+
+def _decode_jpeg(encoded: tf.Tensor, shape: tf.Tensor, window: Window, upright: bool) -> tf.Tensor:
+  """A part of a JPEG, cut out before it is turned."""
+
+  def crop(part: tf.Tensor) -> tf.Tensor:
+    return tf.io.decode_and_crop_jpeg(encoded, part, channels=3, dct_method="INTEGER_FAST")
+
+  def turned() -> tf.Tensor:
+    turn = tf.ensure_shape(tf.numpy_function(_jpeg_turn, [encoded], tf.int32, False), [3])
+    swap, rows, columns = tf.unstack(turn)
+    whole = tf.stack([*tf.unstack(tf.where(swap == 1, shape[1::-1], shape[:2])), shape[2]])
+    part = tf.unstack(window(whole))
+    image = crop(tf.stack(orientation.stored_window(part, tf.unstack(whole), tf.unstack(turn))))
+    image = tf.cond(swap == 1, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    return image[:: 1 - 2 * rows, :: 1 - 2 * columns]
+
+  def plain() -> tf.Tensor:
+    return crop(window(shape))
+
+  return tf.cond(_may_be_turned(encoded), turned, plain) if upright else plain()
+
+
+def _may_be_turned(encoded: tf.Tensor) -> tf.Tensor:
+  """Whether a JPEG has more in front of its tables than a JFIF header: EXIF perhaps."""
+  start = tf.io.decode_raw(tf.strings.substr(encoded, 0, 22), tf.uint8, fixed_length=22)
+  has_tables = tf.reduce_all(start[2:4] == _TABLES)
+  has_jfif = tf.reduce_all(start[2:6] == _JFIF) & tf.reduce_all(start[20:22] == _TABLES)
+  return ~(has_tables | has_jfif)
+
+
+def _is_plain_png(encoded: tf.Tensor, upright: bool) -> tf.Tensor:
+  """Whether it is a PNG in gray or colour of 8 bits, without transparency or orientation."""
+  start = tf.io.decode_raw(tf.strings.substr(encoded, 0, 26), tf.uint8, fixed_length=26)
+  sizes = tf.reduce_sum(tf.cast(tf.reshape(start[16:24], [2, 4]), tf.int64) * _BIG_ENDIAN, 1)
+  is_plain = tf.reduce_all(start[:16] == _PNG) & _is_small(sizes)
+  is_plain &= (start[24] == 8) & ((start[25] == _PNG_GRAY) | (start[25] == _PNG_COLOUR))
+  chunks = [b"tRNS", b"eXIf"] if upright else [b"tRNS"]
+
+  def has_none() -> tf.Tensor:
+    parts = [tf.strings.split(encoded, chunk, maxsplit=1) for chunk in chunks]
+    return tf.reduce_all([tf.size(part) < 2 for part in parts])
+
+  return tf.cond(is_plain, has_none, lambda: False)
+
+
+def _is_small(sizes: tf.Tensor) -> tf.Tensor:
+  """Whether an image of that height and width may be decoded; if not, Pillow's reader says why."""
+  return (tf.reduce_max(sizes) <= formats.MAX_SIDE) & (tf.reduce_prod(sizes) <= formats.MAX_PIXELS)
 
 
 def resize(image: tf.Tensor, size: int) -> tf.Tensor:
@@ -95,13 +182,17 @@ def random_window(
   return tf.where(is_whole, fallback(shape), tf.concat([begin[:2], extent[:2]], 0))
 
 
-def squash(encoded: tf.Tensor, size: int, padding: int) -> tf.Tensor:
+def squash(encoded: tf.Tensor, size: int, padding: int, upright: bool = False) -> tf.Tensor:
   """The whole image as a square of `size + padding`, then its centre: `[size, size, 3]` float32."""
-  image = resize(decode(encoded, whole_window), size + padding)
+  image = resize(decode(encoded, whole_window, upright), size + padding)
   offset = (padding + 1) // 2
   return image[offset : offset + size, offset : offset + size]
 
 
-def central(encoded: tf.Tensor, size: int, padding: int) -> tf.Tensor:
+def central(encoded: tf.Tensor, size: int, padding: int, upright: bool = False) -> tf.Tensor:
   """The image's central square: `[size, size, 3]` float32."""
-  return resize(decode(encoded, lambda shape: central_window(shape, size, padding)), size)
+
+  def window(shape: tf.Tensor) -> tf.Tensor:
+    return central_window(shape, size, padding)
+
+  return resize(decode(encoded, window, upright), size)

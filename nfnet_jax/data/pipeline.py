@@ -1,7 +1,9 @@
 """From a source's records to batches: order, resume, sharding, decoding."""
 
 import itertools
+import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -11,8 +13,12 @@ from nfnet_jax.data import corrupt, culprit, lanes
 from nfnet_jax.data import image as image_lib
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.data.host_tf import tf
-from nfnet_jax.data.source import Record, Share, Source
-from nfnet_jax.errors import RequestError
+from nfnet_jax.data.source import Record, Share, Source, is_upright
+from nfnet_jax.errors import RequestError, RunError
+
+WAITS = (1.0, 5.0, 25.0)  # seconds before each attempt to read again what could not be read
+
+log = logging.getLogger(__name__)
 
 # Pairs of a position in the stream and a record, from a given step on.
 Stream = Callable[[int], tf.data.Dataset]
@@ -28,11 +34,11 @@ def train_batches(
   def stream(step: int) -> tf.data.Dataset:
     return lanes.stream(source, share, step, seed)
 
-  def crop(position: tf.Tensor, record: Record) -> tf.Tensor:
-    return _random_crop(source.encoded(record), tf.stack([seed, position]), data)
+  def crop(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
+    return _random_crop(encoded, tf.stack([seed, position]), data)
 
   def decode(position: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
-    return crop(position, record), source.label(record)
+    return crop(position, source.encoded(record)), source.label(record)
 
   tolerant = corrupt.tolerant(crop, source) if data.max_corrupt else None
   tally = corrupt.Tally(data.max_corrupt, source.remedy)
@@ -51,8 +57,10 @@ def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Bat
   def stream(step: int) -> tf.data.Dataset:
     return lanes.stream(source, share, step, seed=None)
 
+  size, padding, upright = data.test_size, data.test_padding, is_upright(data)
+
   def decode(_: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
-    return resize(source.encoded(record), data.test_size, data.test_padding), source.label(record)
+    return resize(source.encoded(record), size, padding, upright), source.label(record)
 
   parts = _read(source, stream, decode, 0, share)
   # The last batch's positions may all belong to other processes; this one still takes part in it.
@@ -76,7 +84,7 @@ def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict) -> tf.Te
       shape, crop_seed, tuple(data.crop_area), tuple(data.crop_aspect), fallback
     )
 
-  image = image_lib.decode(encoded, window, dct_method="INTEGER_FAST")
+  image = image_lib.decode(encoded, window, is_upright(data))
   if data.flip:
     image = tf.image.stateless_random_flip_left_right(image, flip_seed)
   return image_lib.to_uint8(image_lib.resize(image, data.train_size))
@@ -96,24 +104,46 @@ def _read(
   """
   options = tf.data.Options()
   options.deterministic = True
-  dataset = stream(start_step).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-  dataset = dataset.batch(share.size).prefetch(tf.data.AUTOTUNE).with_options(options)
-  batches = dataset.as_numpy_iterator()
-  for step in itertools.count(start_step):
+
+  def begin(step: int) -> Iterator[tuple[np.ndarray, ...]]:
+    dataset = stream(step).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(share.size).prefetch(tf.data.AUTOTUNE).with_options(options)
+    return dataset.as_numpy_iterator()
+
+  step, batches, waits = start_step, begin(start_step), list(WAITS)
+  while True:
     try:
       batch = next(batches)
     except StopIteration:
       return
+    except culprit.OUTAGE as error:
+      _wait(waits, error)
+      batches = begin(step)
+      continue
     except culprit.DAMAGE as error:
-      if tolerant is not None:
-        yield from _read(source, stream, tolerant, step, share)
-        return
-      culprit.refuse(error, source, stream(step).take(share.size), decode)
-      raise
+      if tolerant is None:
+        culprit.refuse(error, source, stream(step).take(share.size), decode)
+        raise
+      decode, tolerant = tolerant, None
+      batches = begin(step)
+      continue
     lowest = batch[1].min()
     if lowest < 0:
       raise RequestError(f"An example has label {lowest}, so its split is not a labelled one.")
     yield batch
+    step, waits = step + 1, list(WAITS)
+
+
+def _wait(waits: list[float], error: tf.errors.OpError) -> None:
+  """Waits before the next attempt to read; raises RunError if there is none left."""
+  reason = culprit.reason(error)
+  if not waits:
+    raise RunError(
+      f"Reading data failed {len(WAITS) + 1} times in a row: {reason}. The storage fails, not an"
+      " image: start again when it works."
+    ) from error
+  log.warning("reading data failed (%s): another attempt in %g s", reason, waits[0])
+  time.sleep(waits.pop(0))
 
 
 def _pad(images: np.ndarray, labels: np.ndarray, size: int) -> Batch:

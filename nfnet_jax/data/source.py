@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from nfnet_jax.data.host_tf import tf
 
 Record = tuple[tf.Tensor, ...]
@@ -53,3 +55,14 @@ class Share(NamedTuple):
   def size(self) -> int:
     """Images that this process reads of each batch."""
     return self.batch_size // self.process_count
+
+
+def is_upright(data: ConfigDict) -> bool:
+  """Whether images are turned as their EXIF orientation says, the one place that decides it.
+
+  A folder's are, as people see them everywhere. Published data sets are read as they always were:
+  published accuracies on ImageNet, training and test, ignored it. `data.exif_orientation` overrides
+  it; runs from before that key are without it.
+  """
+  chosen = data.get("exif_orientation")
+  return data.name == "folder" if chosen is None else chosen

@@ -144,8 +144,7 @@ def predict(
     errors = {}
     for i, path in enumerate(batch):
       try:
-        pixels = preprocess.read_image(path)
-        images[i] = preprocess.prepare(pixels, *network.preprocessing)
+        images[i] = preprocess.load(path, network.preprocessing)
       except RequestError as error:
         errors[i] = error
     results = np.asarray(apply(network.params, images)) if len(errors) < len(batch) else images
