@@ -7,12 +7,13 @@ always follows from what the user finally asked for.
 
 import json
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict, config_dict
 
-from nfnet_jax import models
+from nfnet_jax import models, seeds
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
 from nfnet_jax.keys import DTYPES, KEYS, normalise, problems, short
@@ -24,6 +25,14 @@ _HARMLESS_KEYS = (
   *("data.dir", "data.max_corrupt", "stall_timeout", "model.remat", "checkpoint_every_minutes"),
   *_STEP_KEYS,
 )
+
+
+# Keys that `resolve` derives, and what from. A run that goes on keeps what it began with.
+_DERIVED = {
+  "seeding": (),
+  "steps": ("epochs", "batch_size"),
+  "optimizer.warmup_steps": ("optimizer.warmup_epochs", "batch_size"),
+}
 
 
 def default() -> ConfigDict:
@@ -67,12 +76,17 @@ def checked(config: ConfigDict) -> ConfigDict:
   return config.lock()
 
 
-def resolve(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
+def resolve(
+  config: ConfigDict, info: DatasetInfo, recorded: ConfigDict | None = None
+) -> ConfigDict:
   """Checks a config and derives the numbers that were left open.
 
   Args:
     config: `default()` with the changes of a config file and of the command line.
     info: of the data set that `config.data` names.
+    recorded: resolved config of the run that is to go on, if there is one. Open numbers are taken
+      from it where the same ones are asked for: another version of this code may derive others,
+      and so does a data set that has lost an image.
 
   Returns:
     A new config without open numbers, locked.
@@ -92,20 +106,36 @@ def resolve(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
     config.data.test_resize = config.data.test_resize or spec.test_resize
     if config.augment.randaugment_magnitude is None:
       config.augment.randaugment_magnitude = spec.randaugment_magnitude
-    steps_per_epoch = info.num_train / config.batch_size
+    if recorded is not None:
+      _keep(config, recorded)
+    if config.seeding is None:
+      config.seeding = seeds.NEWEST
     if config.steps is None:
-      config.steps = int(config.epochs * steps_per_epoch)
+      config.steps = int(_steps(config.epochs, config, info))
     optimizer = config.optimizer
     if optimizer.learning_rate is None:
       optimizer.learning_rate = optimizer.learning_rate_per_256 * config.batch_size / 256
     if optimizer.warmup_steps is None:
-      optimizer.warmup_steps = optimizer.warmup_epochs * steps_per_epoch
+      optimizer.warmup_steps = float(_steps(optimizer.warmup_epochs, config, info))
   if config.steps < 1:
     raise RequestError(
       f"epochs={config.epochs} of {info.num_train} examples at batch_size={config.batch_size} "
       "are less than one step: train for longer or with a smaller batch."
     )
   return config.lock()
+
+
+def _keep(config: ConfigDict, recorded: ConfigDict) -> None:
+  """Takes over the open numbers of a run that goes on."""
+  ours, theirs = flatten(config.to_dict()), flatten(recorded.to_dict())
+  for key, sources in _DERIVED.items():
+    if ours[key] is None and all(ours[source] == theirs.get(source) for source in sources):
+      config.update_from_flattened_dict({key: theirs.get(key)})
+
+
+def _steps(epochs: float, config: ConfigDict, info: DatasetInfo) -> Fraction:
+  """Exactly: in floating point 200 epochs of 1437 examples at batch 40 are less than 7185 steps."""
+  return Fraction(epochs).limit_denominator() * info.num_train / config.batch_size
 
 
 def _check_data(config: ConfigDict, info: DatasetInfo) -> None:
@@ -163,6 +193,7 @@ def load(path: epath.Path) -> ConfigDict:
   values = flatten(tree) if isinstance(tree, dict) else {}
   if "model.name" not in values:
     raise RequestError(f"cannot read {path}: it holds no config of a run.")
+  tree.setdefault("seeding", 1)  # of runs from before there were others
   known = {name: value for name, value in values.items() if name in KEYS and value is not None}
   if wrong := problems({name: normalise(KEYS[name], value) for name, value in known.items()}):
     raise RequestError(f"cannot use {path}: {' '.join(wrong[:10])}")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 
 import jax.numpy as jnp
 
-from nfnet_jax import models, optim
+from nfnet_jax import models, optim, seeds
 from nfnet_jax.models import layers
 
 Path = pathlib.Path
@@ -81,6 +81,9 @@ def _choice(default: str | None, choices: tuple[str, ...], help: str) -> Key:
 KEYS: dict[str, Key] = {
   "seed": _whole(
     0, -(2**31), 2**32 - 1, "Fixes initial weights, data order, augmentation, dropout."
+  ),
+  "seeding": _whole(
+    None, 1, seeds.NEWEST, "How all that follows from it: as newly begun, or 1 as in older runs."
   ),
   "batch_size": _whole(256, 1, 2**20, "Images in a step, over all devices of all processes."),
   "epochs": _number(90.0, 0, 1e6, "Passes over the training set."),

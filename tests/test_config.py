@@ -45,6 +45,56 @@ def test_what_is_given_wins():
 
 
 @pytest.mark.parametrize(
+  ("epochs", "batch_size", "num_train", "steps"),
+  [
+    (200.0, 40, 1437, 7185),  # 7184.999999999999 in floating point
+    (0.3, 10, 1000, 30),
+    (1 / 3, 10, 300, 10),
+    (90.0, 4096, 1281167, 28150),
+    (1.0, 64, 1437, 22),  # what is left of an epoch makes no step
+  ],
+)
+def test_steps_are_exact(epochs, batch_size, num_train, steps):
+  config = config_lib.default()
+  config.update_from_flattened_dict(
+    {"epochs": epochs, "batch_size": batch_size, "optimizer.warmup_epochs": epochs}
+  )
+  resolved = config_lib.resolve(config, tiny.INFO._replace(num_train=num_train))
+  assert resolved.steps == steps
+  assert resolved.optimizer.warmup_steps == pytest.approx(
+    epochs * num_train / batch_size, rel=1e-15
+  )
+
+
+def test_a_run_that_goes_on_keeps_its_derived_numbers(tmp_path):
+  changes = {"epochs": 200.0, "batch_size": 40, "optimizer.warmup_epochs": 5.0}
+  config = config_lib.default()
+  config.update_from_flattened_dict(changes)
+  info = tiny.INFO._replace(num_train=1437)
+  recorded = config_lib.resolve(config, info).to_dict()
+  recorded["steps"] = 7184  # of a run from before they were exact
+  recorded["optimizer"]["warmup_steps"] = 179.62500000000003
+  del recorded["seeding"]
+  (tmp_path / "config.json").write_text(json.dumps(recorded))
+  recorded = config_lib.load(tmp_path / "config.json")
+  assert recorded.seeding == 1
+
+  resumed = config_lib.resolve(config, info, recorded)
+  assert config_lib.differences(recorded, resumed) == []
+  assert (resumed.steps, resumed.seeding) == (7184, 1)
+  one_less = config_lib.resolve(config, info._replace(num_train=1436), recorded)
+  assert config_lib.differences(recorded, one_less) == []
+
+  config.epochs = 100.0
+  longer = config_lib.resolve(config, info, recorded)
+  assert longer.steps == 3592
+  assert config_lib.differences(recorded, longer) == ["epochs: 200.0, 100.0", "steps: 7184, 3592"]
+  config.update_from_flattened_dict({"epochs": 200.0, "steps": 7185, "seeding": 2})
+  explicit = config_lib.resolve(config, info, recorded)
+  assert config_lib.differences(recorded, explicit) == ["seeding: 1, 2", "steps: 7184, 7185"]
+
+
+@pytest.mark.parametrize(
   "changes",
   [
     {"batch_size": 0},

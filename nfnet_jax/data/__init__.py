@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from nfnet_jax.data import published
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
+from nfnet_jax.seeds import NEWEST, seeds_of
 
 if TYPE_CHECKING:
   from nfnet_jax.data.source import Share, Source
@@ -110,6 +111,7 @@ def train_batches(
   *,
   seed: int,
   batch_size: int,
+  seeding: int = NEWEST,
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
@@ -126,6 +128,7 @@ def train_batches(
     data: the `data` section of a resolved config.
     seed: fixes the order, the crops and the flips.
     batch_size: images in a batch, over all processes.
+    seeding: how order and crops follow from the seed, see `nfnet_jax.seeds`.
     start_step: number of batches already consumed.
     process_index: which process this is. It reads a contiguous share of every batch.
     process_count: how many processes read together.
@@ -143,7 +146,7 @@ def train_batches(
   [train] = _open(data, data.train_split)
   from nfnet_jax.data import pipeline
 
-  return pipeline.train_batches(train, data, seed, start_step, share)
+  return pipeline.train_batches(train, data, seeds_of(seed, seeding), start_step, share)
 
 
 def test_batches(  # The rule takes it for a pytest function.

@@ -15,6 +15,7 @@ from nfnet_jax.data.batch import Batch
 from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Record, Share, Source, is_upright
 from nfnet_jax.errors import RequestError, RunError
+from nfnet_jax.seeds import Seeds
 
 WAITS = (1.0, 5.0, 25.0)  # seconds before each attempt to read again what could not be read
 
@@ -27,15 +28,15 @@ Decode = Callable[[tf.Tensor, Record], tuple[tf.Tensor, ...]]
 
 
 def train_batches(
-  source: Source, data: ConfigDict, seed: int, start_step: int, share: Share
+  source: Source, data: ConfigDict, seeds: Seeds, start_step: int, share: Share
 ) -> Iterator[Batch]:
   """As `nfnet_jax.data.train_batches`, from a source."""
 
   def stream(step: int) -> tf.data.Dataset:
-    return lanes.stream(source, share, step, seed)
+    return lanes.stream(source, share, step, seeds.order)
 
   def crop(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    return _random_crop(encoded, tf.stack([seed, position]), data)
+    return _random_crop(encoded, tf.stack([seeds.crops, position]), data)
 
   def decode(position: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
     return crop(position, source.encoded(record)), source.label(record)

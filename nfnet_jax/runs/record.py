@@ -42,6 +42,12 @@ class Record(NamedTuple):
       self.manager.wait_until_finished()
 
 
+def recorded_config(workdir: epath.Path) -> ConfigDict | None:
+  """The config of the run that a directory holds; None if it holds none."""
+  path = workdir / "config.json"
+  return config_lib.load(path) if path.exists() else None
+
+
 def claim_workdir(workdir: epath.Path, config: ConfigDict) -> None:
   """Makes a run directory and writes `config.json`, or finds that it is this run's already.
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
 from nfnet_jax import models, optim
+from nfnet_jax.seeds import seeds_of
 from nfnet_jax.training import step
 
 
@@ -53,7 +54,8 @@ def build(config: ConfigDict) -> Run:
   images = jnp.zeros((1, config.data.train_size, config.data.train_size, 3))
 
   def init_net():
-    return net.init(jax.random.key(config.seed), images, is_training=True)
+    key = jax.random.key(seeds_of(config.seed, config.seeding).init)
+    return net.init(key, images, is_training=True)
 
   params, net_state = jax.eval_shape(init_net)
   labels = optim.param_labels(params)
@@ -67,6 +69,7 @@ def build(config: ConfigDict) -> Run:
     accumulate=config.accumulate,
     ema_decay=config.ema_decay,
     seed=config.seed,
+    seeding=config.seeding,
   )
   fold = lambda params: params  # noqa: E731
   if not net_state:

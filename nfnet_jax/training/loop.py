@@ -21,6 +21,7 @@ from nfnet_jax.errors import RequestError
 from nfnet_jax.runs import checkpoint, curves
 from nfnet_jax.runs import metrics as metrics_lib
 from nfnet_jax.runs import record as record_lib
+from nfnet_jax.seeds import seeds_of
 from nfnet_jax.training import parallel
 from nfnet_jax.training.build import build
 from nfnet_jax.training.evaluate import evaluate, weights_of
@@ -73,7 +74,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   # Whatever can be refused is refused before anything is written.
   parallel.check_batch_size(config.batch_size, config.accumulate)
   info = data.describe(config.data)
-  config = config_lib.resolve(config, info)
+  config = config_lib.resolve(config, info, record_lib.recorded_config(workdir))
   agreement.on_config(config)
   built = build(config)
   template = jax.eval_shape(built.init)
@@ -103,7 +104,11 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   eval_step = parallel.map_eval_step(built.eval_step)
   sources = config.batch_size * images_per_example(config.augment)
   batches = data.train_batches(
-    config.data, seed=config.seed, start_step=start, **share | {"batch_size": sources}
+    config.data,
+    seed=config.seed,
+    seeding=config.seeding,
+    start_step=start,
+    **share | {"batch_size": sources},
   )
   batches = job_lib.watched(parallel.prefetch(batches), config.stall_timeout)
   meter = Meter(config.batch_size)
@@ -170,7 +175,7 @@ def _given_weights(config: ConfigDict) -> tuple[hk.Params, hk.State] | None:
     model.name,
     num_classes=model.num_classes,
     head=init.head,
-    rng=jax.random.key(config.seed),
+    rng=jax.random.key(seeds_of(config.seed, config.seeding).init),
     **config_lib.model_kwargs(config),
   )
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from nfnet_jax import agc, augment, losses, optim
+from nfnet_jax import agc, augment, losses, optim, seeds
 from nfnet_jax.data.batch import Batch
 
 Array = jax.Array
@@ -79,6 +79,7 @@ def make_train_step(
   accumulate: int,
   ema_decay: float,
   seed: int,
+  seeding: int = seeds.NEWEST,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Builds the training step of one replica, to be mapped over the axis `AXIS`.
 
@@ -98,6 +99,7 @@ def make_train_step(
       where the whole does not fit into memory. The training rule sees the mean of all.
     ema_decay: see `optim.update_ema`.
     seed: of the run.
+    seeding: how keys follow from it, see `nfnet_jax.seeds`.
 
   Returns:
     A function of `TrainState` and this replica's `Batch` (without padding;
@@ -108,6 +110,7 @@ def make_train_step(
     RequestError: if RandAugment's layers or magnitude are out of range.
   """
   augment.check_strength(augmentation.randaugment_layers, augmentation.randaugment_magnitude)
+  step_seed = seeds.seeds_of(seed, seeding).steps
 
   def loss_fn(params, net_state, batch, key, example_ids):
     net_key, augment_key = jax.random.split(key)
@@ -129,7 +132,7 @@ def make_train_step(
     _check_batch(batch)
     num_examples = batch.labels.shape[0] // images_per_example(augmentation)
     example_ids = _replica_index() * num_examples + jnp.arange(num_examples)
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.fold_in(jax.random.key(step_seed), state.step)
     mean = grad_fn(*_own((state.params, state.net_state)), batch, key, example_ids)
     # The only communication of the step. Clipping acts on the mean over the global batch.
     grads, (metrics, net_state) = _mean_over_replicas(mean)

@@ -48,7 +48,9 @@ def describe(config, test_only=False):
   return DatasetInfo(4, tuple("abcd"), num_train=64, num_test=NUM_TEST)
 
 
-def train_batches(config, *, seed, batch_size, start_step=0, process_index=0, process_count=1):
+def train_batches(
+  config, *, seed, seeding, batch_size, start_step=0, process_index=0, process_count=1
+):
   for step in itertools.count(start_step):
     if (FAULT.get("process"), FAULT.get("step")) == (process_index, step):
       if FAULT["what"] == "raise":

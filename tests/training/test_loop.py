@@ -315,6 +315,20 @@ def test_watching_a_run_differently(command, copy, finished, digits, tmp_path):
   assert config_lib.load(copy / "config.json").keep_checkpoints == 1
 
 
+def test_a_run_from_before_seeds_of_its_own_goes_on_as_it_began(command, finished, tmp_path):
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  assert main(command(whole, seeding=1)) == 0
+  shutil.copytree(whole, parts)
+  shutil.rmtree(parts / "checkpoints/6")
+  config = json.loads((parts / "config.json").read_text())
+  assert config.pop("seeding") == 1
+  (parts / "config.json").write_text(json.dumps(config))
+  assert main(command(parts)) == 0
+  assert_same_end(parts, whole)
+  assert config_lib.load(finished / "config.json").seeding == 2
+  assert lines_of(parts) != lines_of(finished)
+
+
 def test_a_run_that_diverges_stops(command, tmp_path, capsys):
   changes = {
     "optimizer.clip": "none",
