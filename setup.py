@@ -24,7 +24,7 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=setuptools.find_packages(include=["nfnet_jax", "nfnet_jax.*"]),
-  package_data={"nfnet_jax": ["py.typed"]},
+  package_data={"nfnet_jax": ["py.typed", "data/imagenet_classes.txt"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py",

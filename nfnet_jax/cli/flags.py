@@ -71,7 +71,9 @@ FLAGS: dict[str, dict[str, Key]] = {
     **_NETWORK,
     "num_classes": _NUM_CLASSES,
     "size": _PIXELS,
-    "classes": Key(None, Path, "A file of class names, one a line, in the order of the labels."),
+    "classes": Key(
+      None, Path, "A file of class names, one a line or JSON. Default: the network's own."
+    ),
     "top": Key(5, int, "How many classes to give.", 1, 2**20),
     "batch_size": _BATCH_SIZE._replace(
       help="Images computed together. Unless given, by the device."

@@ -3,7 +3,6 @@
 Whatever is slow to import is imported where it is needed.
 """
 
-import json
 import os
 import pathlib
 import signal
@@ -14,6 +13,7 @@ from contextlib import AbstractContextManager
 
 from etils import epath
 
+from nfnet_jax import output
 from nfnet_jax.cli import backend, cpu_memory
 from nfnet_jax.cli.arguments import described, given, parse
 from nfnet_jax.errors import RequestError
@@ -167,7 +167,7 @@ def _check_weights(path: str) -> None:
 
 def _print(line: dict) -> None:
   """A line of JSON for those who read our output, who may be reading already."""
-  print(json.dumps(line), flush=True)
+  print(output.to_json(line), flush=True)
 
 
 def _job(values: Namespace) -> AbstractContextManager[int]:

@@ -6,12 +6,12 @@ package does not import TensorFlow; reading data does.
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ml_collections import ConfigDict
 
-from nfnet_jax.data import published
+from nfnet_jax.data import classes, published
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
 from nfnet_jax.seeds import NEWEST, seeds_of
@@ -19,7 +19,15 @@ from nfnet_jax.seeds import NEWEST, seeds_of
 if TYPE_CHECKING:
   from nfnet_jax.data.source import Share, Source
 
-__all__ = ["DatasetInfo", "choose_classes", "describe", "outline", "test_batches", "train_batches"]
+__all__ = [
+  "DatasetInfo",
+  "choose_classes",
+  "describe",
+  "former_classes",
+  "outline",
+  "test_batches",
+  "train_batches",
+]
 
 
 class DatasetInfo(NamedTuple):
@@ -65,32 +73,40 @@ def describe(data: ConfigDict, *, test_only: bool = False) -> DatasetInfo:
   )
 
 
-def choose_classes(info: DatasetInfo, num_classes: int) -> tuple[int, ...]:
-  """Finds the classes of a data set among those of a network.
+def choose_classes(
+  info: DatasetInfo, num_classes: int, known: Sequence[str] | None = None
+) -> tuple[int, ...]:
+  """Finds the classes of a data set among those of a network, see `classes.choose`.
 
   Args:
     info: of the data set.
-    num_classes: of the network. 1000 are taken for ImageNet's if the data set's classes have names
-      of ImageNet's, such as n01440764: all of them or a few, in any order.
+    num_classes: of the network.
+    known: the names of its classes, if it has any.
 
   Returns:
     For each class of the data set, its index among the network's.
 
   Raises:
-    RequestError: if they have other numbers of classes, and names do not help.
+    RequestError: if a name is not among the network's, or the numbers of classes differ and there
+      are no names to go by.
   """
-  if num_classes == 1000:
-    from nfnet_jax.data.tfds import imagenet_classes
+  return classes.choose(info.class_names, num_classes, known)
 
-    index = {name: i for i, name in enumerate(imagenet_classes())}
-    if index.keys() >= set(info.class_names):
-      return tuple(index[name] for name in info.class_names)
-  if num_classes != info.num_classes:
-    raise RequestError(
-      f"The network has {num_classes} classes, and the data set {info.num_classes} that are not"
-      f" ImageNet's by name ({info.class_names[0]!r}, ...): choose a set of the network's classes."
-    )
-  return tuple(range(num_classes))
+
+def former_classes(data: ConfigDict, split: str) -> tuple[str, ...] | None:
+  """The classes' names in the order that runs without `classes.json` had.
+
+  None for all but folders: their order is what it was.
+
+  Args:
+    data: the `data` section of a run's config.
+    split: whose classes.
+  """
+  if data.name != "folder":
+    return None
+  from nfnet_jax.data import folder
+
+  return folder.former_classes(data, split)
 
 
 def outline(data: ConfigDict) -> DatasetInfo:

@@ -58,10 +58,13 @@ def open_folder(data: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
   return [_source(opened[split]) for split in splits]
 
 
-def are_reordered(data: ConfigDict, split: str) -> bool:
-  """Whether a split's labels were others when folders that are numbers were sorted as text."""
+def former_classes(data: ConfigDict, split: str) -> tuple[str, ...]:
+  """A split's classes in the order of the labels that runs without `classes.json` had.
+
+  Folders that are numbers were sorted as text then, and all names by their bytes.
+  """
   classes = _split(_root(data), split).classes
-  return list(classes) != sorted(classes, key=lambda name: classes[name][0].name)
+  return tuple(sorted(classes, key=lambda name: classes[name][0].name))
 
 
 def _root(data: ConfigDict) -> str:

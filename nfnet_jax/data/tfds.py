@@ -181,11 +181,6 @@ def _occurring(directory: str, label: str) -> tuple[int, ...]:
   return tuple(np.unique([*labels.as_numpy_iterator()]).tolist())
 
 
-def imagenet_classes() -> tuple[str, ...]:
-  """ImageNet's 1000 synsets, in the order of the labels."""
-  return tuple(tfds.builder("imagenet2012").info.features["label"].names)
-
-
 def _files(builder: tfds.core.DatasetBuilder, split: str) -> list:
   """TFDS's instructions for a split: files, and which records of each."""
   expression = split_expression(builder.name, split)

@@ -1,7 +1,7 @@
 """Evaluation of a run's checkpoint, or of weights from a file, on a data set."""
 
+import logging
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import haiku as hk
@@ -11,6 +11,7 @@ from etils import epath
 
 from nfnet_jax import config as config_lib
 from nfnet_jax import data, inference
+from nfnet_jax.data import classes
 from nfnet_jax.distributed import agreement
 from nfnet_jax.errors import RequestError
 from nfnet_jax.runs import checkpoint
@@ -19,6 +20,8 @@ from nfnet_jax.training.build import build
 from nfnet_jax.training.evaluate import evaluate, weights_of
 from nfnet_jax.training.step import make_eval_step
 from nfnet_jax.weights.accuracy import expected
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_workdir(
@@ -47,19 +50,18 @@ def evaluate_workdir(
   config.update_from_flattened_dict({k: v for k, v in changes.items() if v is not None})
   parallel.check_batch_size(config.batch_size)
   info = data.describe(config.data, test_only=True)
-  num_classes = config.model.num_classes
-  if info.num_classes != num_classes:
-    raise RequestError(
-      f"the run in {workdir} has {num_classes} classes, but data set {config.data.name!r} has "
-      f"{info.num_classes}: evaluate on the data set that it was trained for."
-    )
+  names = classes.load(workdir, config.model.num_classes)
+  if names is None and info.num_classes == config.model.num_classes:
+    names = data.former_classes(config.data, config.data.test_split)
+  columns = data.choose_classes(info, config.model.num_classes, names)
   run = build(config)
   restored = checkpoint.restore_newest(workdir / "checkpoints", jax.eval_shape(run.init))
   if restored is None:
     raise RequestError(f"{workdir} holds no checkpoint yet: train for longer, or look elsewhere.")
   step, state = restored
   agreement.on_state(step, state)
-  eval_step = parallel.map_eval_step(run.eval_step)
+  net = _guessing_among(run.eval_net, columns, config.model.num_classes)
+  eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=info.num_classes))
   batches = data.test_batches(
     config.data,
     batch_size=config.batch_size,
@@ -109,7 +111,8 @@ def evaluate_weights(
   network = inference.load_network(path, model, **overrides)
   size, padding, resize = network.preprocessing
   config.update(test_size=size, test_padding=padding, test_resize=resize)
-  net = _guessing_among(network.net, data.choose_classes(info, network.num_classes))
+  columns = data.choose_classes(info, network.num_classes, network.class_names)
+  net = _guessing_among(network.net, columns, network.num_classes)
   eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=info.num_classes))
   batches = data.test_batches(
     config,
@@ -124,12 +127,15 @@ def evaluate_weights(
 
 
 def _guessing_among(
-  net: hk.TransformedWithState, classes: Sequence[int]
+  net: hk.TransformedWithState, columns: tuple[int, ...], num_classes: int
 ) -> hk.TransformedWithState:
-  """The network with these logits alone."""
+  """The network with these of its logits alone, in this order."""
+  if columns == tuple(range(num_classes)):
+    return net
+  log.info("guesses are compared among %d of the network's %d classes", len(columns), num_classes)
 
   def apply(*args: Any, **kwargs: Any) -> tuple[jax.Array, hk.State]:
     logits, state = net.apply(*args, **kwargs)
-    return logits[:, jnp.array(classes)], state
+    return logits[:, jnp.array(columns)], state
 
   return net._replace(apply=apply)

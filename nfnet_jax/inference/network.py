@@ -1,6 +1,7 @@
 """A network with its weights, ready to predict."""
 
 import json
+import logging
 import pathlib
 from typing import Any, NamedTuple
 
@@ -8,8 +9,11 @@ import haiku as hk
 import jax
 
 from nfnet_jax import models, weights
+from nfnet_jax.data import classes as classes_lib
 from nfnet_jax.data.preprocess import Preprocessing
 from nfnet_jax.errors import RequestError
+
+logger = logging.getLogger(__name__)
 
 
 class Network(NamedTuple):
@@ -21,6 +25,8 @@ class Network(NamedTuple):
     net: gives logits, or pooled features.
     params, state: for `net.apply`; folded, if it is a normalizer-free network.
     preprocessing: of the images that it is tested on.
+    class_names: in the order of the logits, as the data set had them that the network was trained
+      on; ImageNet's synsets for the published networks; None if they are not known.
   """
 
   model: str
@@ -29,6 +35,7 @@ class Network(NamedTuple):
   params: hk.Params
   state: hk.State
   preprocessing: Preprocessing
+  class_names: tuple[str, ...] | None = None
 
 
 def load_network(
@@ -62,13 +69,14 @@ def load_network(
   if not classes and not features:
     raise RequestError(f"{path} holds a network without classifier, which gives features only.")
   preprocessing = _preprocessing(models.get_spec(model), stored.metadata, size)
+  names = _class_names(stored, classes)
   params, state = weights.load_stored(stored, model, num_classes=classes, **overrides)
   if not state:
     numerics = overrides.get("numerics", "published")
     params = jax.jit(models.fold, static_argnums=1)(params, numerics)
     overrides = overrides | {"folded": True}
   net = models.create_model(model, 0 if features else classes, **overrides)
-  return Network(model, classes, net, params, state, preprocessing)
+  return Network(model, classes, net, params, state, preprocessing, names)
 
 
 def _preprocessing(spec: models.ModelSpec, said: dict[str, str], size: int | None) -> Preprocessing:
@@ -78,3 +86,13 @@ def _preprocessing(spec: models.ModelSpec, said: dict[str, str], size: int | Non
   except (ValueError, TypeError) as error:
     raise RequestError(f"the weights' file has damaged metadata: {error}.") from error
   return found._replace(size=found.size if size is None else size).checked()
+
+
+def _class_names(stored: weights.Stored, num_classes: int) -> tuple[str, ...] | None:
+  names = weights.class_names(stored)
+  of_imagenet = classes_lib.imagenet()
+  # A run of another data set with 1000 classes, of a time when runs had no names, has none.
+  if names or num_classes != len(of_imagenet) or stored.kind == "run":
+    return names
+  logger.info("%s names no classes: its 1000 are taken for ImageNet's.", stored.path)
+  return tuple(of_imagenet)

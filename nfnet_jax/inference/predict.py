@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfnet_jax import augment, inference, output
+from nfnet_jax.data import classes as classes_lib
 from nfnet_jax.data import preprocess, search
 from nfnet_jax.errors import RequestError
 
@@ -20,6 +21,10 @@ log = logging.getLogger(__name__)
 # On a CPU larger ones are slower and take more memory (experiments/speed/results.md); elsewhere a
 # guess.
 _BATCH_SIZE, _BATCH_SIZE_OF_OTHERS = {"cpu": 8}, 128
+
+
+class NotFiniteError(RequestError):
+  """An image for which a network gives something else than numbers."""
 
 
 def run(
@@ -39,10 +44,11 @@ def run(
   Args:
     images: files and folders.
     weights, model: see `inference.load_network`.
-    classes: file of class names.
+    classes: file of class names (see `classes.read_list`), if not those that the weights have.
     top: how many classes to give.
     batch_size: see `predict`; by default what fills the machine, and no more than there are images.
-    features: an `.npz` to write the pooled features `[images, C]` to, with the `images`' names.
+    features: an `.npz` to write the pooled features `[images, C]` to, with the `images`' names: a
+      row for each image, also of one that is named twice.
     force: whether to replace that file.
     **overrides: as for `inference.load_network`.
 
@@ -52,7 +58,7 @@ def run(
 
   Raises:
     RequestError: for a bad request, before anything is predicted; at the end, if there were images
-      that could not be read.
+      that could not be read or predicted.
   """
   if top < 1 or (batch_size is not None and batch_size < 1):
     raise RequestError(f"top={top} and batch_size={batch_size} must be at least 1.")
@@ -64,23 +70,29 @@ def run(
   if features:
     output.check_free(pathlib.Path(features), force)
   network = inference.load_network(weights, model, features=bool(features), **overrides)
-  names = read_class_names(pathlib.Path(classes), network.num_classes) if classes else None
-  done, num_errors = {}, 0
+  names = network.class_names
+  if classes:
+    names = classes_lib.read_list(classes, network.num_classes)
+  done, errors = [], []
   for path, result in predict(network, paths, batch_size):
     if isinstance(result, RequestError):
-      num_errors += 1
+      errors.append(result)
       yield {"image": str(path), "error": str(result)}
     elif features:
-      done[str(path)] = result
+      done.append((str(path), result))
     else:
       yield {"image": str(path), "top": top_classes(result, top, names)}
   if features and done:
+    files, rows = zip(*done, strict=True)
     content = io.BytesIO()
-    np.savez(content, images=np.array(list(done)), features=np.stack(list(done.values())))
+    np.savez(content, images=np.array(files), features=np.stack(rows))
     output.write(pathlib.Path(features), content.getvalue())
     yield {"features": features, "images": len(done)}
-  if num_errors:
-    raise RequestError(f"{num_errors} of {len(paths)} images could not be read; see their errors.")
+  if errors:
+    verb = "predicted" if any(isinstance(e, NotFiniteError) for e in errors) else "read"
+    raise RequestError(
+      f"{len(errors)} of {len(paths)} images could not be {verb}; see their errors."
+    )
 
 
 def find_images(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
@@ -130,7 +142,8 @@ def predict(
       up, so that the network compiles once.
 
   Yields:
-    Each path with its logits or features, or with the error of an image that cannot be read.
+    Each path with its logits or features, or with the error of an image that cannot be read, or
+    for which they are not finite.
   """
 
   @jax.jit
@@ -149,6 +162,11 @@ def predict(
         errors[i] = error
     results = np.asarray(apply(network.params, images)) if len(errors) < len(batch) else images
     for i, (path, result) in enumerate(zip(batch, results, strict=False)):
+      if i not in errors and not np.isfinite(result).all():
+        errors[i] = NotFiniteError(
+          f"the network computes numbers for {path} that are not finite: its weights are damaged or"
+          " too large."
+        )
       yield path, errors.get(i, result)
 
 
@@ -156,28 +174,17 @@ def top_classes(logits: np.ndarray, k: int, names: Sequence[str] | None) -> list
   """The `k` most probable classes of `[num_classes]` logits, most probable first.
 
   Returns:
-    `class` (its index), `name` if there are names, and `probability` of each.
+    `class` (its index), `name` if there are names, and `probability` of each. Synsets of ImageNet's
+    are names that nobody can read: then `name` is what they are called, and `synset` the synset.
   """
   probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits)))
   order = np.argsort(-probabilities, kind="stable")[:k]
   return [
-    {"class": int(i), **({"name": names[i]} if names else {}), "probability": float(p)}
+    {"class": int(i), **(_named(names[i]) if names else {}), "probability": float(p)}
     for i, p in zip(order, probabilities[order], strict=True)
   ]
 
 
-def read_class_names(path: pathlib.Path, num_classes: int) -> list[str]:
-  """One name a line, in the order of the labels.
-
-  Raises:
-    RequestError: if the file cannot be read, or has another number of names.
-  """
-  try:
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-  except (OSError, UnicodeDecodeError) as error:
-    raise RequestError(f"cannot read class names from {path}: {error}.") from error
-  if len(names) != num_classes:
-    raise RequestError(
-      f"{path} names {len(names)} classes, but the network has {num_classes}: give one a line."
-    )
-  return names
+def _named(name: str) -> dict[str, str]:
+  called = classes_lib.imagenet().get(name)
+  return {"name": called, "synset": name} if called else {"name": name}

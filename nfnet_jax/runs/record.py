@@ -1,7 +1,7 @@
 """What a run leaves in its directory: config, checkpoints, metrics; process 0 writes it all."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from nfnet_jax.runs import checkpoint
 from nfnet_jax.runs import metrics
 from nfnet_jax import config as config_lib
+from nfnet_jax import data
+from nfnet_jax.data import classes
 from nfnet_jax.errors import RequestError
 from nfnet_jax.training.meter import DivergedError
 
@@ -48,14 +50,15 @@ def recorded_config(workdir: epath.Path) -> ConfigDict | None:
   return config_lib.load(path) if path.exists() else None
 
 
-def claim_workdir(workdir: epath.Path, config: ConfigDict) -> None:
-  """Makes a run directory and writes `config.json`, or finds that it is this run's already.
+def claim_workdir(workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]) -> None:
+  """Makes a run directory, with config and class names, or finds that it is this run's already.
 
   Process 0 does; it speaks for the others, should it have to refuse.
 
   Args:
     workdir: the run directory.
     config: resolved config of the run.
+    class_names: of its data set.
 
   Raises:
     RequestError: if it holds another run or cannot be written.
@@ -63,6 +66,7 @@ def claim_workdir(workdir: epath.Path, config: ConfigDict) -> None:
   if jax.process_index():
     return
   path = workdir / "config.json"
+  classes.check_distinct(class_names)
   try:
     if path.exists():
       different = config_lib.differences(config_lib.load(path), config)
@@ -72,14 +76,28 @@ def claim_workdir(workdir: epath.Path, config: ConfigDict) -> None:
           f"{workdir} holds a run with another config (key: there, here): {shown}. "
           "Choose another --workdir, or give the same config to carry on."
         )
+      _check_classes(workdir, config, class_names)
     elif (workdir / "checkpoints").exists() or (workdir / "metrics.jsonl").exists():
       raise RequestError(f"{workdir} holds results but no config.json: choose another --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
+    classes.save(workdir, class_names)  # first: a run with a config and without names is an old one
     config_lib.save(config, path)
   except OSError as error:
     raise RequestError(
       f"cannot write run directory {workdir}: {error.strerror or error}. Choose another --workdir."
     ) from error
+
+
+def _check_classes(workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]) -> None:
+  """Refuses a data set whose labels mean something else than the run's; see `claim_workdir`."""
+  before = classes.load(workdir, config.model.num_classes)
+  remedy = "name them as they were"
+  if before is None:  # A run of a time when they were not kept.
+    before = data.former_classes(config.data, config.data.train_split)
+    remedy = "put a letter before the number of each class folder (c0, c1, ...) to keep that order"
+  if before:
+    remedy += ", or choose another --workdir"
+    classes.check_same(class_names, before, f"the run in {workdir}", remedy)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ class Run(NamedTuple):
     init: gives the initial `TrainState`; under `jax.eval_shape`, its shapes alone.
     init_from: the same from a network's parameters and state.
     train_step, eval_step: of one replica, see `nfnet_jax.training.step`.
-    fold: gives the parameters that `eval_step` takes: weights standardised, once for all batches.
+    eval_net: the network of `eval_step`.
+    fold: gives the parameters that `eval_net` takes: weights standardised, once for all batches.
   """
 
   net: hk.TransformedWithState
@@ -33,6 +34,7 @@ class Run(NamedTuple):
   init_from: Callable[[hk.Params, hk.State], step.TrainState]
   train_step: Callable
   eval_step: Callable
+  eval_net: hk.TransformedWithState
   fold: Callable[[hk.Params], hk.Params]
 
 
@@ -82,4 +84,4 @@ def build(config: ConfigDict) -> Run:
   options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
   init = jax.jit(lambda: step.init_state(*init_net(), tx), compiler_options=options)
   init_from = jax.jit(lambda params, state: step.init_state(params, state, tx))
-  return Run(net, schedule, init, init_from, train_step, eval_step, fold)
+  return Run(net, schedule, init, init_from, train_step, eval_step, eval_net, fold)

@@ -14,6 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nfnet_jax import config as config_lib
 from nfnet_jax import data, weights
+from nfnet_jax.data import classes
 from nfnet_jax.distributed import agreement, failure
 from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.distributed.notice import Notice, termination_notice
@@ -87,8 +88,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   }
   if config.steps not in saved:
     _check_tests(config, info, share)
-  given = None if saved else _given_weights(config)
-  record_lib.claim_workdir(workdir, config)
+  given = None if saved else _given_weights(config, info)
+  record_lib.claim_workdir(workdir, config, info.class_names)
 
   restored = checkpoint.restore_newest(directory, template)
   start, state = restored or (0, built.init_from(*given) if given else built.init())
@@ -162,7 +163,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   return _conclude(workdir) if stopped_at is None else _stopped(stopped_at, workdir, notice)
 
 
-def _given_weights(config: ConfigDict) -> tuple[hk.Params, hk.State] | None:
+def _given_weights(config: ConfigDict, info: data.DatasetInfo) -> tuple[hk.Params, hk.State] | None:
   """What `config.init` asks to start from."""
   init, model = config.init, config.model
   if init.weights is None:
@@ -170,8 +171,13 @@ def _given_weights(config: ConfigDict) -> tuple[hk.Params, hk.State] | None:
       raise RequestError(f"init.head={init.head!r} without init.weights: name a weights file.")
     return None
   log.info("starting from %s%s", init.weights, ", with a new classifier" if init.head else "")
-  return weights.load_variables(
-    init.weights,
+  stored = weights.open_weights(init.weights)
+  before = weights.class_names(stored)
+  if init.head is None and before:
+    remedy = "start with a new classifier, by --config.init.head=reset"
+    classes.check_same(info.class_names, before, f"the network in {init.weights}", remedy)
+  return weights.load_stored(
+    stored,
     model.name,
     num_classes=model.num_classes,
     head=init.head,

@@ -1,10 +1,20 @@
 """Foreign weights in and out: published files, timm's, our own runs."""
 
 from nfnet_jax.weights.convert import FORMATS, convert, save_weights
-from nfnet_jax.weights.load import load_stored, load_variables, load_weights, open_weights, settle
+from nfnet_jax.weights.files import Stored
+from nfnet_jax.weights.load import (
+  class_names,
+  load_stored,
+  load_variables,
+  load_weights,
+  open_weights,
+  settle,
+)
 
 __all__ = [
   "FORMATS",
+  "Stored",
+  "class_names",
   "convert",
   "load_stored",
   "load_variables",

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import haiku as hk
@@ -17,10 +18,15 @@ from nfnet_jax import models, output
 from nfnet_jax.errors import RequestError
 from nfnet_jax.weights import fit, published, timm
 from nfnet_jax.weights.files import OURS
-from nfnet_jax.weights.load import load_stored, open_weights, settle
+from nfnet_jax.weights.load import check_overrides, load_stored, open_weights, settings, settle
+from nfnet_jax.weights.load import class_names as class_names_of
 
 # Metadata that follow from the network itself; all others are passed on.
-_OF_THE_NETWORK = ("format", "model", "numerics", "num_classes", "overrides")
+_OF_THE_NETWORK = ("format", "model", "numerics", "num_classes", "class_names", "overrides")
+# Metadata are text; these are JSON.
+_JSON = ("num_classes", "class_names", "overrides", "preprocessing")
+
+logger = logging.getLogger(__name__)
 
 FORMATS = ("safetensors", "timm", "published")
 
@@ -32,6 +38,7 @@ def save_weights(
   *,
   state: hk.State | None = None,
   to: str = "safetensors",
+  class_names: Sequence[str] | None = None,
   provenance: Mapping[str, str] | None = None,
   force: bool = False,
   **overrides: Any,
@@ -46,16 +53,19 @@ def save_weights(
     to: "safetensors" for the published names, "timm" for safetensors with timm's names and
       layouts, "published" for the layout of the published files: a pickle of dictionaries and
       arrays, which the paper's own code can load.
+    class_names: of the classifier, in the order of its logits; written as metadata.
     provenance: more about the file, as safetensors metadata.
     force: whether an existing file is replaced.
     **overrides: those that the network was made with. They are written as metadata too, with
       `numerics` for itself, and `load_weights` compares them.
 
   Returns:
-    `out`, `format`, `sha256` of the file, `leaves`, `parameters`, and the metadata.
+    `out`, `format`, `sha256` of the file, `leaves`, `parameters`, the metadata, and for "timm" what
+    timm will compute with the weights, in a sentence.
 
   Raises:
-    RequestError: if the file exists or cannot be written, or the format cannot hold this network.
+    RequestError: if the file exists or cannot be written, or the format cannot hold this network,
+      or names or overrides are not those of such a network.
   """
   path, model = pathlib.Path(os.path.expanduser(path)), models.find(model)
   if to not in FORMATS:
@@ -68,19 +78,57 @@ def save_weights(
       "that cannot say so: write safetensors."
     )
   leaves = jax.device_get(fit.flatten(params) | fit.flatten(state or {}))
+  num_classes = fit.count_classes(leaves) or 0
+  said = overrides.pop("num_classes", num_classes)
+  if said != num_classes:
+    raise RequestError(f"{model} of num_classes={said}, but its classifier has {num_classes}.")
+  check_overrides(overrides, model, "cannot write these weights")
+  usual = settings(model, {})
+  changes = {k: v for k, v in settings(model, overrides).items() if v != usual[k]}
+  about_timm = {"timm": timm.describe(model, numerics, changes)} if to == "timm" else {}
   metadata = {
     **{"format": OURS, "model": model, "numerics": numerics},
-    **{key: str(size) for key, size in [("num_classes", fit.count_classes(leaves))] if size},
+    **({"num_classes": str(num_classes)} if num_classes else {}),
+    **({"class_names": _class_names(class_names, num_classes)} if class_names else {}),
     **({"overrides": json.dumps(overrides, default=str)} if overrides else {}),
     **(provenance or {}),
   }
   content = _encode(leaves, to, metadata)
   output.write(path, content)
+  _report(path, to, metadata | about_timm)
   return {
     **{"out": str(path), "sha256": hashlib.sha256(content).hexdigest(), "leaves": len(leaves)},
     "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
-    **(metadata | {"format": to}),
+    **{key: _value(text) if key in _JSON else text for key, text in metadata.items()},
+    **({"format": to} | about_timm),
   }
+
+
+def _class_names(names: Sequence[str], num_classes: int) -> str:
+  from nfnet_jax.data import classes  # not with `import nfnet_jax`
+
+  text = classes.dumps(names)
+  try:
+    classes.loads(text, num_classes)
+  except ValueError as error:
+    raise RequestError(f"class_names cannot be those of these weights: {error}.") from error
+  return text
+
+
+def _value(text: str) -> Any:
+  """What JSON says; what is none, as provenance may be, stays as it is."""
+  try:
+    return json.loads(text)
+  except (ValueError, RecursionError):
+    return text
+
+
+def _report(path: pathlib.Path, to: str, about: Mapping[str, str]) -> None:
+  """Logs what the next reader of a file would not see."""
+  if "timm" in about:
+    logger.info("%s: %s", path, about["timm"])
+  if to == "published" and "class_names" in about:
+    logger.warning("%s: the published layout has no place for the names of classes.", path)
 
 
 def convert(
@@ -115,13 +163,13 @@ def convert(
   output.check_free(pathlib.Path(out), force)  # before the work
   stored = open_weights(path, averaged=averaged)
   model, num_classes, overrides = settle(stored, model, overrides)
+  names = class_names_of(stored)
   params, state = load_stored(stored, model, num_classes=num_classes, **overrides)
   about = {key: text for key, text in stored.metadata.items() if key not in _OF_THE_NETWORK}
   if "source" not in about:
     about |= {"source": stored.path.name, "source_sha256": _sha256(stored.path)}
-  return save_weights(
-    out, params, model, state=state, to=to, provenance=about, force=force, **overrides
-  )
+  arguments = {"to": to, "class_names": names, "provenance": about, "force": force}
+  return save_weights(out, params, model, state=state, **arguments, **overrides)
 
 
 def _encode(leaves: dict[str, np.ndarray], to: str, metadata: dict[str, str]) -> bytes:

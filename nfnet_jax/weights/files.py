@@ -39,8 +39,9 @@ class Stored(NamedTuple):
     kind: "pickle", "npz", "safetensors" or "run".
     entries: its leaves by name, for instance `NFNet/~/stem_conv0/w`; timm's own names if it has
       those.
-    metadata: `model`, `numerics`, `num_classes`, `overrides` (JSON), `preprocessing` (JSON, see
-      `nfnet_jax.data.preprocess`), `source`, `source_sha256`, as far as it says.
+    metadata: `model`, `numerics`, `num_classes`, `class_names` (JSON), `overrides` (JSON),
+      `preprocessing` (JSON, see `nfnet_jax.data.preprocess`), `source`, `source_sha256`, as far as
+      it says.
   """
 
   path: pathlib.Path

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import haiku as hk
@@ -25,6 +26,8 @@ _NOT_COMPARED = (
   *("self", "name", "num_classes", "numerics", "folded", "features_only"),
   *OF_TRAINING,
 )
+# Arguments that are told apart from those.
+_NO_OVERRIDES = {"self", "name", "num_classes", "numerics", "folded", "features_only"}
 
 
 def load_weights(
@@ -175,8 +178,26 @@ def settle(
   if said.get("model") == model:  # if not, `check_metadata` will refuse it
     # Not all networks take `numerics`.
     numerics = {"numerics": "timm"} if said.get("numerics") == "timm" else {}
-    overrides = json.loads(said.get("overrides", "{}")) | numerics | overrides
+    theirs = json.loads(said.get("overrides", "{}"))
+    check_overrides(theirs, model, f"{stored.path} has damaged metadata")
+    overrides = theirs | numerics | overrides
   return model, fit.count_classes(stored.entries) or 0, overrides
+
+
+def class_names(stored: Stored) -> tuple[str, ...] | None:
+  """The names of a file's classes, in the order of its logits; None if it has none.
+
+  Raises:
+    RequestError: if they do not fit its classifier.
+  """
+  # Here, because `import nfnet_jax` is not to load what reads data.
+  from nfnet_jax.data import classes
+
+  text = stored.metadata.get("class_names")
+  try:
+    return None if text is None else classes.loads(text, fit.count_classes(stored.entries) or 0)
+  except ValueError as error:
+    raise RequestError(f"{stored.path} has damaged metadata: class names: {error}.") from error
 
 
 def check_metadata(stored: Stored, model: str, overrides: dict[str, Any]) -> None:
@@ -187,15 +208,23 @@ def check_metadata(stored: Stored, model: str, overrides: dict[str, Any]) -> Non
       raise RequestError(f"{stored.path} holds {key}={said[key]!r}, not {value!r}: ask for that.")
   if not said:
     return
-  theirs = _settings(model, json.loads(said.get("overrides", "{}")))
-  for key, value in _settings(model, overrides).items():
+  theirs = settings(model, json.loads(said.get("overrides", "{}")))
+  for key, value in settings(model, overrides).items():
     if theirs.get(key) != value:
       raise RequestError(
         f"{stored.path} holds a {model} of {key}={theirs.get(key)}, not {value}: ask for that."
       )
 
 
-def _settings(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
+def check_overrides(overrides: Mapping[str, Any], model: str, what: str) -> None:
+  """Raises a RequestError unless all are arguments by which networks of this kind differ."""
+  parameters = inspect.signature(models.get_spec(model).module.__init__).parameters
+  for key, value in overrides.items():
+    if key not in parameters or key in _NO_OVERRIDES:
+      raise RequestError(f"{what}: {key}={value!r:.80} is no override of {model}.")
+
+
+def settings(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
   """All that a network computes by, as JSON has it."""
   spec = models.get_spec(model)
   parameters = inspect.signature(spec.module.__init__).parameters.values()

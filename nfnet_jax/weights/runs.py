@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import jax
+from etils import epath
 
 from nfnet_jax.errors import RequestError
 from nfnet_jax.weights.files import Stored, entries_of
@@ -24,6 +25,7 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
   """
   # Here, because `import nfnet_jax` is to work without Orbax.
   from nfnet_jax import config as config_lib
+  from nfnet_jax.data import classes
   from nfnet_jax.runs import checkpoint
   from nfnet_jax.training.build import build
 
@@ -37,6 +39,9 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
   params, net_state = (
     (state.ema_params, state.ema_net_state) if averaged else (state.params, state.net_state)
   )
+  names = classes.load(epath.Path(workdir), config.model.num_classes)
+  if names is None and config.data.name == "imagenet2012":
+    names = tuple(classes.imagenet())  # of a run of a time when they were not kept
   overrides = config_lib.model_kwargs(config)
   metadata = {
     "model": config.model.name,
@@ -50,6 +55,7 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
         "resize": config.data.test_resize,
       }
     ),
+    **({"class_names": classes.dumps(names)} if names else {}),
     "source": f"{workdir.name}, step {step}, {which} weights",
   }
   return Stored(workdir, "run", entries_of(params) | entries_of(net_state), metadata)

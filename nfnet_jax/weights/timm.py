@@ -5,13 +5,16 @@ timm's `dm_nfnet_f0` to `dm_nfnet_f6` are the published networks, tensor for ten
 """
 
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nfnet_jax.errors import RequestError
 from nfnet_jax.weights.files import Entry
+
+_NETWORKS = tuple(f"nfnet_f{k}" for k in range(7))  # timm calls them dm_nfnet_f0, ...
+_SEEN_IN_SHAPES = ("widths", "depths", "group_size")  # nobody loads these by mistake
 
 _PLACE = re.compile(r"stages\.(\d+)\.(\d+)\.")
 _CONVS_OF_A_BLOCK = {
@@ -145,6 +148,40 @@ def to_timm(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
       "safetensors with our names."
     )
   return {table[name][0]: table[name][1].to_timm(leaf) for name, leaf in leaves.items()}
+
+
+def describe(model: str, numerics: str, changes: Mapping[str, Any]) -> str:
+  """Says in a sentence what timm computes with a network's weights.
+
+  Args:
+    model: the network's name in `list_models()`.
+    numerics: "published" or "timm".
+    changes: arguments in which it differs from the network of that name.
+
+  Raises:
+    RequestError: if timm has no such network.
+  """
+  theirs = f"dm_{model}"
+  if model not in _NETWORKS:
+    raise RequestError(
+      f"timm has no {model}: of the published networks it has {_NETWORKS[0]} to {_NETWORKS[-1]}."
+      " Write safetensors with our names."
+    )
+  for key, value in changes.items():
+    if key not in _SEEN_IN_SHAPES:
+      raise RequestError(
+        f"timm's {theirs} has no {key}={value!r}: with these weights it would compute something"
+        " else, without a word. Write safetensors with our names."
+      )
+  if changes:
+    theirs += f" made with {', '.join(f'{key}={value}' for key, value in changes.items())}"
+  if numerics == "timm":
+    return f"timm's {theirs} computes the same logits with these weights."
+  return (
+    f"timm's {theirs} computes other logits with these weights, though near ones: it standardises"
+    " kernels with var + 1e-5 where these were trained with max(var, 1e-4 / N), and GELU by erf"
+    " where they had tanh. Only a network of numerics='timm' gives the same."
+  )
 
 
 def _block(k: int) -> str:

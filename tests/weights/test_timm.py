@@ -1,6 +1,7 @@
 """timm's names, layouts and numerics; conversions in both directions."""
 
 import json
+import logging
 import zlib
 
 import jax
@@ -15,7 +16,7 @@ from nfnet_jax.errors import RequestError
 from nfnet_jax.weights import convert, load_weights, save_weights
 from nfnet_jax.weights.files import Entry, read_file
 from nfnet_jax.weights.fit import flatten, init_shapes
-from nfnet_jax.weights.timm import from_timm, to_timm
+from nfnet_jax.weights.timm import describe, from_timm, to_timm
 from tests import golden
 
 TINY = {"widths": (256, 128, 192, 192), "depths": (1, 2, 1, 1), "group_size": 32}
@@ -121,28 +122,64 @@ def test_logits_of_weights_from_timm(tiny, size, numerics):
   np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5)
 
 
-def test_round_trip_is_exact_to_the_bit(published, tmp_path):
-  ours, timm, back = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.npz"))
-  convert(published, ours, "nfnet_micro")
-  convert(ours, timm, "nfnet_micro", "timm")
-  result = convert(timm, back, "nfnet_micro", "published")
-  assert back.read_bytes() == published.read_bytes()
-  same_bits(leaves_of(ours), leaves_of(published))
+def test_round_trip_is_exact_to_the_bit(tiny, published, tmp_path):
+  ours, theirs, back = (tmp_path / name for name in ("a.npz", "b.safetensors", "c.safetensors"))
+  convert(tiny, ours, "nfnet_f0", "published", **TINY)
+  convert(ours, theirs, "nfnet_f0", "timm", **TINY)
+  same_bits(leaves_of(theirs), leaves_of(tiny))
   # NumPy's name of that time, which the paper's own code needs.
-  assert b"cnumpy.core.multiarray\n_reconstruct\n" in back.read_bytes()
+  assert b"cnumpy.core.multiarray\n_reconstruct\n" in ours.read_bytes()
+  result = convert(published, back, "nfnet_micro")
+  same_bits(leaves_of(back), leaves_of(published))
   assert result["leaves"] == 77
   assert result["parameters"] == 505789
-  with safe_open(timm, "numpy") as file:
+  with safe_open(theirs, "numpy") as file:
     kernel = file.get_tensor("stages.1.0.conv2.weight")
-    metadata = file.metadata()
   np.testing.assert_array_equal(
     kernel, leaves_of(ours)["NFNet/~/nf_block_1/~/conv1/w"].transpose(3, 2, 0, 1)
   )
+  with safe_open(back, "numpy") as file:
+    metadata = file.metadata()
   assert metadata["model"] == "nfnet_micro"
   assert metadata["numerics"] == "published"
   assert metadata["num_classes"] == "10"
   assert metadata["source"] == published.name
   assert len(metadata["source_sha256"]) == 64
+
+
+@pytest.mark.parametrize("numerics", ["timm", "published"])
+def test_what_timm_computes_is_said(tiny, tmp_path, caplog, numerics):
+  """The golden file has the logits of timm itself and of the published code."""
+  caplog.set_level(logging.INFO)
+  logits = golden.load_npz("timm_tiny_logits.npz")
+  ours = logits["timm_stock_96x96" if numerics == "timm" else "haiku_96x96"]
+  same = np.allclose(ours, logits["timm_stock_96x96"], rtol=0, atol=1e-4)
+  assert same == (numerics == "timm")
+  out = tmp_path / "out.safetensors"
+  result = convert(tiny, out, "nfnet_f0", "timm", **TINY, numerics=numerics)
+  said = "the same logits" if same else "other logits"
+  assert f"computes {said} with these weights" in result["timm"]
+  assert "dm_nfnet_f0 made with " in result["timm"]
+  assert f"{out}: {result['timm']}" in caplog.messages
+
+
+@pytest.mark.parametrize(
+  ("model", "changes", "said"),
+  [
+    ("nfnet_micro", {}, "timm has no nfnet_micro"),
+    ("nfnet_f7", {}, "timm has no nfnet_f7"),
+    ("nfnet_f0+", {}, "timm has no nfnet_f0+"),
+    ("nf_resnet50", {}, "timm has no nf_resnet50"),
+    ("nfnet_f0", {"activation": "silu"}, "dm_nfnet_f0 has no activation='silu'"),
+    ("nfnet_f3", {"alpha": 0.1}, "dm_nfnet_f3 has no alpha=0.1"),
+  ],
+)
+def test_networks_that_timm_has_not(model, changes, said):
+  with pytest.raises(RequestError) as error:
+    describe(model, "timm", changes)
+  assert said in str(error.value)
+  described = describe("nfnet_f6", "timm", {})
+  assert described == "timm's dm_nfnet_f6 computes the same logits with these weights."
 
 
 def test_the_same_weights_give_the_same_bytes(published, tmp_path):
@@ -218,17 +255,62 @@ def test_wrong_shapes_and_names_of_timms_are_listed(tiny, tmp_path):
 
 def test_command_line(published, tmp_path, capsys):
   out = tmp_path / "out.safetensors"
-  words = ["convert", f"--weights={published}", "--model=nfnet_micro", f"--out={out}", "--to=timm"]
+  others = {"out.partial": "mine", "out.safetensors.partial": "mine", ".partial": "mine"}
+  for name, text in others.items():
+    (tmp_path / name).write_text(text)
+  words = ["convert", f"--weights={published}", "--model=nfnet_micro", f"--out={out}"]
   assert main(words) == 0
   result = json.loads(capsys.readouterr().out.splitlines()[-1])
-  assert result["format"] == "timm"
+  assert result["format"] == "safetensors"
   assert result["out"] == str(out)
+  assert result["num_classes"] == 10
   before = out.read_bytes()
   assert main(words) == 2
   assert "exists" in capsys.readouterr().err
   assert out.read_bytes() == before
   assert main([*words, "--force"]) == 0
-  assert main([*words[:-1], "--to=torch", "--force"]) == 2
+  assert main([*words, "--to=torch", "--force"]) == 2
   assert "unknown format 'torch'" in capsys.readouterr().err
-  assert main([word.replace(out.name, "no/where") for word in words]) == 2
-  assert "cannot write" in capsys.readouterr().err
+  assert main([*words, "--to=timm", "--force"]) == 2
+  assert "timm has no nfnet_micro" in capsys.readouterr().err
+  assert out.read_bytes() == before
+  for bad, said in (("no/where", "cannot write"), ("x" * 300, "File name too long")):
+    assert main([word.replace(out.name, bad) for word in words]) == 2
+    assert said in capsys.readouterr().err
+  assert main(["convert", f"--weights={published}", "--out=/dev/null", "--force"]) == 2
+  assert "not a regular file" in capsys.readouterr().err
+  # Nobody's file was used for what is not whole yet, and nothing is left.
+  assert {path.name: path.read_text() for path in tmp_path.iterdir() if path != out} == others
+
+
+def test_what_json_says_of_a_file(published, tmp_path):
+  names = [f"class {i}" for i in range(10)]
+  params = load_weights(published, "nfnet_micro", **MICRO)
+  how = {"preprocessing": '{"size": 40}', "note": "12"}
+  arguments = {"class_names": names, "provenance": how, "num_classes": 10, "activation": "silu"}
+  result = save_weights(tmp_path / "a", params, "nfnet_micro", **arguments)
+  assert (result["num_classes"], result["class_names"]) == (10, names)
+  assert (result["overrides"], result["note"]) == ({"activation": "silu"}, "12")
+  assert result["preprocessing"] == {"size": 40}
+  again = convert(tmp_path / "a", tmp_path / "b")
+  assert again["class_names"] == names
+  assert read_file(tmp_path / "b").metadata["class_names"] == json.dumps(names)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    ({"num_classes": 9}, "num_classes=9, but its classifier has 10"),
+    ({"head": "reset"}, "head='reset' is no override of nfnet_micro"),
+    ({"in_chans": 1}, "in_chans=1 is no override"),
+    ({"folded": True}, "folded=True is no override"),
+    ({"class_names": "abc"}, "names 3 classes, but the network has 10"),
+    ({"class_names": "abcdefghia"}, "the name 'a' twice"),
+  ],
+)
+def test_what_cannot_be_written_of_weights(published, tmp_path, arguments, said):
+  params = load_weights(published, "nfnet_micro", **MICRO)
+  with pytest.raises(RequestError) as error:
+    save_weights(tmp_path / "a", params, "nfnet_micro", **arguments)
+  assert said in str(error.value)
+  assert not (tmp_path / "a").exists()

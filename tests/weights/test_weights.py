@@ -189,6 +189,12 @@ def test_hostile_headers(content, tmp_path):
     ("preprocessing", '{"resize": []}', "resize=[]"),
     ("preprocessing", '{"zoom": 3}', "damaged metadata"),
     ("overrides", '{"zoom": 3}', "zoom"),
+    ("overrides", '{"num_classes": 5}', "num_classes=5 is no override of nfnet_micro"),
+    ("overrides", '{"head": "reset"}', "head='reset' is no override"),
+    ("overrides", '{"in_chans": 1}', "in_chans=1 is no override"),
+    ("class_names", '["a"]', "names 1 classes, but the network has 10"),
+    ("class_names", "[" * 99999, "class names"),
+    ("class_names", '{"a": 3}', "no list of names"),
     ("overrides", '{"widths": 3}', "widths"),
     ("overrides", '{"depths": ["x", 1, 1]}', "depths"),
     ("model", "nfnet_f00", "unknown model"),
@@ -369,7 +375,7 @@ def test_a_run_directory(run, tmp_path):
     arguments[key] = overrides[key]
   result = convert(workdir, tmp_path / "f", config.model.name)
   assert result["source"] == f"{workdir.name}, step 5, averaged weights"
-  assert result["num_classes"] == "4"
+  assert result["num_classes"] == 4
   exactly(load_variables(tmp_path / "f", **arguments), variables)
   convert(tmp_path / "f", tmp_path / "g", config.model.name, "published")
   exactly(load_variables(tmp_path / "g", **arguments), variables)
