@@ -270,7 +270,7 @@ def test_command_line(published, tmp_path, capsys):
   assert out.read_bytes() == before
   assert main([*words, "--force"]) == 0
   assert main([*words, "--to=torch", "--force"]) == 2
-  assert "unknown format 'torch'" in capsys.readouterr().err
+  assert "'torch': choose one of safetensors, timm, published" in capsys.readouterr().err
   assert main([*words, "--to=timm", "--force"]) == 2
   assert "timm has no nfnet_micro" in capsys.readouterr().err
   assert out.read_bytes() == before
