@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from nfnet_jax.cli import compile_cache
 from nfnet_jax.cli.verbs import VERBS
 from nfnet_jax.errors import RequestError, RunError, verdict
-from nfnet_jax.keys import short
+from nfnet_jax.values import short
 
 
 def main(argv: Sequence[str] | None = None) -> int:

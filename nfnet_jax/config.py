@@ -16,7 +16,8 @@ from ml_collections import ConfigDict, config_dict
 from nfnet_jax import models, seeds
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
-from nfnet_jax.keys import DTYPES, KEYS, normalise, problems, short
+from nfnet_jax.keys import DTYPES, KEYS, problems
+from nfnet_jax.values import normalise, short
 
 # Keys that change how a run is watched, or its memory, but not what it computes: they may differ
 # on resuming.
@@ -122,6 +123,8 @@ def resolve(
       f"epochs={config.epochs} of {info.num_train} examples at batch_size={config.batch_size} "
       "are less than one step: train for longer or with a smaller batch."
     )
+  if wrong := problems(flatten(config.to_dict())):  # of what was derived
+    raise RequestError(" ".join(wrong))
   return config.lock()
 
 

@@ -26,7 +26,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 # A room imports only from rows above its own. A file has its own row, or else its folder's.
 ROWS = (
-  {"errors", "data.batch", "data.orientation", "cli.compile_cache"},
+  {"errors", "values", "data.batch", "data.orientation", "cli.compile_cache"},
   {"data.formats", "data.png"},
   {"data.jpeg"},
   {"data.reader"},

@@ -6,10 +6,11 @@ import pathlib
 import pytest
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import keys
+from nfnet_jax import values as values_lib
 from nfnet_jax.cli.flags import FLAGS
 from nfnet_jax.errors import RequestError
-from nfnet_jax.keys import KEYS, Key
+from nfnet_jax.keys import KEYS
+from nfnet_jax.values import Key
 from tests import tiny
 
 TABLES = {"config": KEYS} | FLAGS
@@ -31,7 +32,7 @@ def test_every_key_of_a_config_has_its_row():
 def test_every_number_is_bounded_and_every_row_has_its_sentence(table):
   for name, key in TABLES[table].items():
     assert key.help.endswith("."), name
-    assert key.default is None or keys.problem(name, key, key.default) is None
+    assert key.default is None or values_lib.problem(name, key, key.default) is None
     if key.type in (int, float, tuple):
       assert key.least is not None, name
       assert (key.greatest is None) != (key.below is None), name
@@ -45,16 +46,16 @@ def test_bounds_belong_to_what_is_accepted(table):
     kind, step = key.type, 1 if key.type is int else 1e-3
     highest = key.greatest if key.below is None else math.nextafter(key.below, 0)
     for good in (kind(key.least), kind(highest)):
-      assert keys.problem(name, key, good) is None
+      assert values_lib.problem(name, key, good) is None
     for bad in (key.least - step, (key.greatest or key.below) + step, True, "3", [3]):
-      assert keys.problem(name, key, bad).startswith(f"{name}=")
+      assert values_lib.problem(name, key, bad).startswith(f"{name}=")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_refused(value):
   for name, key in KEYS.items():
     if key.kind is float:
-      assert keys.problem(name, key, value) == f"{name}={value} must be finite."
+      assert values_lib.problem(name, key, value) == f"{name}={value} must be finite."
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_what_is_not_finite_is_refused(value):
   ],
 )
 def test_values_are_read(kind, text, value):
-  read = keys.parse(Key(None, kind, ""), text)
+  read = values_lib.parse(Key(None, kind, ""), text)
   assert (read, type(read)) == (value, type(value))
 
 
@@ -86,7 +87,7 @@ def test_values_are_read(kind, text, value):
 )
 def test_values_of_another_type_are_refused(kind, text):
   with pytest.raises(ValueError, match="takes a value of type"):
-    keys.parse(Key(None, kind, ""), text)
+    values_lib.parse(Key(None, kind, ""), text)
 
 
 def test_all_that_is_wrong_is_said_at_once():
@@ -140,7 +141,7 @@ def test_paths_are_expanded_and_names_are_the_tables(monkeypatch):
   )
   assert (config.data.dir, config.init.weights) == ("/home/me/x", "/home/me/w.npz")
   assert config.model.name == "nfnet_f0"
-  assert keys.normalise(Key(None, pathlib.Path, ""), "gs://bucket/~") == "gs://bucket/~"
+  assert values_lib.normalise(Key(None, pathlib.Path, ""), "gs://bucket/~") == "gs://bucket/~"
 
 
 def test_negative_zero_is_zero():

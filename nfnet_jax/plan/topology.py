@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from nfnet_jax.errors import RequestError
 from nfnet_jax.plan.chips import CHIPS, Chip
+from nfnet_jax.values import short
 
 GPUS_PER_HOST = 8
 
@@ -70,14 +71,14 @@ def parse(name: str) -> Topology:
     if kind in gpus and count >= 1 and (count <= GPUS_PER_HOST or count % GPUS_PER_HOST == 0):
       return Topology(name, kind, (count,))
     raise RequestError(
-      f"there is no topology {name!r}: write gpu:KINDxNUMBER, with one of {', '.join(gpus)}, and "
-      f"up to {GPUS_PER_HOST} or whole hosts of {GPUS_PER_HOST}."
+      f"there is no topology {short(name)}: write gpu:KINDxNUMBER, with one of {', '.join(gpus)}, "
+      f"and up to {GPUS_PER_HOST} or whole hosts of {GPUS_PER_HOST}."
     )
   kind, _, shape = name.partition(":")
   tpus = [each for each, chip in CHIPS.items() if chip.axes]
   if kind not in tpus:
     raise RequestError(
-      f"there is no topology {name!r}: write KIND:SHAPE, such as v4:2x2x1, with one of "
+      f"there is no topology {short(name)}: write KIND:SHAPE, such as v4:2x2x1, with one of "
       f"{', '.join(tpus)}; or gpu:h200x8."
     )
   shapes = _shapes(kind)
@@ -87,7 +88,7 @@ def parse(name: str) -> Topology:
       return Topology(name, kind, sizes)
     shapes = sorted(shapes, key=lambda each: _distance(each, sizes))
   nearest = ", ".join(f"{kind}:{'x'.join(map(str, each))}" for each in shapes[:3])
-  raise RequestError(f"there is no topology {name!r}: the nearest are {nearest}.")
+  raise RequestError(f"there is no topology {short(name)}: the nearest are {nearest}.")
 
 
 def _distance(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[float, int]:

@@ -198,12 +198,12 @@ assert main(["benchmark", "predict", *size]) == 0
     (["train"], "--model or --config is missing"),
     (["train", "--model=nfnet_f0", "--batch_size=8", "--steps=0"], "steps=0 must be at least 1"),
     (["train", "--model=nfnet_f0", "--batch_size=9"], "batch_size=9 does not divide"),
-    (["train", "--model=nfnet_f0", "--batch_size=8", "--dtype=half"], "unknown dtype='half'"),
+    (["train", "--model=nfnet_f0", "--batch_size=8", "--dtype=half"], "unknown --dtype='half'"),
     (["train", "--model=nfnet_f99"], "unknown model 'nfnet_f99'"),
-    (["predict", "--model=nfnet_f0", "--dtype=half"], "unknown dtype='half'"),
+    (["predict", "--model=nfnet_f0", "--dtype=half"], "unknown --dtype='half'"),
     (["predict", "--model=nfnet_f0", "--batch_size=0"], "batch_size=0"),
     (["predict", "--model=nfnet_f0", "--image_size=0"], "image_size=0"),
-    (["predict", "--model=nfnet_f0", "--batches=4"], "Unknown command line flag 'batches'"),
+    (["predict", "--model=nfnet_f0", "--batches=4"], "unknown flag --batches"),
   ],
 )
 def test_refuses_what_it_cannot_measure(argv, said, words, capsys):

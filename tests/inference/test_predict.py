@@ -277,7 +277,7 @@ def test_evaluating_weights(weights, params, capsys, tmp_path):
   [
     (["--weights=x", "--model=nfnet_f0"], "--dataset is missing"),
     (["--workdir=x", "--size=64"], "--weights is missing"),
-    (["--workdir=x", "--weights=y", "--model=m", "--dataset=d"], "exclude each other"),
+    (["--workdir=x", "--weights=y", "--model=nfnet_f0", "--dataset=d"], "exclude each other"),
     (["--weights=nowhere", "--model=nfnet_micro", "--dataset=digits"], "nowhere"),
   ],
 )

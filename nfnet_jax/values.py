@@ -1,0 +1,145 @@
+"""What the value of a config key or a flag may be: read from text, and checked."""
+
+import ast
+import math
+import os
+import pathlib
+import re
+from typing import Any, NamedTuple, get_args, get_origin
+
+Path = pathlib.Path
+
+_MAX_STAGES = 16
+# Bytes. File systems allow 255 for a part of a path, and files in progress need some; Linux allows
+# 4096 for a path, and a run has files below its directory.
+_MAX_NAME, _MAX_PATH = 240, 3000
+_WANTED = {
+  True: "two numbers, 0 < low <= high",  # of a range
+  False: "whole numbers, one for each stage",
+}
+_WORDS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
+class Key(NamedTuple):
+  """What a config key or a flag may be.
+
+  Attributes:
+    default: the value unless one is given; None leaves it open.
+    kind: `bool`, `int`, `float`, `str`, `Path` (text whose `~` is expanded), or a type of tuples:
+      `tuple[int, ...]`, `tuple[float, float]`.
+    help: full sentences on what it is.
+    least, greatest: bounds of a number, or of each number of a tuple.
+    below: a bound that a number may not reach.
+    choices: of a text; empty if it is free.
+  """
+
+  default: Any
+  kind: Any
+  help: str
+  least: float | None = None
+  greatest: float | None = None
+  below: float | None = None
+  choices: tuple[str, ...] = ()
+
+  @property
+  def type(self) -> type:
+    """The type that a config holds it as."""
+    return str if self.kind is Path else get_origin(self.kind) or self.kind
+
+
+def parse(key: Key, text: str) -> Any:
+  """The value that a user has written; one in the text's place still has to be checked.
+
+  Raises:
+    ValueError: if it is of another type; the message says what was wanted.
+  """
+  kind = get_origin(key.kind) or key.kind
+  if kind in (str, Path):
+    return text
+  wanted = ValueError(f"takes a value of type {kind.__name__}, not {short(text)}.")
+  try:
+    if kind is int and not re.fullmatch("[+-]?[0-9]{1,40}", text):
+      raise wanted
+    if kind is not tuple:
+      return _WORDS[text.lower()] if kind is bool else kind(text if text.isascii() else None)
+    value = ast.literal_eval(text) if text.isascii() else text
+  except (KeyError, TypeError, ValueError, SyntaxError, MemoryError, RecursionError):
+    raise wanted from None
+  return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def normalise(key: Key, value: Any) -> Any:
+  """The same value in the form that a config holds; values of a wrong type stay as they are."""
+  if key.kind is Path and isinstance(value, str | os.PathLike):
+    return os.path.expanduser(os.fspath(value))
+  if key.kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    return float(value) + 0.0 if abs(value) < 1e300 else value  # -0.0 becomes 0.0
+  return tuple(value) if key.type is tuple and isinstance(value, list) else value
+
+
+def problem(name: str, key: Key, value: Any) -> str | None:
+  """What is wrong with the value of a key or flag, in one sentence; None if nothing is."""
+  given = f"{name}={short(value)}"
+  if key.type is tuple:
+    return _problem_of_tuple(given, key, value)
+  if key.kind in (int, float):
+    wrong = _problem_of_number(key.kind, key, value)
+    return wrong and f"{given} {wrong}"
+  if not isinstance(value, key.type):
+    return f"{given} must be of type {key.type.__name__}."
+  if key.choices and value not in key.choices:
+    return f"unknown {given}: choose one of {', '.join(key.choices)}."
+  wrong = None if key.kind is bool else _problem_of_text(value, key.kind is Path)
+  return wrong and f"{given} {wrong}"
+
+
+def _problem_of_number(kind: type, key: Key, value: Any) -> str | None:
+  types = int if kind is int else int | float
+  if not isinstance(value, types) or isinstance(value, bool):
+    return f"must be of type {kind.__name__}."
+  if kind is float and not (isinstance(value, int) or math.isfinite(value)):
+    return "must be finite."
+  if key.below is not None and not key.least <= value < key.below:
+    return f"must be at least {key.least} and less than {key.below}."
+  if value < key.least:
+    return f"must be at least {bound(key.least)}."
+  if key.greatest is not None and value > key.greatest:
+    return f"must be at most {bound(key.greatest)}."
+  return None
+
+
+def _problem_of_tuple(given: str, key: Key, value: Any) -> str | None:
+  kind, last = get_args(key.kind)
+  is_range = last is not ...
+  if not isinstance(value, tuple) or not value or (is_range and len(value) != 2):
+    return f"{given}: give {_WANTED[is_range]}."
+  wrong = next(filter(None, (_problem_of_number(kind, key, number) for number in value)), None)
+  if len(value) > _MAX_STAGES:
+    return f"{given} has {len(value)} stages, and may have {_MAX_STAGES}."
+  if wrong:
+    return f"{given}: give {_WANTED[is_range]}; each {wrong}"
+  if is_range and not 0 < value[0] <= value[1]:
+    return f"{given}: give {_WANTED[is_range]}."
+  return None
+
+
+def _problem_of_text(text: str, is_path: bool) -> str | None:
+  if not text:
+    return "is empty: leave it out, or give it a value."
+  if "\0" in text:
+    return "holds a NUL character."
+  longest = max(len(os.fsencode(part)) for part in text.split("/"))
+  if longest > _MAX_NAME or len(os.fsencode(text)) > _MAX_PATH:
+    return f"is too long: {_MAX_NAME} bytes are the most for a name, {_MAX_PATH} for a path."
+  return None
+
+
+def short(value: Any) -> str:
+  """A value as messages show it, cut if it is long."""
+  text = repr(value) if isinstance(value, str) else str(value)
+  return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
+
+
+def bound(number: float) -> str:
+  """A bound as people write it."""
+  return str(int(number)) if number == int(number) else str(number)
