@@ -62,8 +62,8 @@ def describe(data: ConfigDict, *, test_only: bool = False) -> DatasetInfo:
   Raises:
     RequestError: the data set, a split or a needed feature does not exist, or is empty.
   """
-  splits = (data.test_split,) if test_only else (data.test_split, data.train_split)
-  test, *train = _open(data, *splits)
+  splits = (data.test_split,) if test_only else (data.train_split, data.test_split)
+  *train, test = _open(data, *splits)
   return DatasetInfo(
     num_classes=len(test.class_names),
     class_names=test.class_names,

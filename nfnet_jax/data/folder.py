@@ -78,8 +78,8 @@ def _split(root: str, split: str) -> _Split:
   folder = os.path.join(root, split)
   if not split or not _is_folder(folder):
     raise RequestError(
-      f"No folder for split {split!r} in {root} ({_content(root)}): a split is a sub-folder, and"
-      " holds one for each class."
+      f"No folder for split {split!r} in {root} ({_content(root, split)}): a split is a sub-folder,"
+      " and holds one for each class."
     )
   # A link to the split or to a folder above it would make a class of all of them.
   above = search.identities_above(folder) | {search.identity(folder)}
@@ -92,11 +92,16 @@ def _split(root: str, split: str) -> _Split:
   return _Split(folder, {name: classes[name] for name in search.in_order(classes)}, skipped)
 
 
-def _content(root: str) -> str:
+def _content(root: str, split: str) -> str:
   """What there is in place of a split."""
   if not _is_folder(root):
-    return "no such directory"
-  names = [entry.name for entry in search.visible(root, _listing(root))]
+    kind = search.kind_of(root)
+    return "no such directory" if kind == search.MISSING else f"which is {kind}"
+  entries = search.visible(root, _listing(root))
+  for entry in entries:
+    if entry.name == split:
+      return f"{split!r} is {entry.kind}"
+  names = [entry.name for entry in entries]
   return f"it has {_quoted(names)}" if names else "it is empty"
 
 

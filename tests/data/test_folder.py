@@ -150,8 +150,13 @@ def test_classes_without_an_image_are_refused_by_name(tmp_path: Path) -> None:
 def test_a_folder_of_no_class_says_what_is_there(tmp_path: Path) -> None:
   config = examples.config(name="folder", dir=str(tmp_path))
   assert "(it is empty)" in refusal(config)
+  file = tmp_path / "train"
+  file.write_text("")
+  assert f"in {tmp_path} ('train' is a file)" in refusal(config)
+  assert f"in {file} (which is a file)" in refusal(examples.config(name="folder", dir=str(file)))
+  file.unlink()
   write(tmp_path, {"cat/1.png": 1, "dog/1.png": 1})
-  assert "No folder for split 'test'" in refusal(config)
+  assert "No folder for split 'train'" in refusal(config)
   assert "(it has 'cat', 'dog')" in refusal(config)
   for split in ("train", "test"):
     write(tmp_path, {f"{split}/1.png": 1})
