@@ -136,7 +136,7 @@ def images_below(folder: str, listing: Listing = list_local) -> Found:
 
 def reason(entry: Entry) -> str:
   """Why an entry that is no image is left out."""
-  return "not an image by its ending" if entry.kind == FILE else entry.kind
+  return "not a kind that is read" if entry.kind == FILE else entry.kind
 
 
 def has_image_ending(name: str) -> bool:

@@ -139,7 +139,7 @@ def test_classes_without_an_image_are_refused_by_name(tmp_path: Path) -> None:
   (tmp_path / "train" / "b" / "1.png").rename(tmp_path / "train" / "b" / "1.heic")
   message = refusal(config)
   assert f"No images of 1 of the 3 classes in {tmp_path}/train: 'b'" in message
-  assert "b/1.heic (not an image by its ending)" in message
+  assert "b/1.heic (not a kind that is read)" in message
   assert ".tiff" in message
   # The advice works.
   for split in ("train", "test"):

@@ -185,7 +185,7 @@ def test_a_folder_without_an_image_says_what_it_has(tmp_path):
   with pytest.raises(RequestError, match=f"no image in {tmp_path}: name a file."):
     predict_lib.find_images(iter([tmp_path]))
   (tmp_path / "notes.txt").write_text("")
-  with pytest.raises(RequestError, match=r"\(1 skipped: .*notes.txt \(not an image by"):
+  with pytest.raises(RequestError, match=r"\(1 skipped: .*notes.txt \(not a kind that"):
     predict_lib.find_images(iter([tmp_path]))
 
 
