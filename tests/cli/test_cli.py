@@ -284,8 +284,8 @@ def test_values_from_the_command_line():
     ("data.crop_aspect=(a,b)", "data.crop_aspect takes a value of type tuple, not '(a,b)'."),
     ("data.name=a/b/c", "TFDS cannot open data set 'a/b/c'"),
     ("data.name=digit", "Unknown data set 'digit'. Nearest names: digits"),
-    ("data.train_split=trian", "No split 'trian' in data set 'digits': it has"),
-    ("data.test_split=validation", "No split 'validation' in data set 'digits': it has"),
+    ("data.train_split=trian", "No split 'trian' in data set 'digits', which has"),
+    ("data.test_split=validation", "No split 'validation' in data set 'digits', which has"),
   ],
 )
 def test_configs_that_make_no_run(refused_training, change, said):
@@ -396,4 +396,4 @@ def test_evaluating_on_data_of_other_classes(refused, resolved, tmp_path):
   config["data"] |= {"name": "folder"}
   (tmp_path / "config.json").write_text(json.dumps(config))
   line = refused("evaluate", f"--workdir={tmp_path}", f"--data_dir={tmp_path}/images")
-  assert f"the run in {tmp_path} has 10 classes, but data set 'folder' has 3" in line
+  assert "The network has 10 classes without names, and the data set 3 ('a', ...)" in line
