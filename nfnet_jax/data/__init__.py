@@ -39,6 +39,7 @@ class DatasetInfo(NamedTuple):
     num_train: number of training examples.
     num_test: number of test examples.
     several_right: whether an image may have several right classes; such a set is for testing only.
+    fingerprint: of which images there are, in which order, by name; "" where that is not known.
   """
 
   num_classes: int
@@ -46,6 +47,7 @@ class DatasetInfo(NamedTuple):
   num_train: int
   num_test: int
   several_right: bool = False
+  fingerprint: str = ""
 
 
 def describe(data: ConfigDict, *, test_only: bool = False) -> DatasetInfo:
@@ -70,6 +72,7 @@ def describe(data: ConfigDict, *, test_only: bool = False) -> DatasetInfo:
     num_train=sum(source.num_examples for source in train),
     num_test=test.num_examples,
     several_right=test.several_right,
+    fingerprint=" ".join(source.fingerprint for source in (*train, test)),
   )
 
 

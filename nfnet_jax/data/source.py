@@ -25,6 +25,7 @@ class Source(NamedTuple):
     files: the TFRecord files that hold the records; none if a record is a file of its own.
     remedy: what the owner of a damaged image is to do.
     several_right: which of the two kinds of label the records have.
+    fingerprint: of the names of all records or their files in their order, without the directory.
   """
 
   num_examples: int
@@ -36,6 +37,7 @@ class Source(NamedTuple):
   files: tuple[str, ...]
   remedy: str
   several_right: bool = False
+  fingerprint: str = ""
 
 
 class Share(NamedTuple):

@@ -13,6 +13,7 @@ from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.published import split_expression
 from nfnet_jax.data.source import Record, Source
 from nfnet_jax.errors import RequestError
+from nfnet_jax.runs import digest
 
 # Files that a lane reads at once, and records taken from each in turn. They shape the order, so
 # they are fixed.
@@ -167,6 +168,9 @@ def _source(
     files=tuple(file.filename for file in files),
     remedy=REMEDY,
     several_right=several,
+    fingerprint=digest.of_names(
+      f"{os.path.basename(file.filename)}[{file.skip}:{file.skip + file.take}]" for file in files
+    ),
   )
 
 

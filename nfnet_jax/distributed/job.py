@@ -28,6 +28,10 @@ from nfnet_jax.errors import RequestError
 # defaults, 100 s and 300 s, left the others of a failed process hanging for five minutes.
 _HEARTBEAT, _SHUTDOWN = 10, 15
 
+# Seconds that a process has from one meeting to the next, or to what is `watched`: one that stands
+# still in between ends the job too.
+_MEETING = 1800.0
+
 _meetings = itertools.count()
 _watcher: "failure.Watcher | None" = None
 
@@ -92,6 +96,7 @@ def agree(
   client, count = jax_distributed.global_state.client, jax_distributed.global_state.num_processes
   if client is None:
     return
+  _expect(_MEETING)
   key = f"nfnet_jax/meeting{next(_meetings)}"
   client.key_value_set(f"{key}/{_index()}", value())
   if _index() == 0:
@@ -106,6 +111,7 @@ def first_says(value: Callable[[], bool]) -> bool:
   client = jax_distributed.global_state.client
   if client is None:
     return value()
+  _expect(_MEETING)
   key = f"nfnet_jax/meeting{next(_meetings)}"
   if _index() == 0:
     client.key_value_set(key, json.dumps(value()))

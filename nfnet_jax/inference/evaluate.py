@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from etils import epath
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import data, inference
+from nfnet_jax import data, inference, weights
 from nfnet_jax.data import classes
 from nfnet_jax.distributed import agreement
+from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.errors import RequestError
 from nfnet_jax.runs import checkpoint
 from nfnet_jax.training import parallel
@@ -42,18 +43,24 @@ def evaluate_workdir(
   Returns:
     `step`, `split` and the metrics of `evaluate`.
 
+  Several processes (`distributed.job`) share the work, once they have found that they have the
+  same request, data and state.
+
   Raises:
-    RequestError: if the directory holds no run or no checkpoint, or the data do not fit the run.
+    RequestError: if the directory holds no run or no checkpoint, or the data do not fit the run, or
+      processes differ.
   """
   config = config_lib.load(workdir / "config.json")
   changes = {"data.test_split": split, "data.dir": data_dir, "batch_size": batch_size}
   config.update_from_flattened_dict({k: v for k, v in changes.items() if v is not None})
   parallel.check_batch_size(config.batch_size)
+  agreement.on_config("evaluate", config)
   info = data.describe(config.data, test_only=True)
   names = classes.load(workdir, config.model.num_classes)
   if names is None and info.num_classes == config.model.num_classes:
     names = data.former_classes(config.data, config.data.test_split)
   columns = data.choose_classes(info, config.model.num_classes, names)
+  agreement.on_data(info, columns)
   run = build(config)
   restored = checkpoint.restore_newest(workdir / "checkpoints", jax.eval_shape(run.init))
   if restored is None:
@@ -68,9 +75,9 @@ def evaluate_workdir(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  metrics = evaluate(
-    eval_step, parallel.replicate(weights_of(state, run.fold), copy=False), batches
-  )
+  batches = job_lib.watched(batches, config.stall_timeout)
+  variables = parallel.replicate(weights_of(state, run.fold), copy=False)
+  metrics = evaluate(eval_step, variables, batches)
   return {"step": step, "split": config.data.test_split} | metrics
 
 
@@ -100,18 +107,25 @@ def evaluate_weights(
     `model`, `split`, `size`, and the metrics of `evaluate`; for the published networks on ImageNet
     and its other test sets also the `expected_top1` and `expected_top5` of the published weights.
 
+  Several processes share the work as in `evaluate_workdir`.
+
   Raises:
-    RequestError: if weights, network and data do not fit together.
+    RequestError: if weights, network and data do not fit together, or processes differ.
   """
   parallel.check_batch_size(batch_size)
   split = split or ("validation" if dataset.startswith("imagenet2012") else "test")
-  config = config_lib.default().data
+  flags = {"model": model, "dataset": dataset, "split": split, "batch_size": batch_size}
+  agreement.on_flags("evaluate", flags | overrides)
+  defaults = config_lib.default()
+  config = defaults.data
   config.update(name=dataset, dir=data_dir, train_split=split, test_split=split)
   info = data.describe(config, test_only=True)
   network = inference.load_network(path, model, **overrides)
+  agreement.on_weights(lambda: _arrays(path))
   size, padding, resize = network.preprocessing
   config.update(test_size=size, test_padding=padding, test_resize=resize)
   columns = data.choose_classes(info, network.num_classes, network.class_names)
+  agreement.on_data(info, columns)
   net = _guessing_among(network.net, columns, network.num_classes)
   eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=info.num_classes))
   batches = data.test_batches(
@@ -120,10 +134,16 @@ def evaluate_weights(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
+  batches = job_lib.watched(batches, defaults.stall_timeout)
   variables = parallel.replicate((network.params, network.state), copy=False)
   metrics = evaluate(eval_step, {"": variables}, batches)
   known = {} if "size" in overrides else expected(network.model, dataset, split)
   return {"model": network.model, "split": split, "size": size} | metrics | known
+
+
+def _arrays(path: str | pathlib.Path) -> dict[str, Any]:
+  """What a weights file holds, as it is stored."""
+  return {name: entry.read() for name, entry in weights.open_weights(path).entries.items()}
 
 
 def _guessing_among(

@@ -76,7 +76,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   parallel.check_batch_size(config.batch_size, config.accumulate)
   info = data.describe(config.data)
   config = config_lib.resolve(config, info, record_lib.recorded_config(workdir))
-  agreement.on_config(config)
+  agreement.on_training(config, info)
   built = build(config)
   template = jax.eval_shape(built.init)
   directory = workdir / "checkpoints"

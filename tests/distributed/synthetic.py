@@ -45,7 +45,8 @@ def get_config():
 
 
 def describe(config, test_only=False):
-  return DatasetInfo(4, tuple("abcd"), num_train=64, num_test=NUM_TEST)
+  is_other = FAULT.get("what") == "other data" and FAULT["process"] == jax.process_index()
+  return DatasetInfo(4, tuple("abdc" if is_other else "abcd"), num_train=64, num_test=NUM_TEST)
 
 
 def train_batches(
@@ -62,6 +63,10 @@ def train_batches(
 
 
 def all_test_batches(config, *, batch_size, process_index=0, process_count=1):
+  if FAULT.get("process") == process_index and FAULT.get("what", "").startswith("test"):
+    if FAULT["what"] == "test raises":
+      raise OSError("the disk is on fire")
+    time.sleep(600)
   for first in range(0, NUM_TEST, batch_size):
     batch = make_batch([first], batch_size)
     mask = (np.arange(first, first + batch_size) < NUM_TEST).astype(np.float32)

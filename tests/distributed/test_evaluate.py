@@ -1,0 +1,100 @@
+"""Evaluation by several processes: of one thing, and with an end for all."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from nfnet_jax.runs import checkpoint, record
+from nfnet_jax.training.build import build
+from tests import tiny
+from tests.distributed.processes import finish, free_port, start
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A run directory with a checkpoint of step 3."""
+  workdir = tmp_path_factory.mktemp("runs") / "run"
+  config = tiny.config(stall_timeout=6.0)
+  record.claim_workdir(workdir, config, tiny.INFO.class_names)
+  save(workdir, 3, build(config).init())
+  return workdir
+
+
+def save(workdir, step, state):
+  shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+  with checkpoint.open_manager(workdir / "checkpoints", keep=1, resume_step=None) as manager:
+    checkpoint.save(manager, step, state)
+
+
+def evaluate(directory, *words, fault=None):
+  """Runs a job of two processes, each with its words; gives their statuses and last lines."""
+  flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+  env = {"PRELOAD": "tests.distributed.synthetic", "FAULT": json.dumps(fault or {})}
+  started = [
+    start(["evaluate", *own, *flags, f"--process_id={i}"], directory / f"{i}.log", env=env)
+    for i, own in enumerate(words)
+  ]
+  statuses = finish(started)
+  return statuses, [(directory / f"{i}.log").read_text().splitlines()[-1] for i in range(2)]
+
+
+def test_requests_that_differ(run, tmp_path):
+  words = [[f"--workdir={run}", f"--batch_size={size}"] for size in (16, 8)]
+  statuses, lines = evaluate(tmp_path, *words)
+  assert statuses == [2, 2]
+  for line in lines:
+    assert "process 1 has another config than process 0" in line
+    assert "batch_size: 16, 8" in line
+
+
+def test_splits_of_weights_that_differ(run, tmp_path):
+  weights = [f"--weights={run}", "--dataset=digits"]
+  statuses, lines = evaluate(tmp_path, [*weights, "--split=test"], [*weights, "--split=train"])
+  assert statuses == [2, 2]
+  assert all("split: test, train" in line for line in lines)
+
+
+def test_weights_that_differ_in_one_bit(run, tmp_path):
+  other = tmp_path / "other"
+  shutil.copytree(run, other)
+  template = build(tiny.config()).init()
+  _, state = checkpoint.restore_newest(run / "checkpoints", jax.eval_shape(lambda: template))
+  kernel = state.ema_params["NFNet/~/stem_conv0"]["w"].copy()
+  kernel.view(np.uint32).flat[5] ^= 1
+  state.ema_params["NFNet/~/stem_conv0"]["w"] = kernel
+  save(other, 3, state)
+  words = [[f"--weights={path}", "--dataset=digits"] for path in (run, other)]
+  statuses, lines = evaluate(tmp_path, *words)
+  assert statuses == [2, 2]
+  assert all("process 1 has read other weights than process 0" in line for line in lines)
+
+
+def test_data_that_differ(run, tmp_path):
+  words = [f"--weights={run}", "--dataset=digits"]
+  fault = {"process": 1, "what": "other data"}
+  statuses, lines = evaluate(tmp_path, words, words, fault=fault)
+  assert statuses == [2, 2]
+  for line in lines:
+    assert "process 1 has another data set than process 0" in line
+    assert "class_names.2: c, d; class_names.3: d, c" in line
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_an_exception_in_one_process_ends_both(run, tmp_path, victim):
+  words = [f"--workdir={run}"]
+  fault = {"process": victim, "what": "test raises"}
+  statuses, lines = evaluate(tmp_path, words, words, fault=fault)
+  assert statuses == [1, 1]
+  assert all(line.endswith("OSError: the disk is on fire") for line in lines)
+
+
+def test_a_standstill_of_one_process_ends_both(run, tmp_path):
+  words = [f"--workdir={run}"]
+  fault = {"process": 1, "what": "test sleeps"}
+  statuses, lines = evaluate(tmp_path, words, words, fault=fault)
+  assert statuses == [1, 1]
+  assert all("nothing moved for 6 s" in line for line in lines)
+  assert "synthetic.py" in (tmp_path / "1.log").read_text()
