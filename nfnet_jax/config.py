@@ -187,6 +187,8 @@ def load(path: epath.Path) -> ConfigDict:
   Raises:
     RequestError: if there is no such file, or it is no config.
   """
+  if path.exists() and not path.is_file():
+    raise RequestError(f"cannot read {path}: it is no file.")  # a pipe would never end
   try:
     tree = json.loads(path.read_text())
   except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Foreign weights in and out: published files, timm's, our own runs."""
 
 from nfnet_jax.weights.convert import FORMATS, convert, save_weights
-from nfnet_jax.weights.files import Stored
+from nfnet_jax.weights.entries import Stored
 from nfnet_jax.weights.load import (
   class_names,
   load_stored,

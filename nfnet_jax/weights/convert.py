@@ -17,9 +17,10 @@ import safetensors.numpy
 from nfnet_jax import models, output
 from nfnet_jax.errors import RequestError
 from nfnet_jax.weights import fit, published, timm
-from nfnet_jax.weights.files import OURS
-from nfnet_jax.weights.load import check_overrides, load_stored, open_weights, settings, settle
+from nfnet_jax.weights import overrides as overrides_lib
+from nfnet_jax.weights.entries import OURS
 from nfnet_jax.weights.load import class_names as class_names_of
+from nfnet_jax.weights.load import load_stored, open_weights, settle
 
 # Metadata that follow from the network itself; all others are passed on.
 _OF_THE_NETWORK = ("format", "model", "numerics", "num_classes", "class_names", "overrides")
@@ -82,15 +83,15 @@ def save_weights(
   said = overrides.pop("num_classes", num_classes)
   if said != num_classes:
     raise RequestError(f"{model} of num_classes={said}, but its classifier has {num_classes}.")
-  check_overrides(overrides, model, "cannot write these weights")
-  usual = settings(model, {})
-  changes = {k: v for k, v in settings(model, overrides).items() if v != usual[k]}
+  overrides_lib.check(overrides, model, "cannot write these weights")
+  usual = overrides_lib.settings(model, {})
+  changes = {k: v for k, v in overrides_lib.settings(model, overrides).items() if v != usual[k]}
   about_timm = {"timm": timm.describe(model, numerics, changes)} if to == "timm" else {}
   metadata = {
     **{"format": OURS, "model": model, "numerics": numerics},
     **({"num_classes": str(num_classes)} if num_classes else {}),
     **({"class_names": _class_names(class_names, num_classes)} if class_names else {}),
-    **({"overrides": json.dumps(overrides, default=str)} if overrides else {}),
+    **({"overrides": overrides_lib.to_json(overrides)} if overrides else {}),
     **(provenance or {}),
   }
   content = _encode(leaves, to, metadata)

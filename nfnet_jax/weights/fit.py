@@ -1,5 +1,6 @@
 """Whether the leaves of a file are those of a network, and if not, of which."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from nfnet_jax import models
 from nfnet_jax.errors import RequestError
-from nfnet_jax.weights.files import Entry, Stored
+from nfnet_jax.weights.entries import Entry, Stored
+from nfnet_jax.weights.untrusted import most_bytes
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -22,11 +24,23 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 def init_shapes(
   model: str, num_classes: int, in_chans: int = 3, **overrides: Any
 ) -> tuple[Shapes, Shapes]:
-  """Shapes of a network's parameters and of its state, both by `module/name`."""
-  net = models.create_model(model, num_classes, **overrides)
+  """Shapes of a network's parameters and of its state, both by `module/name`.
+
+  Raises:
+    RequestError: if there is no such network, whatever its sizes are: a file may say them.
+  """
   size = models.get_spec(model).train_size
-  images = jax.ShapeDtypeStruct((1, size, size, in_chans), "float32")
-  trees = jax.eval_shape(lambda key, x: net.init(key, x, True), jax.random.key(0), images)
+  try:
+    net = models.create_model(model, num_classes, **overrides)
+    images = jax.ShapeDtypeStruct((1, size, size, in_chans), "float32")
+    trees = jax.eval_shape(lambda key, x: net.init(key, x, True), jax.random.key(0), images)
+  except RequestError:
+    raise
+  except Exception as error:  # each library has its own for sizes that are too large or no sizes
+    raise RequestError(
+      f"cannot build {model} with num_classes={num_classes} and {overrides!s:.500}: "
+      f"{str(error).splitlines()[0] if str(error) else type(error).__name__:.200}."
+    ) from error
   params, state = map(flatten, trees)
   return params, state
 
@@ -96,6 +110,22 @@ def check_fit(stored: Stored, wanted: Shapes, model: str, num_classes: int) -> N
     )
 
 
+def check_memory(stored: Stored, wanted: Shapes) -> None:
+  """Raises a RequestError if leaves take more memory than a file of this size can mean.
+
+  A pickle may name one array for several leaves, and a tensor of PyTorch's repeat one number.
+  """
+  if stored.kind == "run":
+    return
+  size = stored.path.stat().st_size
+  total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in wanted.values())
+  if total > most_bytes(size):
+    raise RequestError(
+      f"{stored.path} has {size} bytes, and its leaves would take {total}, which no weights do: "
+      "refused. If they are yours, save each leaf on its own, uncompressed."
+    )
+
+
 def fitting_models(entries: Mapping[str, Entry]) -> list[str]:
   """Names of the networks whose leaves a file has, whatever its number of classes."""
   roots = {name.partition("/")[0] for name in entries}
@@ -106,7 +136,10 @@ def fitting_models(entries: Mapping[str, Entry]) -> list[str]:
   for name, spec in models.MODELS.items():
     if {spec.module.__name__} != roots or sum(spec.kwargs["depths"]) != len(blocks) or not stems:
       continue
-    params, state = init_shapes(name, count_classes(entries) or 0, stems[0])
+    try:
+      params, state = init_shapes(name, count_classes(entries) or 0, stems[0])
+    except RequestError:
+      continue
     if {key: leaf.shape for key, leaf in (params | state).items()} == shapes:
       fitting.append(name)
   return fitting
@@ -147,7 +180,11 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _enumerate(names: list[str]) -> str:
   more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-  return ", ".join(name[:120] for name in names[:_LISTED]) + more
+  return ", ".join(_printable(name[:120]) for name in names[:_LISTED]) + more
+
+
+def _printable(name: str) -> str:
+  return name if name.isprintable() else ascii(name)
 
 
 def _advice(entries: Mapping[str, Entry], model: str) -> str:

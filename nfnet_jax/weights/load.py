@@ -1,33 +1,23 @@
 """Weights from files, checked leaf by leaf."""
 
-import inspect
-import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nfnet_jax import models
 from nfnet_jax.errors import RequestError
-from nfnet_jax.weights import fit, published, timm
-from nfnet_jax.weights.files import Entry, Stored, read_file
-from nfnet_jax.weights.runs import OF_TRAINING, read_run
+from nfnet_jax.weights import channels, fit, published, timm
+from nfnet_jax.weights import overrides as overrides_lib
+from nfnet_jax.weights.entries import Stored
+from nfnet_jax.weights.files import read_file
+from nfnet_jax.weights.runs import read_run
 
 logger = logging.getLogger(__name__)
-
-# Arguments of networks that may differ between training and use, or are compared for themselves.
-_NOT_COMPARED = (
-  *("self", "name", "num_classes", "numerics", "folded", "features_only"),
-  *OF_TRAINING,
-)
-# Arguments that are told apart from those.
-_NO_OVERRIDES = {"self", "name", "num_classes", "numerics", "folded", "features_only"}
 
 
 def load_weights(
@@ -44,9 +34,9 @@ def load_weights(
   """Loads the parameters of a network.
 
   The format follows from the content: a published `F*_haiku.npz` (a pickle, which is interpreted
-  and never executed), an `.npz` of arrays named `module/name`, safetensors with the published
-  names or with timm's, or a run directory. Every leaf of the file and of the network is used
-  exactly once.
+  and never executed), a pickle of Haiku's or JAX's own, an `.npz` of arrays named `module/name`,
+  safetensors or a PyTorch checkpoint with the published names or with timm's, or a run directory.
+  Every leaf of the file and of the network is used exactly once.
 
   Args:
     path: the file or directory.
@@ -55,8 +45,10 @@ def load_weights(
     head: None to load the classifier, or "reset" to leave it at its initial values, drawn by
       `rng`; the file's own is then not used, so that its number of classes may differ.
     in_chans: channels of the images. If the file's are 3, the first kernel is summed over them
-      for 1 channel, and repeated and scaled by `3 / in_chans` for other numbers, as timm does.
-    averaged: of a run directory, the averaged weights or the raw ones.
+      for 1 channel, and repeated and scaled by `3 / in_chans` for other numbers, as timm does; its
+      gain makes up for what weight standardisation would undo of that.
+    averaged: of a run directory or a training script's checkpoint, the averaged weights or the raw
+      ones.
     rng: key for "reset"; `jax.random.key(0)` by default.
     **overrides: as for `create_model`. With `numerics="timm"` a file is taken for one that timm
       has trained; without, for the published numerics, which timm's `dm_nfnet_*` have too. A file
@@ -100,6 +92,8 @@ def load_stored(
   model = models.find(model)
   if head not in (None, "reset"):
     raise RequestError(f"head must be None or 'reset', got {head!r}.")
+  if not isinstance(in_chans, int) or in_chans < 1:
+    raise RequestError(f"in_chans must be an integer of at least 1, got {in_chans!r}.")
   params, state = fit.init_shapes(model, num_classes, in_chans, **overrides)
   check_metadata(stored, model, overrides)
   wanted, new_head = params | state, {}
@@ -109,9 +103,11 @@ def load_stored(
     kept = {name: entry for name, entry in stored.entries.items() if not fit.is_head(name)}
     stored = stored._replace(entries=kept)
   if in_chans != 3:
-    adapted = {name: _adapt(name, entry, in_chans) for name, entry in stored.entries.items()}
+    numerics = overrides.get("numerics", "published")
+    adapted = channels.adapt(stored.entries, in_chans, numerics)
     stored = stored._replace(entries=adapted)
   fit.check_fit(stored, wanted, model, num_classes)
+  fit.check_memory(stored, wanted)
   leaves = {
     name: jnp.asarray(fit.as_wanted(stored.path, name, stored.entries[name].read(), leaf.dtype))
     for name, leaf in wanted.items()
@@ -129,11 +125,15 @@ def open_weights(path: str | pathlib.Path, *, averaged: bool = True) -> Stored:
     RequestError: if it cannot be read, or holds a network that only timm has.
   """
   path = pathlib.Path(os.path.expanduser(path))
-  if path.is_dir():
+  if os.path.isdir(path):
     return read_run(path, averaged=averaged)
-  stored = read_file(path)
+  stored = read_file(path, averaged=averaged)
   if stored.kind == "pickle":
     published.report(path)
+  prefix, entries = timm.without_prefix(stored.entries)
+  if prefix:
+    logger.info("%s: left out %r at the beginning of every name.", path, prefix)
+    stored = stored._replace(entries=entries)
   if not timm.is_timm(stored.entries):
     return stored
   if not timm.is_published_network(stored.entries):
@@ -178,9 +178,7 @@ def settle(
   if said.get("model") == model:  # if not, `check_metadata` will refuse it
     # Not all networks take `numerics`.
     numerics = {"numerics": "timm"} if said.get("numerics") == "timm" else {}
-    theirs = json.loads(said.get("overrides", "{}"))
-    check_overrides(theirs, model, f"{stored.path} has damaged metadata")
-    overrides = theirs | numerics | overrides
+    overrides = overrides_lib.from_metadata(stored, model) | numerics | overrides
   return model, fit.count_classes(stored.entries) or 0, overrides
 
 
@@ -208,44 +206,12 @@ def check_metadata(stored: Stored, model: str, overrides: dict[str, Any]) -> Non
       raise RequestError(f"{stored.path} holds {key}={said[key]!r}, not {value!r}: ask for that.")
   if not said:
     return
-  theirs = settings(model, json.loads(said.get("overrides", "{}")))
-  for key, value in settings(model, overrides).items():
+  theirs = overrides_lib.settings(model, overrides_lib.from_metadata(stored, model))
+  for key, value in overrides_lib.settings(model, overrides).items():
     if theirs.get(key) != value:
       raise RequestError(
         f"{stored.path} holds a {model} of {key}={theirs.get(key)}, not {value}: ask for that."
       )
-
-
-def check_overrides(overrides: Mapping[str, Any], model: str, what: str) -> None:
-  """Raises a RequestError unless all are arguments by which networks of this kind differ."""
-  parameters = inspect.signature(models.get_spec(model).module.__init__).parameters
-  for key, value in overrides.items():
-    if key not in parameters or key in _NO_OVERRIDES:
-      raise RequestError(f"{what}: {key}={value!r:.80} is no override of {model}.")
-
-
-def settings(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
-  """All that a network computes by, as JSON has it."""
-  spec = models.get_spec(model)
-  parameters = inspect.signature(spec.module.__init__).parameters.values()
-  values = {p.name: p.default for p in parameters} | spec.kwargs | overrides
-  compared = {key: value for key, value in values.items() if key not in _NOT_COMPARED}
-  return json.loads(json.dumps(compared, default=str))
-
-
-def _adapt(name: str, entry: Entry, in_chans: int) -> Entry:
-  """The first kernel of 3 channels for another number of them."""
-  if not fit.is_stem_kernel(name) or entry.shape[2:3] != (3,):
-    return entry
-
-  def read():
-    kernel = np.asarray(entry.read(), np.float32)
-    if in_chans == 1:
-      return kernel.sum(axis=2, keepdims=True)
-    return kernel[:, :, np.arange(in_chans) % 3] * np.float32(3 / in_chans)
-
-  shape = (*entry.shape[:2], in_chans, *entry.shape[3:])
-  return Entry(shape, entry.dtype, read)
 
 
 def _initial(

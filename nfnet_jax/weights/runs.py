@@ -7,10 +7,8 @@ import jax
 from etils import epath
 
 from nfnet_jax.errors import RequestError
-from nfnet_jax.weights.files import Stored, entries_of
-
-# Arguments of networks that weights do not depend on once they are trained.
-OF_TRAINING = ("dtype", "drop_rate", "stochdepth_rate", "cross_replica_axis")
+from nfnet_jax.weights import overrides as overrides_lib
+from nfnet_jax.weights.entries import Stored, entries_of
 
 
 def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
@@ -46,7 +44,9 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
   metadata = {
     "model": config.model.name,
     "numerics": overrides.pop("numerics", "published"),
-    "overrides": json.dumps({k: v for k, v in overrides.items() if k not in OF_TRAINING}),
+    "overrides": overrides_lib.to_json(
+      {k: v for k, v in overrides.items() if k not in overrides_lib.OF_TRAINING}
+    ),
     "num_classes": str(config.model.num_classes),
     "preprocessing": json.dumps(
       {

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nfnet_jax.errors import RequestError
-from nfnet_jax.weights.files import Entry
+from nfnet_jax.weights.entries import Entry
 
 _NETWORKS = tuple(f"nfnet_f{k}" for k in range(7))  # timm calls them dm_nfnet_f0, ...
 _SEEN_IN_SHAPES = ("widths", "depths", "group_size")  # nobody loads these by mistake
 
-_PLACE = re.compile(r"stages\.(\d+)\.(\d+)\.")
+_PLACE = re.compile(r"stages\.([0-9])\.([0-9]{1,3})\.")
+# What wrappers of a network put before its names: DataParallel, Lightning and torch.compile.
+_PREFIXES = ("module.", "model.", "_orig_mod.")
 _CONVS_OF_A_BLOCK = {
   "conv1": "conv0",
   "conv2": "conv1",
@@ -66,6 +68,17 @@ class Leaf(NamedTuple):
 def is_timm(names: Iterable[str]) -> bool:
   """Whether tensors have timm's names; its own networks count too."""
   return any(name.startswith(("stem.conv", "stages.", "head.fc.")) for name in names)
+
+
+def without_prefix(entries: dict[str, Entry]) -> tuple[str, dict[str, Entry]]:
+  """What wrappers put before all names, or an empty text, and entries by timm's own names."""
+  prefix = ""
+  while more := [each for each in _PREFIXES if all(n.startswith(prefix + each) for n in entries)]:
+    if not entries:
+      break
+    prefix += more[0]
+  names = {name.removeprefix(prefix): entry for name, entry in entries.items()}
+  return (prefix, names) if is_timm(names) else ("", entries)
 
 
 def is_published_network(names: Iterable[str]) -> bool:

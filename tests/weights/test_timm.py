@@ -14,7 +14,8 @@ import nfnet_jax
 from nfnet_jax.__main__ import main
 from nfnet_jax.errors import RequestError
 from nfnet_jax.weights import convert, load_weights, save_weights
-from nfnet_jax.weights.files import Entry, read_file
+from nfnet_jax.weights.entries import Entry
+from nfnet_jax.weights.files import read_file
 from nfnet_jax.weights.fit import flatten, init_shapes
 from nfnet_jax.weights.timm import describe, from_timm, to_timm
 from tests import golden

@@ -21,7 +21,7 @@ from nfnet_jax.inference.network import load_network
 from nfnet_jax.runs import checkpoint
 from nfnet_jax.training.build import build
 from nfnet_jax.weights import convert, load_variables, load_weights, published, save_weights
-from nfnet_jax.weights.files import Entry, Stored
+from nfnet_jax.weights.entries import Entry, Stored
 from nfnet_jax.weights.fit import check_fit, fitting_models, flatten, init_shapes, unflatten
 from tests import golden, tiny
 
@@ -210,7 +210,7 @@ def test_hostile_metadata(params, tmp_path, key, text, said):
 
 def test_archives_of_something_else(params, tmp_path):
   with zipfile.ZipFile(tmp_path / "f", "w") as archive:
-    archive.writestr("archive/data.pkl", "x")
+    archive.writestr("archive/model.json", "x")
   assert "Save a PyTorch checkpoint as safetensors first" in refusal(tmp_path / "f")
   with zipfile.ZipFile(tmp_path / "f", "w") as archive:
     archive.writestr(f"{W}.npy", b"\x93NUMPY\x01\x00\xff\xff{'descr': '<f4', ")
@@ -306,7 +306,10 @@ def test_other_input_channels(params, in_chans, tmp_path, writer):
   else:
     expected = np.concatenate([kernel] * 3, axis=2)[:, :, :in_chans] * np.float32(3 / in_chans)
   np.testing.assert_allclose(loaded["NFNet/~/stem_conv0"]["w"], expected, rtol=1e-6)
-  stem = params["NFNet/~/stem_conv0"] | {"w": loaded["NFNet/~/stem_conv0"]["w"]}
+  # What its gain is for: test_channels.py.
+  stem = params["NFNet/~/stem_conv0"] | {
+    key: loaded["NFNet/~/stem_conv0"][key] for key in ("w", "gain")
+  }
   same(loaded, params | {"NFNet/~/stem_conv0": stem})
 
 

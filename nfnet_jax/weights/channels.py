@@ -1,0 +1,57 @@
+"""The first convolution for images of another number of channels than its file's three."""
+
+import numpy as np
+
+from nfnet_jax.models import layers
+from nfnet_jax.weights import fit
+from nfnet_jax.weights.entries import Entry
+
+
+def adapt(entries: dict[str, Entry], in_chans: int, numerics: str) -> dict[str, Entry]:
+  """Entries with the first kernel of 3 channels for another number of them.
+
+  It is summed for 1 channel, else repeated and scaled by `3 / in_chans`, as timm does. Weight
+  standardisation would undo what that does to the kernel's scale, so the gain makes up for it: on
+  gray images the network for 1 channel gives what the one for 3 does, and that for 6 or 9 too if
+  the channels are those of the same image again and again.
+
+  Args:
+    entries: a network's leaves by our names; those without such a kernel stay as they are.
+    in_chans: channels of the images.
+    numerics: of the network's weight standardisation, see `layers.make_style`.
+  """
+  adapted = dict(entries)
+  for name, kernel in entries.items():
+    if not fit.is_stem_kernel(name) or len(kernel.shape) != 4 or kernel.shape[2] != 3:
+      continue
+    shape = (*kernel.shape[:2], in_chans, kernel.shape[3])
+    adapted[name] = Entry(shape, kernel.dtype, lambda kernel=kernel: _repeated(kernel, in_chans))
+    gain = name.removesuffix("w") + "gain"
+    if gain in entries:
+      adapted[gain] = _corrected(entries[gain], kernel, in_chans, numerics)
+  return adapted
+
+
+def _repeated(entry: Entry, in_chans: int) -> np.ndarray:
+  kernel = np.asarray(entry.read(), np.float32)
+  if in_chans == 1:
+    return kernel.sum(axis=2, keepdims=True)
+  return kernel[:, :, np.arange(in_chans) % 3] * np.float32(3 / in_chans)
+
+
+def _corrected(gain: Entry, kernel: Entry, in_chans: int, numerics: str) -> Entry:
+  def read() -> np.ndarray:
+    old = _divisor(np.asarray(kernel.read(), np.float32), numerics)
+    new = _divisor(_repeated(kernel, in_chans), numerics)
+    return np.asarray(gain.read(), np.float32) * (new / old).astype(np.float32)
+
+  return gain._replace(read=read)
+
+
+def _divisor(kernel: np.ndarray, numerics: str) -> np.ndarray:
+  """What standardisation divides each output channel's centred kernel by, `[O]`."""
+  standard = layers.standardize_weight(kernel, np.ones(kernel.shape[-1], np.float32), numerics)
+  centred = kernel - kernel.mean(axis=(0, 1, 2), dtype=np.float64)
+  norm, unit = (np.sqrt(np.square(x, dtype=np.float64).sum((0, 1, 2))) for x in (centred, standard))
+  # A constant kernel is 0 when it is centred, whatever it is divided by.
+  return np.divide(norm, unit, out=np.ones_like(norm), where=unit > 0)

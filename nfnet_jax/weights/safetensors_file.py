@@ -1,0 +1,112 @@
+"""Reads safetensors files, tensor by tensor.
+
+The library maps a file into memory, and the process dies if the file is cut short meanwhile. Here
+every read says how much it got.
+"""
+
+import json
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from nfnet_jax.errors import RequestError
+from nfnet_jax.weights.entries import OURS, Entry, Stored
+from nfnet_jax.weights.untrusted import identity, reading
+
+_KIND = "safetensors file"
+_MAX_HEADER = 2**23  # bytes: room for 50,000 tensors, or the names of as many classes
+_DTYPES = {
+  **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16},
+  **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
+  **{"U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8},
+  **{"BOOL": np.bool_, "C64": np.complex64},
+  **{"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2},
+}
+
+
+class _Place(NamedTuple):
+  """Where in a file a tensor lies, from the file's beginning."""
+
+  path: pathlib.Path
+  identity: tuple[int, ...]
+  begin: int
+
+
+def read_safetensors(path: pathlib.Path) -> Stored:
+  """Reads the header; tensors are read when they are asked for.
+
+  Raises:
+    RequestError: unless the tensors fill the file without gap or overlap.
+  """
+  with reading(path, _KIND), path.open("rb") as file:
+    known = identity(file)
+    size = path.stat().st_size
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size - 8, _MAX_HEADER):
+      raise ValueError(f"a header of {length} bytes")
+    header = json.loads(file.read(length).decode(), object_pairs_hook=_unique)
+    metadata = _metadata(header.pop("__metadata__", {}))
+    start = 8 + length
+    entries, spans = {}, []
+    for name, about in header.items():
+      shape, dtype, (begin, end) = _announced(name, about)
+      place = _Place(path, known, start + begin)
+      entries[name] = Entry(shape, str(dtype), _reader(place, shape, dtype))
+      spans.append((begin, end))
+    end = 0
+    for begin, next_end in sorted(spans):
+      if begin != end:
+        raise ValueError(f"a gap or an overlap at byte {min(begin, end)} of its data")
+      end = next_end
+    if start + end != size:
+      raise ValueError(f"it has {size} bytes and announces {start + end}")
+  return Stored(path, "safetensors", entries, metadata)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    raise ValueError("a name twice in its header")
+  return found
+
+
+def _metadata(said: Any) -> dict[str, str]:
+  """What one of our own files says about itself; nothing of others'."""
+  if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
+    raise ValueError("metadata that are no text")
+  if said.get("format") != OURS:
+    return {}
+  for key in ("overrides", "preprocessing"):
+    if not isinstance(json.loads(said.get(key, "{}")), dict):
+      raise ValueError(f"{key} is no dictionary")
+  return said
+
+
+def _announced(name: str, about: Any) -> tuple[tuple[int, ...], np.dtype, tuple[int, int]]:
+  """Shape, dtype and place of a tensor, which agree with one another."""
+  match about:
+    case {"dtype": str(code), "shape": list(shape), "data_offsets": [begin, end]}:
+      if code not in _DTYPES:
+        raise ValueError(f"{name} has the unknown dtype {code[:20]}")
+      dtype = np.dtype(_DTYPES[code])
+      sane = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end))
+      if sane and end - begin == math.prod(shape) * dtype.itemsize:
+        return tuple(shape), dtype, (begin, end)
+  raise ValueError(f"{name[:120]} has an impossible place")
+
+
+def _reader(place: _Place, shape: tuple[int, ...], dtype: np.dtype):
+  def read() -> np.ndarray:
+    with reading(place.path, _KIND), place.path.open("rb") as file:
+      if identity(file) != place.identity:
+        raise RequestError(f"{place.path} was changed while it was read: start again.")
+      array = np.empty(shape, dtype)
+      file.seek(place.begin)
+      if file.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:
+        raise EOFError("it ends early")
+      return array
+
+  return read

@@ -1,0 +1,84 @@
+"""Files that anybody may have written: opened only if they are files, read within bounds.
+
+Whatever a file says, reading it takes no more memory than `most_bytes` allows for its size.
+"""
+
+import contextlib
+import os
+import pathlib
+import stat
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from nfnet_jax.errors import RequestError
+
+_KINDS = {
+  stat.S_IFIFO: "a pipe",
+  stat.S_IFSOCK: "a socket",
+  stat.S_IFCHR: "a device",
+  stat.S_IFBLK: "a device",
+  stat.S_IFDIR: "a directory",
+}
+_FACTOR = 16  # of what is read to the file's size; compressed weights reach about 2
+_FLOOR = 2**29  # bytes that any file may take; compressed zeros have no honest factor
+
+
+def check_regular(path: pathlib.Path) -> None:
+  """Raises a RequestError unless `path` is a file; reading a pipe could wait for ever."""
+  try:
+    mode = path.stat().st_mode
+  except (OSError, ValueError) as error:
+    reason = getattr(error, "strerror", None) or error
+    raise RequestError(f"cannot read weights from {str(path)!r}: {reason}.") from error
+  if not stat.S_ISREG(mode):
+    kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+    raise RequestError(f"cannot read weights from {path}: it is {kind}. Name a file.")
+
+
+def most_bytes(size: int) -> int:
+  """How many bytes the arrays of a file of `size` bytes may have."""
+  return _FACTOR * size + _FLOOR
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path, kind: str) -> Iterator[None]:
+  """Turns whatever the libraries raise at a damaged file into a RequestError."""
+  try:
+    yield
+  except RequestError:
+    raise
+  except Exception as error:  # zipfile, zlib, json and NumPy's parser have many
+    raise RequestError(
+      f"{path} is a truncated or damaged {kind} ({error or type(error).__name__}): get it again."
+    ) from error
+
+
+class BoundedReader:
+  """A file for `pickletools`, which asks for as many bytes as a pickle says."""
+
+  def __init__(self, file: BinaryIO, size: int):
+    self._file, self._left = file, size
+
+  def read(self, size: int) -> bytes:
+    """Reads `size` bytes, or none if there are fewer."""
+    if not 0 <= size <= self._left:
+      raise ValueError(f"{size} bytes where {self._left} are left")
+    content = self._file.read(size)
+    self._left -= len(content)
+    return content
+
+  def readline(self) -> bytes:
+    """Reads up to the end of a line."""
+    line = self._file.readline(self._left)
+    self._left -= len(line)
+    return line
+
+  def left(self) -> int:
+    """Bytes that have not been read."""
+    return self._left
+
+
+def identity(file: BinaryIO) -> tuple[int, ...]:
+  """What differs when a file is another one than before, or was written to."""
+  about = os.fstat(file.fileno())
+  return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns

@@ -1,0 +1,115 @@
+"""Overrides that go with a file, and those that do not matter to it."""
+
+import inspect
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nfnet_jax import models
+from nfnet_jax.errors import RequestError
+from nfnet_jax.inference import load_network
+from nfnet_jax.weights import load_weights, open_weights, save_weights, settle
+from nfnet_jax.weights.fit import init_shapes, unflatten
+from tests import golden
+
+TINY = {"widths": (32, 32), "depths": (1, 1), "group_size": 16}
+# Another value than the default for every override of every network.
+VALUES = {
+  **{"widths": (32, 64), "depths": (1, 2), "width_multiplier": 0.5},
+  **{"drop_rate": 0.25, "stochdepth_rate": np.float32(0.25), "bn_decay": 0.5},
+  **{"alpha": 0.5, "activation": "silu", "se_ratio": 0.25, "expansion": np.float64(1.5)},
+  **{"group_size": np.int64(8), "use_two_convs": False, "preactivation": False},
+  **{"numerics": "timm", "folded": True, "remat": "block", "dtype": jnp.bfloat16},
+  **{"cross_replica_axis": "devices", "name": "Root"},
+}
+MODULES = {spec.module: name for name, spec in models.MODELS.items()}
+
+
+@pytest.fixture(scope="module")
+def params():
+  shapes, _ = init_shapes("nfnet_micro", 10, **TINY)
+  return golden.fill(unflatten({name: leaf.shape for name, leaf in shapes.items()}))
+
+
+@pytest.mark.parametrize("model", MODULES.values())
+def test_every_override_comes_back_as_it_was(model, params, tmp_path):
+  names = inspect.signature(models.get_spec(model).module.__init__).parameters
+  given = [name for name in names if name not in ("self", "num_classes", "features_only")]
+  overrides = {name: VALUES[name] for name in given}
+  save_weights(tmp_path / "f", params, model, **overrides)
+  _, _, found = settle(open_weights(tmp_path / "f"), None, {})
+  assert found == overrides
+  assert {type(found[name]) for name in ("widths", "depths") if name in found} <= {tuple}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, "bfloat16", np.dtype("float32")])
+def test_a_dtype_is_read_again(dtype, params, tmp_path):
+  path = tmp_path / "f"
+  said = save_weights(path, params, "nfnet_micro", **TINY, dtype=dtype)
+  assert json.loads(said["overrides"])["dtype"] == jnp.dtype(dtype).name
+  network = load_network(path)
+  assert network.num_classes == 10
+  loaded = load_weights(path, "nfnet_micro", num_classes=10, **TINY)
+  np.testing.assert_array_equal(loaded["NFNet/~/linear"]["w"], params["NFNet/~/linear"]["w"])
+
+
+def test_what_has_no_json_is_refused(params, tmp_path):
+  with pytest.raises(RequestError, match="cannot write the overrides"):
+    save_weights(tmp_path / "f", params, "nfnet_micro", alpha=print)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("said", "asked"),
+  [
+    ({"remat": "block"}, {}),
+    ({}, {"remat": "stage"}),
+    ({"dtype": jnp.bfloat16}, {"dtype": jnp.float32}),
+    ({"drop_rate": 0.5, "stochdepth_rate": 0.5}, {}),
+  ],
+)
+def test_what_changes_no_result_is_not_compared(said, asked, params, tmp_path):
+  save_weights(tmp_path / "f", params, "nfnet_micro", **TINY, **said)
+  loaded = load_weights(tmp_path / "f", "nfnet_micro", num_classes=10, **TINY, **asked)
+  np.testing.assert_array_equal(loaded["NFNet/~/linear"]["w"], params["NFNet/~/linear"]["w"])
+
+
+def test_what_changes_results_is_compared(params, tmp_path):
+  save_weights(tmp_path / "f", params, "nfnet_micro", **TINY, alpha=0.5)
+  with pytest.raises(RequestError, match=r"alpha=0\.5, not 0\.2"):
+    load_weights(tmp_path / "f", "nfnet_micro", num_classes=10, **TINY)
+
+
+@pytest.mark.parametrize(
+  ("overrides", "said"),
+  [
+    ({"se_ratio": 1e308}, "cannot build nfnet_micro"),
+    ({"alpha": 1e308}, "cannot build nfnet_micro"),
+    ({"se_ratio": float("nan")}, "cannot build nfnet_micro"),
+    ({"expansion": float("inf")}, "cannot build nfnet_micro"),
+    ({"widths": [10**30, 10**30]}, "nfnet_micro"),
+    ({"widths": [10**9, 10**9], "group_size": 1}, "nfnet_micro"),
+    ({"widths": [], "depths": []}, "widths"),
+    ({"depths": [10**12, 1]}, "depths"),
+    ({"depths": [-5, 10**12]}, "depths"),
+    ({"depths": {"a": 1}}, "depths"),
+    ({"dtype": "object"}, "dtype"),
+    ({"dtype": [1]}, "dtype"),
+    ({"num_classes": 5}, "num_classes"),
+    ({"head": "reset"}, "head"),
+    ({"in_chans": 1}, "in_chans"),
+    ({"features_only": True}, "features_only"),
+    ({"self": 1}, "self"),
+    ({"activation": ["gelu"]}, "activation"),
+    ({"group_size": -16}, "group"),
+    ({"name": 3}, "nfnet_micro"),
+  ],
+)
+def test_hostile_overrides_end_in_a_sentence(overrides, said, params, tmp_path):
+  about = {"overrides": json.dumps({**TINY, **overrides})}
+  save_weights(tmp_path / "f", params, "nfnet_micro", provenance=about)
+  with pytest.raises(RequestError, match=said) as error:
+    load_network(tmp_path / "f")
+  assert len(str(error.value)) < 5000
