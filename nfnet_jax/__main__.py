@@ -2,11 +2,11 @@
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
 from nfnet_jax.cli import compile_cache
+from nfnet_jax.cli.stdout import say
 from nfnet_jax.cli.verbs import VERBS
 from nfnet_jax.errors import RequestError, RunError, verdict
 from nfnet_jax.values import short
@@ -22,19 +22,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit status: 0 done, 1 it failed, 2 the request was wrong, 130 interrupted.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
-  if not argv or argv[0] in ("-h", "--help", "help"):
-    print(_usage(), flush=True)
-    return 0 if argv else 2
-  _quieten()
-  compile_cache.enable()
-  verb = argv[0]
   try:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+      say(_usage())
+      return 0 if argv else 2
+    _quieten()
+    compile_cache.enable()
+    verb = argv[0]
     if verb not in VERBS:
       raise RequestError(f"unknown verb {short(verb)}: choose one of {', '.join(VERBS)}.")
     VERBS[verb](argv[1:])
-  except BrokenPipeError:  # Whoever read our output has had enough, `head` for instance.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
   except (RequestError, RunError, KeyboardInterrupt) as error:
     status, line = verdict(error)
     print(f"nfnet-jax: {line}", file=sys.stderr)

@@ -31,7 +31,7 @@ ROWS = (
   {"data.jpeg"},
   {"data.reader"},
   {"agc", "losses", "augment", "ops", "plan.flops", "runs.metrics", "output", "data.preprocess"},
-  {"cli.backend", "data.search", "runs.digest", "distributed.failure", "seeds"},
+  {"cli.backend", "cli.stdout", "data.search", "runs.digest", "distributed.failure", "seeds"},
   {"models", "data", "runs.curves", "distributed.job", "distributed.notice"},
   {"optim", "cli.cpu_memory"},
   {"keys"},

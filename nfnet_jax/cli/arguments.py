@@ -9,6 +9,7 @@ from typing import Any, get_origin
 
 from nfnet_jax import models
 from nfnet_jax.cli.flags import EXAMPLES, FLAGS
+from nfnet_jax.cli.stdout import say
 from nfnet_jax.errors import RequestError
 from nfnet_jax.keys import KEYS
 from nfnet_jax.values import Key, Path, bound, normalise, problem, short
@@ -45,7 +46,7 @@ def parse(
   """
   flags = FLAGS[verb]
   if "-h" in words or "--help" in words:
-    print(_help(verb, about, required, positional), flush=True)
+    say(_help(verb, about, required, positional))
     sys.exit(0)
   hint = f"`nfnet-jax {verb} --help` lists the flags."
   changes, paths, values = [], [], {name: key.default for name, key in flags.items()}

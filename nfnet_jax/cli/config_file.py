@@ -117,8 +117,9 @@ def _locate(argument: str) -> tuple[str, str]:
   if not os.path.isfile(path):
     inside = os.path.join(argument, "config.json")
     hint = "experiments/ holds those that ship."
-    hint = f"did you mean {inside}?" if os.path.isfile(inside) else hint
-    raise RequestError(f"there is no config file {path!r}: {hint}")
+    for path in (inside, f"{argument}.py"):
+      hint = f"did you mean {path}?" if os.path.isfile(path) else hint
+    raise RequestError(f"there is no config file {argument!r}: {hint}")
   return path, variant
 
 

@@ -16,6 +16,7 @@ from etils import epath
 from nfnet_jax import output
 from nfnet_jax.cli import backend, cpu_memory
 from nfnet_jax.cli.arguments import described, given, parse
+from nfnet_jax.cli.stdout import say
 from nfnet_jax.errors import RequestError
 
 
@@ -59,7 +60,7 @@ def evaluate(argv: Sequence[str]) -> None:
       wanted = {name: value for name, value in (where | network).items() if value is not None}
       result = evaluate_weights(pathlib.Path(values.weights), values.model, **wanted)
     if process_index == 0:
-      _print(result)
+      say(output.to_json(result))
 
 
 def predict(argv: Sequence[str]) -> None:
@@ -69,7 +70,7 @@ def predict(argv: Sequence[str]) -> None:
   from nfnet_jax.inference import predict as predict_lib
 
   for line in predict_lib.run(values.paths, **given(values)):
-    _print(line)
+    say(output.to_json(line))
 
 
 def benchmark(argv: Sequence[str]) -> None:
@@ -78,9 +79,9 @@ def benchmark(argv: Sequence[str]) -> None:
   kind = argv[0] if argv and argv[0] in kinds else None
   if kind is None:
     if {"-h", "--help"} & set(argv):
-      print(f"usage: nfnet-jax benchmark {'|'.join(kinds)} [--FLAG=VALUE ...]", end="\n\n")
-      print(benchmark.__doc__, end="\n\n")
-      print("\n\n".join(described(f"benchmark {each}") for each in kinds), flush=True)
+      usage = f"usage: nfnet-jax benchmark {'|'.join(kinds)} [--FLAG=VALUE ...]"
+      tables = [described(f"benchmark {each}") for each in kinds]
+      say("\n\n".join([usage, benchmark.__doc__, *tables]))
       sys.exit(0)
     raise RequestError("say what to measure: nfnet-jax benchmark input|train|predict --FLAG=VALUE.")
   required = {"input": ["config"], "predict": ["model"]}.get(kind, [])
@@ -94,7 +95,7 @@ def benchmark(argv: Sequence[str]) -> None:
     cpu_memory.keep()
     from nfnet_jax import benchmark as benchmark_lib
 
-    _print(benchmark_lib.measure_predict(**wanted))
+    say(output.to_json(benchmark_lib.measure_predict(**wanted)))
     return
   from nfnet_jax.cli import config_file
 
@@ -106,9 +107,9 @@ def benchmark(argv: Sequence[str]) -> None:
   from nfnet_jax import benchmark as benchmark_lib
 
   if kind == "input":
-    _print(benchmark_lib.measure_input(config, values.batches, values.step))
+    say(output.to_json(benchmark_lib.measure_input(config, values.batches, values.step)))
   else:
-    _print(benchmark_lib.measure_train(config, values.steps))
+    say(output.to_json(benchmark_lib.measure_train(config, values.steps)))
 
 
 def plan(argv: Sequence[str]) -> None:
@@ -123,7 +124,7 @@ def plan(argv: Sequence[str]) -> None:
   config = config_file.load(values.config, values.changes)
   result = plan_lib.plan(config, values.topology, values.compile)
   print(plan_lib.report(result), file=sys.stderr)
-  _print(result)
+  say(output.to_json(result))
 
 
 def convert(argv: Sequence[str]) -> None:
@@ -134,7 +135,7 @@ def convert(argv: Sequence[str]) -> None:
 
   wanted = given(values)
   path, out = wanted.pop("weights"), wanted.pop("out")
-  _print(weights.convert(path, out, **wanted))
+  say(output.to_json(weights.convert(path, out, **wanted)))
 
 
 def export(argv: Sequence[str]) -> None:
@@ -145,7 +146,7 @@ def export(argv: Sequence[str]) -> None:
 
   wanted = given(values)
   path, out = wanted.pop("weights"), wanted.pop("out")
-  _print(export_lib.export(path, out, **wanted))
+  say(output.to_json(export_lib.export(path, out, **wanted)))
 
 
 def models(argv: Sequence[str]) -> None:
@@ -153,21 +154,16 @@ def models(argv: Sequence[str]) -> None:
   parse("models", argv, about=models.__doc__)
   from nfnet_jax import models as models_lib
 
-  print(f"{'model':<14}{'parameters':>12}{'train px':>10}{'test px':>9}")
+  say(f"{'model':<14}{'parameters':>12}{'train px':>10}{'test px':>9}")
   for name, spec in models_lib.MODELS.items():
     millions = models_lib.count_params(name) / 1e6
-    print(f"{name:<14}{millions:>11.2f}M{spec.train_size:>10}{spec.test_size:>9}", flush=True)
+    say(f"{name:<14}{millions:>11.2f}M{spec.train_size:>10}{spec.test_size:>9}")
 
 
 def _check_weights(path: str) -> None:
   """Raises RequestError if there are no weights; what they are is found out later."""
   if not os.path.exists(path):
     raise RequestError(f"there is no weights file and no run directory {path}.")
-
-
-def _print(line: dict) -> None:
-  """A line of JSON for those who read our output, who may be reading already."""
-  print(output.to_json(line), flush=True)
 
 
 def _job(values: Namespace) -> AbstractContextManager[int]:

@@ -1,6 +1,7 @@
 """The table of networks and the one function that builds them."""
 
 import difflib
+import inspect
 import re
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ def find(name: str) -> str:
   wanted = _plain(name) if isinstance(name, str) else ""
   if wanted in plain:
     return plain[wanted]
-  near = difflib.get_close_matches(wanted, plain, n=3, cutoff=0.5)
+  near = difflib.get_close_matches(wanted, plain, n=3, cutoff=0.4)
   near = dict.fromkeys(plain[each] for each in near)
   hint = f"did you mean {' or '.join(near)}?" if near else "`nfnet-jax models` lists them."
   raise RequestError(f"unknown model {str(name)[:80]!r}: {hint}")
@@ -138,6 +139,10 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> hk.Tra
   if not isinstance(num_classes, int) or num_classes < 0:
     raise RequestError(f"num_classes must be an integer of at least 0, got {num_classes!r}.")
   kwargs = spec.kwargs | overrides
+  taken = inspect.signature(spec.module.__init__).parameters
+  if foreign := sorted(overrides.keys() - taken):
+    others = ", ".join(sorted(taken.keys() - {"self", "num_classes", "name"}))
+    raise RequestError(f"{name} takes no {foreign[0]}: leave it out. It takes {others}.")
 
   def forward(images, is_training=False, example_ids=None):
     return spec.module(num_classes, **kwargs)(images, is_training, example_ids)

@@ -85,3 +85,13 @@ def test_no_device_is_one_sentence(monkeypatch, capsys, tmp_path, verb, error):
   [line] = capsys.readouterr().err.splitlines()
   assert line.startswith("nfnet-jax: JAX finds no device for JAX_PLATFORMS=cuda (")
   assert list(tmp_path.iterdir()) == [weights]
+
+
+def test_a_full_disk_behind_stdout_is_one_line():
+  program = 'import sys; from nfnet_jax.__main__ import main; sys.exit(main(["--help"]))'
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(
+      [sys.executable, "-c", program], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, check=False
+    )
+  assert done.returncode == 1
+  assert done.stderr == b"nfnet-jax: cannot write to stdout: No space left on device.\n"

@@ -40,3 +40,9 @@ def test_every_name_is_its_own():
 def test_names_of_no_network(name, said):
   with pytest.raises(RequestError, match=said):
     nfnet_jax.create_model(name)
+
+
+def test_overrides_that_a_network_does_not_take():
+  said = "resnet50 takes no alpha: leave it out. It takes bn_decay, cross_replica_axis"
+  with pytest.raises(RequestError, match=said):
+    nfnet_jax.create_model("resnet50", alpha=0.2)
