@@ -15,9 +15,10 @@ A run that goes on reads first and then opens the manager at the step it read:
 Of several processes all read, each for itself, and one writes.
 """
 
-import asyncio
+import contextlib
 import itertools
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,11 +26,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from nfnet_jax.runs import digest
 from nfnet_jax.errors import RequestError, RunError
+from nfnet_jax.runs import digest, storage
 
 _LISTED_DIFFERENCES = 10
 _UNFINISHED = ".orbax-checkpoint-tmp"
+_REHEARSAL = ".rehearsal"
 
 logger = logging.getLogger(__name__)
 
@@ -38,29 +40,12 @@ class CheckpointError(RunError):
   """There are checkpoints, and none of them can be restored."""
 
 
+class SaveError(RunError):
+  """A checkpoint was not written, or does not read back."""
+
+
 class _DamagedError(Exception):
   """Why one step directory does not verify."""
-
-
-class _PatientReader(ocp.type_handlers.NumpyHandler):
-  """Waits for every leaf before it fails: reads given up halfway print tracebacks of their own."""
-
-  async def deserialize(self, infos: Any, args: Any = None) -> list[np.ndarray]:
-    read = super().deserialize
-    reads = [read([info], [arg]) for info, arg in zip(infos, args, strict=True)]
-    results = await asyncio.gather(*reads, return_exceptions=True)
-    for info, result in zip(infos, results, strict=True):
-      if isinstance(result, BaseException):
-        raise OSError(f"{info.name}: {_first_line(result)}") from result
-    return [leaf for (leaf,) in results]
-
-
-def _worth_reading(record: logging.LogRecord) -> bool:
-  """Whether a record is anything but Orbax's running commentary, ~50 lines a save."""
-  return record.levelno >= logging.WARNING or "orbax" not in record.pathname
-
-
-logging.getLogger("absl").addFilter(_worth_reading)
 
 
 def open_manager(directory: str, *, keep: int, resume_step: int | None) -> ocp.CheckpointManager:
@@ -78,17 +63,16 @@ def open_manager(directory: str, *, keep: int, resume_step: int | None) -> ocp.C
     An Orbax manager for `save`.
 
   Raises:
-    RequestError: if the directory cannot be written or holds checkpoints but not `resume_step`, or
-      if `keep` is less than 1.
+    RequestError: if what is written to the directory does not read back, if it holds checkpoints
+      but not `resume_step`, or if `keep` is less than 1.
   """
   if keep < 1:
     raise RequestError(f"keep={keep} checkpoints leaves nothing to resume from; keep at least 1.")
   root = epath.Path(directory).resolve()
   try:
     root.mkdir(parents=True, exist_ok=True)
-    (root / ".writable").touch()
-    (root / ".writable").unlink()
-  except OSError as error:
+    _rehearse(root)
+  except (OSError, SaveError) as error:
     raise RequestError(f"Cannot write checkpoints to {root} ({error}). Choose another.") from error
   steps = saved_steps(root)
   if resume_step not in (steps or [None]):
@@ -99,17 +83,10 @@ def open_manager(directory: str, *, keep: int, resume_step: int | None) -> ocp.C
   for step in steps:
     if step > (resume_step or 0):
       _set_aside(root / str(step))
-  policy = ocp.checkpoint_managers.LatestN(keep)
-  options = ocp.CheckpointManagerOptions(
-    preservation_policy=policy,
-    cleanup_tmp_directories=True,
-    create=False,
-    multiprocessing_options=_alone(),
-  )
-  return ocp.CheckpointManager(root, options=options)
+  return _manager(root, keep)
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
+def save(manager: ocp.CheckpointManager, step: int, state: Any, *, read_back: bool = False) -> None:
   """Saves a checkpoint; returns when the state is copied and writes it in the background.
 
   Saving a step again is allowed if the state is the same, and does nothing.
@@ -118,16 +95,18 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
     manager: from `open_manager`.
     step: number of updates behind this state.
     state: any pytree of arrays, none of them of size 0. It may be changed or donated afterwards.
+    read_back: whether to wait until the checkpoint is written, read it and compare every bit.
 
   Raises:
     ValueError: if this step is there already with another state.
+    SaveError: if this checkpoint, or the one before it, cannot be written or read back.
   """
   leaves = {
     name: np.asarray(leaf) for name, leaf in digest.named_leaves(jax.device_get(state)).items()
   }
   record = {"step": step, "leaves": digest.tree_digest(leaves)}
   if step in manager.all_steps():
-    manager.wait_until_finished()
+    finish(manager)
     if _read_record(manager.directory / str(step)) != record:
       raise ValueError(f"Step {step} is already saved in {manager.directory}, with another state.")
     return
@@ -135,7 +114,38 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
     state=ocp.args.PyTreeSave(leaves),
     digest=ocp.args.JsonSave({**record, "sha256": digest.seal(record)}),
   )
-  manager.save(step, args=items, force=True)
+  try:
+    manager.save(step, args=items, force=True)
+  except Exception as error:
+    raise _save_error(manager, error) from None
+  del leaves, items
+  if read_back:
+    finish(manager)
+    try:
+      _read(manager.directory / str(step), state)
+    except _DamagedError as error:
+      path = manager.directory.resolve() / str(step)
+      _set_aside(path)
+      raise SaveError(f"{path} was written and does not read back: {error}.") from None
+
+
+@contextlib.contextmanager
+def closing(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
+  """Closes a manager at the end of a block; raises SaveError if the last save has failed."""
+  try:
+    yield manager
+    finish(manager)
+  finally:
+    with contextlib.suppress(Exception):  # `finish` has raised it, or the block something worse.
+      manager.close()
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+  """Waits until all is written; raises SaveError if it cannot be."""
+  try:
+    manager.wait_until_finished()
+  except Exception as error:
+    raise _save_error(manager, error) from None
 
 
 def restore_newest(
@@ -165,8 +175,8 @@ def restore_newest(
     if step not in steps:
       raise RequestError(f"There is no checkpoint of step {step} in {root}; there is {steps}.")
     steps = [step]
-  for path in root.glob(f"*{_UNFINISHED}*"):
-    logger.warning("Skipped checkpoint %s: the run ended while it was being saved.", path)
+  for path in _unfinished(root):
+    logger.warning("Skipped checkpoint %s: it is being saved, or the run ended while it was.", path)
   skipped = []
   for candidate in reversed(steps):
     try:
@@ -182,19 +192,44 @@ def restore_newest(
   return None
 
 
-def _alone() -> ocp.options.MultiprocessingOptions:
-  """Lets Orbax work in this process without waiting for the others."""
-  index = jax.process_index()
-  return ocp.options.MultiprocessingOptions(
-    primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
-  )
-
-
 def saved_steps(directory: str) -> list[int]:
   """The steps of all checkpoints in a directory, good or damaged."""
   root = epath.Path(directory)
   paths = root.iterdir() if root.is_dir() else ()
   return sorted(int(path.name) for path in paths if path.name.isdecimal())
+
+
+def _unfinished(root: epath.Path) -> list[epath.Path]:
+  paths = root.iterdir() if root.is_dir() else ()
+  return sorted(path for path in paths if _UNFINISHED in path.name)
+
+
+def _manager(root: epath.Path, keep: int) -> ocp.CheckpointManager:
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+    cleanup_tmp_directories=True,
+    create=False,
+    multiprocessing_options=storage.alone(),
+  )
+  handlers = {"state": storage.leaves_handler(), "digest": storage.json_handler()}
+  return ocp.CheckpointManager(storage.plain(root), options=options, item_handlers=handlers)
+
+
+def _rehearse(root: epath.Path) -> None:
+  """Saves a small state and reads it back, so that a run need not train to learn that it cannot."""
+  place = root / _REHEARSAL
+  if place.exists():
+    place.rmtree()
+  place.mkdir()
+  try:
+    with closing(_manager(place, keep=1)) as manager:
+      save(manager, 1, {"w": np.arange(2.0)}, read_back=True)
+  finally:
+    place.rmtree()
+
+
+def _save_error(manager: ocp.CheckpointManager, error: Exception) -> SaveError:
+  return SaveError(f"cannot save to {manager.directory.resolve()}: {storage.reason(error)}.")
 
 
 def _set_aside(path: epath.Path) -> None:
@@ -211,13 +246,12 @@ def _read(path: epath.Path, template: Any) -> Any:
   _check_model(path, leaves, wanted)
   restore_args = dict.fromkeys(wanted, ocp.RestoreArgs(restore_type=np.ndarray))
   try:
-    with ocp.Checkpointer(_state_handler(), multiprocessing_options=_alone()) as checkpointer:
-      stored = checkpointer.restore(
-        path / "state", ocp.args.PyTreeRestore(restore_args=restore_args)
-      )
+    stored = _restore(
+      path / "state", storage.leaves_handler(), ocp.args.PyTreeRestore(restore_args=restore_args)
+    )
     found = digest.tree_digest(stored)
   except Exception as error:
-    raise _DamagedError(f"its leaves cannot be read, {_first_line(error)}") from error
+    raise _DamagedError(f"its leaves cannot be read, {storage.reason(error)}") from error
   broken = [name for name in leaves if found.get(name) != leaves[name]]
   if broken:
     count = f"{len(broken)} of {len(leaves)} leaves do not match their digest"
@@ -225,24 +259,19 @@ def _read(path: epath.Path, template: Any) -> Any:
   return jax.tree.unflatten(jax.tree.structure(template), [stored[name] for name in wanted])
 
 
-def _state_handler() -> ocp.PyTreeCheckpointHandler:
-  registry = ocp.type_handlers.create_type_handler_registry(
-    (np.ndarray, _PatientReader()),
-    (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns of a registry without one.
-  )
-  return ocp.PyTreeCheckpointHandler(
-    type_handler_registry=registry, multiprocessing_options=_alone()
-  )
+def _restore(path: epath.Path, handler: ocp.CheckpointHandler, args: Any) -> Any:
+  with ocp.Checkpointer(handler, multiprocessing_options=storage.alone()) as checkpointer:
+    return checkpointer.restore(
+      storage.plain(path.parent.parent) / path.parent.name / path.name, args
+    )
 
 
 def _read_record(path: epath.Path) -> dict[str, Any]:
   try:
-    handler = ocp.JsonCheckpointHandler(multiprocessing_options=_alone())
-    with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as checkpointer:
-      record = checkpointer.restore(path / "digest")
+    record = _restore(path / "digest", storage.json_handler(), ocp.args.JsonRestore())
     seal = record.pop("sha256")
   except Exception as error:
-    raise _DamagedError(f"its digest cannot be read, {_first_line(error)}") from error
+    raise _DamagedError(f"its digest cannot be read, {storage.reason(error)}") from error
   if seal != digest.seal(record):
     raise _DamagedError("its digest does not match the SHA-256 of its own")
   if record["step"] != int(path.name):
@@ -269,7 +298,3 @@ def _check_model(path: epath.Path, leaves: dict[str, Any], wanted: dict[str, Any
 
 def _describe(spec: dict[str, Any] | None) -> str:
   return f"{spec['dtype']}{spec['shape']}" if spec else "missing"
-
-
-def _first_line(error: BaseException) -> str:
-  return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"

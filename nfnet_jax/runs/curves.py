@@ -1,11 +1,14 @@
 """A run's curves as one picture, drawn from its `metrics.jsonl`."""
 
+import contextlib
+import io
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etils import epath
 
+from nfnet_jax.errors import RequestError, RunError
 from nfnet_jax.runs import metrics
-from nfnet_jax.errors import RequestError
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -84,12 +87,26 @@ def plot(workdir: epath.PathLike) -> epath.Path:
 
   Raises:
     RequestError: if there is no `metrics.jsonl`, or nothing in it that is drawn here.
+    RunError: if the picture cannot be written.
   """
   workdir = epath.Path(workdir)
   picture = figure(metrics.read(workdir), title=workdir.resolve().name)
+  content = io.BytesIO()
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Glyph")  # A name may be in any script.
+    picture.savefig(content, dpi=160)
   path = workdir / "curves.png"
-  with path.open("wb") as file:
-    picture.savefig(file, dpi=160)
+  partial = workdir / "curves.png.partial"
+  try:
+    partial.write_bytes(content.getvalue())
+    partial.replace(path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
+    raise RunError(
+      f"cannot write {path}: {error.strerror or error}. All else is saved; the same command draws "
+      "it again."
+    ) from error
   return path
 
 
@@ -113,7 +130,8 @@ def figure(records: list[dict[str, Any]], title: str) -> "Figure":
     raise RequestError(f"{title} has no metrics to draw: none of its lines holds a finite value.")
   rows = [drawn] if len(drawn) < 3 else [drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]]
   result = Figure(figsize=(11, 3.5 * len(rows) + 0.4), layout="constrained")
-  result.suptitle(title, fontsize=14, fontweight="bold", color=_INK)
+  title = title.encode(errors="replace").decode()  # A path may be any bytes.
+  result.suptitle(title, fontsize=14, fontweight="bold", color=_INK, parse_math=False)
   result.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
   bands = result.subfigures(len(rows), 1, squeeze=False)[:, 0]
   for band, row in zip(bands, rows, strict=True):

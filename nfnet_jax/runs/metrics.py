@@ -4,24 +4,32 @@ A line reads `{"step": 900, "split": "test", "loss": 0.08, "top1": 0.986}`. A ru
 a checkpoint drops what was written after it, so the file reads as if the run had never stopped.
 """
 
+import contextlib
 import io
 import json
 import math
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 from etils import epath
 
-from nfnet_jax.errors import RequestError
+from nfnet_jax.errors import RequestError, RunError
 
 FILE_NAME = "metrics.jsonl"
+_LARGEST_STEP = 2**53  # more than a run makes, and a float holds it
+
+
+class WriteError(RunError):
+  """A line of metrics cannot be written."""
 
 
 class Writer:
   """Writes a run's metrics; made by `open_writer`, closed by `close` or by leaving a `with`."""
 
-  def __init__(self, lines: TextIO, events: Any):
+  def __init__(self, workdir: epath.Path, lines: TextIO, events: Any):
+    self._workdir = workdir
     self._lines = lines
     self._events = events
 
@@ -33,26 +41,43 @@ class Writer:
       split: "train" or "test".
       values: a number, or an array of one, for each name. A value that is not finite becomes
         `null`, JSON having no name for it, and no event.
+
+    Raises:
+      WriteError: if it cannot be written.
     """
     from tensorboardX.proto.summary_pb2 import Summary
 
     numbers = {name: float(value) for name, value in values.items()}
     finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
     record = {"step": int(step), "split": split} | dict.fromkeys(numbers) | finite
-    self._lines.write(json.dumps(record, allow_nan=False) + "\n")
     scalars = [Summary.Value(tag=f"{split}/{name}", simple_value=x) for name, x in finite.items()]
-    _write_event(self._events, step=int(step), summary=Summary(value=scalars))
+    with self._failing():
+      self._lines.write(json.dumps(record, allow_nan=False) + "\n")
+      _write_event(self._events, step=int(step), summary=Summary(value=scalars))
 
   def close(self) -> None:
-    """Writes out what is left of the events and closes both."""
-    self._lines.close()
-    self._events.close()
+    """Writes out what is left and closes both; raises WriteError if it cannot be written."""
+    with self._failing(), contextlib.ExitStack() as both:
+      both.callback(self._events.close)
+      both.callback(self._lines.close)
 
   def __enter__(self) -> "Writer":
     return self
 
-  def __exit__(self, *exception: object) -> None:
-    self.close()
+  def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
+    try:
+      self.close()
+    except WriteError:
+      if exception is None:  # It is less than what has gone wrong before.
+        raise
+
+  @contextlib.contextmanager
+  def _failing(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      reason = error.strerror or error
+      raise WriteError(f"cannot write metrics to {self._workdir}: {reason}.") from None
 
 
 def open_writer(workdir: epath.PathLike, *, resume_step: int | None) -> Writer:
@@ -86,7 +111,7 @@ def open_writer(workdir: epath.PathLike, *, resume_step: int | None) -> Writer:
     _write_event(events, step=last_step + 1, session_log=SessionLog(status=SessionLog.START))
   except (OSError, ImportError) as error:  # TensorBoard's needs a package of its own for gs://.
     raise RequestError(f"Cannot write metrics to {workdir} ({error}). Choose another.") from error
-  return Writer(lines, events)
+  return Writer(workdir, lines, events)
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
@@ -105,7 +130,10 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
   path = epath.Path(workdir) / FILE_NAME
   if not path.is_file():
     raise RequestError(f"There is no {FILE_NAME} in {workdir}. Is it the directory of a run?")
-  return [record for _, record in _complete_lines(path)]
+  try:
+    return [record for _, record in _complete_lines(path)]
+  except OSError as error:
+    raise RequestError(f"cannot read {path}: {error.strerror or error}.") from error
 
 
 class _Object(io.StringIO):
@@ -133,28 +161,43 @@ def _write_event(events: Any, **content: Any) -> None:
   events.flush()
 
 
-def _complete_lines(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
-  """Every whole line, as text and as what it says."""
-  lines = []
-  for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-    if not text.endswith("\n"):
-      break
+def _complete_lines(path: epath.Path) -> list[tuple[bytes, dict[str, Any]]]:
+  """Every whole line, as it is and as what it says."""
+  *lines, _ = path.read_bytes().split(b"\n")
+  records = []
+  for number, line in enumerate(lines, 1):
     try:
-      record = json.loads(text)
-      lines.append((text, {"step": record["step"], "split": record["split"]} | record))
-    except (ValueError, TypeError, KeyError) as error:
+      records.append(_record(json.loads(line.decode(), parse_constant=_refuse)))
+    except (ValueError, RecursionError) as error:
+      shown = line[:80].decode(errors="replace").strip()
       raise RequestError(
-        f"{path}, line {number} is not a line of metrics: {text.strip()[:80]!r}. "
+        f"{path}, line {number} is not a line of metrics: {shown!r}. "
         "Mend or remove it, or choose another work directory."
       ) from error
-  return lines
+  return list(zip(lines, records, strict=True))
+
+
+def _record(found: Any) -> dict[str, Any]:
+  """What a line says, its step and split first; raises ValueError if it is not one of ours."""
+  record = {"step": None, "split": None} | found if isinstance(found, dict) else {}
+  step, split, *values = record.values() if record else (None, None)
+  if not (type(step) is int and 0 <= step <= _LARGEST_STEP and isinstance(split, str)):
+    raise ValueError("no step or no split")
+  for value in values:
+    if value is not None and not (type(value) in (int, float) and abs(value) <= sys.float_info.max):
+      raise ValueError("a value that is no finite number")
+  return record
+
+
+def _refuse(name: str) -> None:
+  raise ValueError(f"{name} is no JSON")
 
 
 def _drop_after(path: epath.Path, last_step: int) -> None:
   if not path.exists():
     return
-  kept = "".join(text for text, record in _complete_lines(path) if record["step"] <= last_step)
+  kept = [line + b"\n" for line, record in _complete_lines(path) if record["step"] <= last_step]
   # Written beside and renamed: killed at any moment, the file is the old one or the new one.
   beside = path.with_name(f"{path.name}.tmp")
-  beside.write_text(kept, encoding="utf-8")
+  beside.write_bytes(b"".join(kept))
   beside.replace(path)

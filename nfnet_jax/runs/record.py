@@ -1,7 +1,7 @@
 """What a run leaves in its directory: config, checkpoints, metrics; process 0 writes it all."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +9,21 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from nfnet_jax.runs import checkpoint
-from nfnet_jax.runs import metrics
 from nfnet_jax import config as config_lib
 from nfnet_jax import data
 from nfnet_jax.data import classes
 from nfnet_jax.errors import RequestError
+from nfnet_jax.runs import checkpoint, lock, metrics
 from nfnet_jax.training.meter import DivergedError
+
+Check = Callable[[], None]
+
+_LAST_WORDS = {
+  DivergedError: "Lower optimizer.learning_rate or optimizer.clipping, and start in another "
+  "--workdir.",
+  checkpoint.SaveError: "Mend that, and give the same command again.",
+  metrics.WriteError: "Mend that, and give the same command again.",
+}
 
 
 class Record(NamedTuple):
@@ -23,16 +31,21 @@ class Record(NamedTuple):
 
   manager: ocp.CheckpointManager | None = None
   writer: metrics.Writer | None = None
+  check: Check = lambda: None
+  resume_step: int | None = None
 
   def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
     """Writes metrics, see `metrics.Writer.write`."""
     if self.writer:
+      self.check()
       self.writer.write(step, split, values)
 
   def save(self, step: int, state: Any) -> None:
-    """Saves a checkpoint, see `checkpoint.save`."""
+    """Saves a checkpoint, see `checkpoint.save`; the first one is read back at once."""
     if self.manager:
-      checkpoint.save(self.manager, step, state)
+      self.check()
+      first = self.manager.latest_step() == self.resume_step
+      checkpoint.save(self.manager, step, state, read_back=first)
 
   def is_saving(self) -> bool:
     """Whether a checkpoint is still being written."""
@@ -41,7 +54,7 @@ class Record(NamedTuple):
   def wait(self) -> None:
     """Waits until all that was saved is on disk."""
     if self.manager:
-      self.manager.wait_until_finished()
+      checkpoint.finish(self.manager)
 
 
 def recorded_config(workdir: epath.Path) -> ConfigDict | None:
@@ -50,42 +63,58 @@ def recorded_config(workdir: epath.Path) -> ConfigDict | None:
   return config_lib.load(path) if path.exists() else None
 
 
-def claim_workdir(workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]) -> None:
+@contextlib.contextmanager
+def claim_workdir(
+  workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]
+) -> Iterator[Check]:
   """Makes a run directory, with config and class names, or finds that it is this run's already.
 
-  Process 0 does; it speaks for the others, should it have to refuse.
+  The directory is this process's until the block ends. Process 0 does it all; it speaks for the
+  others, should it have to refuse.
 
   Args:
     workdir: the run directory.
     config: resolved config of the run.
     class_names: of its data set.
 
+  Yields:
+    A function that raises `lock.GoneError` if the directory is no longer there.
+
   Raises:
-    RequestError: if it holds another run or cannot be written.
+    RequestError: if it holds another run, is in use by another process or cannot be written.
   """
   if jax.process_index():
+    yield lambda: None
     return
-  path = workdir / "config.json"
   classes.check_distinct(class_names)
-  try:
-    if path.exists():
-      different = config_lib.differences(config_lib.load(path), config)
-      if different:
-        shown = "; ".join(different[:10])
-        raise RequestError(
-          f"{workdir} holds a run with another config (key: there, here): {shown}. "
-          "Choose another --workdir, or give the same config to carry on."
-        )
-      _check_classes(workdir, config, class_names)
-    elif (workdir / "checkpoints").exists() or (workdir / "metrics.jsonl").exists():
-      raise RequestError(f"{workdir} holds results but no config.json: choose another --workdir.")
-    workdir.mkdir(parents=True, exist_ok=True)
-    classes.save(workdir, class_names)  # first: a run with a config and without names is an old one
-    config_lib.save(config, path)
-  except OSError as error:
-    raise RequestError(
-      f"cannot write run directory {workdir}: {error.strerror or error}. Choose another --workdir."
-    ) from error
+  with contextlib.ExitStack() as held:
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+      check = held.enter_context(lock.hold(workdir))
+      _write_config(workdir, config, class_names)
+    except OSError as error:
+      raise RequestError(
+        f"cannot write run directory {workdir}: {error.strerror or error}. Choose another "
+        "--workdir."
+      ) from error
+    yield check
+
+
+def _write_config(workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]) -> None:
+  path = workdir / "config.json"
+  if path.exists():
+    different = config_lib.differences(config_lib.load(path), config)
+    if different:
+      shown = "; ".join(different[:10])
+      raise RequestError(
+        f"{workdir} holds a run with another config (key: there, here): {shown}. "
+        "Choose another --workdir, or give the same config to carry on."
+      )
+    _check_classes(workdir, config, class_names)
+  elif (workdir / "checkpoints").exists() or (workdir / "metrics.jsonl").exists():
+    raise RequestError(f"{workdir} holds results but no config.json: choose another --workdir.")
+  classes.save(workdir, class_names)  # first: a run with a config and without names is an old one
+  config_lib.save(config, path)
 
 
 def _check_classes(workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]) -> None:
@@ -102,39 +131,41 @@ def _check_classes(workdir: epath.Path, config: ConfigDict, class_names: Sequenc
 
 @contextlib.contextmanager
 def open_record(
-  workdir: epath.Path, config: ConfigDict, *, resume_step: int | None
+  workdir: epath.Path, config: ConfigDict, *, resume_step: int | None, check: Check
 ) -> Iterator[Record]:
   """Opens a run directory for writing; when it is closed, all is written.
 
-  A `DivergedError` from within gets to know the last good checkpoint.
+  An error from within that ends the run gets to know the last good checkpoint.
 
   Args:
     workdir: the run directory.
     config: resolved config of the run.
     resume_step: the step that the run goes on from; None from the start.
+    check: from `claim_workdir`; called before everything that is written.
   """
   if jax.process_index():
     yield Record()
     return
-  with (
-    checkpoint.open_manager(
-      workdir / "checkpoints", keep=config.keep_checkpoints, resume_step=resume_step
-    ) as manager,
-    metrics.open_writer(workdir, resume_step=resume_step) as writer,
-  ):
-    try:
-      yield Record(manager, writer)
-    except DivergedError as error:
-      raise _with_last_checkpoint(error, manager) from None
-
-
-def _with_last_checkpoint(error: DivergedError, manager: ocp.CheckpointManager) -> DivergedError:
-  manager.wait_until_finished()
-  step = manager.latest_step()
-  last = f"the last good checkpoint is {manager.directory / str(step)}"
-  if step is None:
-    last = "no checkpoint had been saved"
-  return DivergedError(
-    f"{error} Stopped; {last}. Lower optimizer.learning_rate or optimizer.clipping, and start in "
-    "another --workdir."
-  )
+  directory = workdir / "checkpoints"
+  failed = None
+  try:
+    manager = checkpoint.open_manager(
+      directory, keep=config.keep_checkpoints, resume_step=resume_step
+    )
+    with (
+      checkpoint.closing(manager),
+      metrics.open_writer(workdir, resume_step=resume_step) as writer,
+    ):
+      yield Record(manager, writer, check, resume_step)
+  except tuple(_LAST_WORDS) as error:
+    failed = type(error), str(error)
+  if failed:  # Raised here, where nothing holds the state any more.
+    check()
+    kind, message = failed
+    steps = checkpoint.saved_steps(directory)
+    last = (
+      f"the last good checkpoint is {directory / str(steps[-1])}"
+      if steps
+      else ("no checkpoint had been saved")
+    )
+    raise kind(f"{message} Stopped; {last}. {_LAST_WORDS[kind]}")

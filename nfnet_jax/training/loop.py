@@ -89,78 +89,77 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   if config.steps not in saved:
     _check_tests(config, info, share)
   given = None if saved else _given_weights(config, info)
-  record_lib.claim_workdir(workdir, config, info.class_names)
+  with record_lib.claim_workdir(workdir, config, info.class_names) as claim:
+    restored = checkpoint.restore_newest(directory, template)
+    start, state = restored or (0, built.init_from(*given) if given else built.init())
+    resume_step = start if restored else None
+    del restored, given  # The state is a copy, and they are as large.
+    agreement.on_state(start, state)
+    untested = _is_untested(workdir, config, start)
+    _announce(config, info, state.params, start)
+    if start == config.steps and not untested:
+      return _conclude(workdir)
+    state = parallel.replicate(state, copy=False)
+    train_step = parallel.map_train_step(built.train_step)
+    eval_step = parallel.map_eval_step(built.eval_step)
+    sources = config.batch_size * images_per_example(config.augment)
+    batches = data.train_batches(
+      config.data,
+      seed=config.seed,
+      seeding=config.seeding,
+      start_step=start,
+      **share | {"batch_size": sources},
+    )
+    batches = job_lib.watched(parallel.prefetch(batches), config.stall_timeout)
+    meter = Meter(config.batch_size)
+    saver = Saver(config, start, meter)
+    stopped_at = None
 
-  restored = checkpoint.restore_newest(directory, template)
-  start, state = restored or (0, built.init_from(*given) if given else built.init())
-  resume_step = start if restored else None
-  del restored, given  # The state is a copy, and they are as large.
-  agreement.on_state(start, state)
-  untested = _is_untested(workdir, config, start)
-  _announce(config, info, state.params, start)
-  if start == config.steps and not untested:
-    return _conclude(workdir)
-  state = parallel.replicate(state, copy=False)
-  train_step = parallel.map_train_step(built.train_step)
-  eval_step = parallel.map_eval_step(built.eval_step)
-  sources = config.batch_size * images_per_example(config.augment)
-  batches = data.train_batches(
-    config.data,
-    seed=config.seed,
-    seeding=config.seeding,
-    start_step=start,
-    **share | {"batch_size": sources},
-  )
-  batches = job_lib.watched(parallel.prefetch(batches), config.stall_timeout)
-  meter = Meter(config.batch_size)
-  saver = Saver(config, start, meter)
-  stopped_at = None
+    with (
+      failure.last_words(saver.loss),
+      termination_notice() as notice,
+      record_lib.open_record(workdir, config, resume_step=resume_step, check=claim) as record,
+      _progress_bar(config, start) as bar,
+    ):
 
-  with (
-    failure.last_words(saver.loss),
-    termination_notice() as notice,
-    record_lib.open_record(workdir, config, resume_step=resume_step) as record,
-    _progress_bar(config, start) as bar,
-  ):
+      def test(step: int, state: TrainState) -> None:
+        with saver.saving_on_error(record, step, state):
+          tests = job_lib.watched(data.test_batches(config.data, **share), config.stall_timeout)
+          values = evaluate(eval_step, weights_of(state, built.fold), tests)
+        record.write(step, "test", values)
+        log.info("step %d/%d: test %s", step, config.steps, _format(values))
+        meter.restart_clock()
 
-    def test(step: int, state: TrainState) -> None:
-      with saver.saving_on_error(record, step, state):
-        tests = job_lib.watched(data.test_batches(config.data, **share), config.stall_timeout)
-        values = evaluate(eval_step, weights_of(state, built.fold), tests)
-      record.write(step, "test", values)
-      log.info("step %d/%d: test %s", step, config.steps, _format(values))
-      meter.restart_clock()
+      if untested:
+        test(start, state)
+      for step in range(start + 1, config.steps + 1):
+        with saver.saving_on_error(record, step - 1, state):
+          batch = next(batches)
+        # The call returns at once and the meter waits for the step before: devices are never idle.
+        state, metrics = train_step(state, batch)
+        meter.add(step, metrics)
+        saver.step = step
+        bar.update(config.batch_size)
+        stop = notice.stop_after(step)
+        testing = _due(step, config.eval_every, config)
 
-    if untested:
-      test(start, state)
-    for step in range(start + 1, config.steps + 1):
-      with saver.saving_on_error(record, step - 1, state):
-        batch = next(batches)
-      # The call returns at once and the meter waits for the step before: devices are never idle.
-      state, metrics = train_step(state, batch)
-      meter.add(step, metrics)
-      saver.step = step
-      bar.update(config.batch_size)
-      stop = notice.stop_after(step)
-      testing = _due(step, config.eval_every, config)
+        if _due(step, config.log_every, config):
+          values = meter.report() | {"learning_rate": float(built.schedule(step - 1))}
+          record.write(step, "train", values)
+          log.info("step %d/%d: %s", step, config.steps, _format(values))
+        # Another process that fails while testing leaves this one no time to save.
+        if stop or saver.is_due() or (testing and jax.process_count() > 1):
+          saver.save(record, step, state)
+        if stop and step < config.steps:
+          stopped_at = step
+          break
+        if testing:
+          meter.wait()
+          record.wait()
+          job_lib.agree(lambda: "saved")
+          test(step, state)
 
-      if _due(step, config.log_every, config):
-        values = meter.report() | {"learning_rate": float(built.schedule(step - 1))}
-        record.write(step, "train", values)
-        log.info("step %d/%d: %s", step, config.steps, _format(values))
-      # Another process that fails while testing leaves this one no time to save.
-      if stop or saver.is_due() or (testing and jax.process_count() > 1):
-        saver.save(record, step, state)
-      if stop and step < config.steps:
-        stopped_at = step
-        break
-      if testing:
-        meter.wait()
-        record.wait()
-        job_lib.agree(lambda: "saved")
-        test(step, state)
-
-  return _conclude(workdir) if stopped_at is None else _stopped(stopped_at, workdir, notice)
+    return _conclude(workdir) if stopped_at is None else _stopped(stopped_at, workdir, notice)
 
 
 def _given_weights(config: ConfigDict, info: data.DatasetInfo) -> tuple[hk.Params, hk.State] | None:

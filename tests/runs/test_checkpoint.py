@@ -1,5 +1,6 @@
 import logging
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
-from nfnet_jax.runs import checkpoint
-from nfnet_jax.runs import digest
 from nfnet_jax.errors import RequestError
+from nfnet_jax.runs import checkpoint, digest, storage
 
 
 class State(NamedTuple):
@@ -276,6 +277,80 @@ def test_checkpoints_of_another_run_are_not_overwritten(tmp_path, resume_step):
   assert steps_in(tmp_path) == ["1", "3"]
 
 
+@pytest.mark.parametrize(
+  "name", ["lr=[0.1]", "a*", "a?", "**", "{a,b}", "a\\b", "a\\", "logs:/x", "a\nb", "caf\udce9"]
+)
+def test_paths_that_orbax_takes_for_patterns(tmp_path, name):
+  save_all(tmp_path / "ab", [5])  # What a pattern would find.
+  save_all(tmp_path / name, [1])
+  save_all(tmp_path / name, [2], resume_step=1)
+  assert steps_in(tmp_path / name) == ["1", "2"]
+  # Where it was written, not through the link that it was written by.
+  moved = (tmp_path / name).rename(tmp_path / "plain")
+  step, state = checkpoint.restore_newest(moved, make_state())
+  assert step == 2
+  assert same_bits(state, make_state(2))
+  moved.rename(tmp_path / name)
+  assert same_bits(checkpoint.restore_newest(tmp_path / name, make_state())[1], make_state(2))
+
+
+def test_an_object_store_has_no_links():
+  with pytest.raises(RequestError, match=r"cannot be kept in gs://bucket/a\[1\]: Orbax takes"):
+    storage.plain(epath.Path("gs://bucket/a[1]"))
+  assert storage.plain(epath.Path("gs://bucket/a=1")) == epath.Path("gs://bucket/a=1")
+
+
+def test_what_does_not_read_back_is_refused_before_a_run(tmp_path, monkeypatch):
+  monkeypatch.setattr(storage, "plain", lambda path: path)
+  with pytest.raises(RequestError, match=r"Cannot write checkpoints to .* does not read back"):
+    checkpoint.open_manager(tmp_path / "[1]", keep=1, resume_step=None)
+  assert steps_in(tmp_path / "[1]") == []
+
+
+def test_what_is_written_is_read_back(tmp_path, monkeypatch):
+  manager = checkpoint.open_manager(tmp_path, keep=1, resume_step=None)
+  checkpoint.save(manager, 1, make_state(1), read_back=True)
+  wait = manager.wait_until_finished
+
+  def wait_and_spoil():
+    wait()
+    spoil(tmp_path, 2)
+
+  monkeypatch.setattr(manager, "wait_until_finished", wait_and_spoil)
+  with pytest.raises(checkpoint.SaveError, match="2 was written and does not read back: its"):
+    checkpoint.save(manager, 2, make_state(2), read_back=True)
+  monkeypatch.undo()
+  manager.close()
+  assert steps_in(tmp_path) == ["2.corrupt"]
+
+
+@pytest.fixture
+def largest_file():
+  """Bounds what a file may hold from now on: a disk that is full as far as Orbax can tell."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+  def bound(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+
+  yield bound
+  resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_save_that_fails_says_so_in_one_line(tmp_path, largest_file, capfd):
+  state = {name: np.random.default_rng(0).normal(size=20_000) for name in "abcdefgh"}
+  manager = checkpoint.open_manager(tmp_path, keep=2, resume_step=None)
+  checkpoint.save(manager, 1, state)
+  checkpoint.finish(manager)
+  largest_file(50_000)
+  with pytest.raises(checkpoint.SaveError) as error, checkpoint.closing(manager):
+    checkpoint.save(manager, 2, state)
+  assert str(error.value) == f"cannot save to {tmp_path}: File too large."
+  assert capfd.readouterr().err == ""
+  step, restored = checkpoint.restore_newest(tmp_path, state)
+  assert step == 1
+  assert same_bits(restored, state)
+
+
 def test_requests_that_cannot_be_met(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(RequestError, match="Cannot write"):
@@ -311,7 +386,7 @@ def test_killed_while_saving(tmp_path, caplog):
   step, restored = checkpoint.restore_newest(tmp_path, state)
   assert step == 1
   assert same_bits(restored, state)
-  assert "2.orbax-checkpoint-tmp: the run ended while it was being saved" in caplog.text
+  assert "2.orbax-checkpoint-tmp: it is being saved, or the run ended while it was" in caplog.text
   with checkpoint.open_manager(tmp_path, keep=2, resume_step=1) as manager:
     checkpoint.save(manager, 3, state)
   assert steps_in(tmp_path) == ["1", "3"]

@@ -4,9 +4,8 @@ import sys
 import numpy as np
 import pytest
 
-from nfnet_jax.runs import curves
-from nfnet_jax.runs import metrics
-from nfnet_jax.errors import RequestError
+from nfnet_jax.errors import RequestError, RunError
+from nfnet_jax.runs import curves, metrics
 
 
 def train_line(step, **values):
@@ -102,3 +101,26 @@ def test_importing_needs_no_matplotlib():
   program = "import sys, nfnet_jax.runs.curves; sys.exit('matplotlib' in sys.modules)"
   child = subprocess.run([sys.executable, "-c", program], check=False)
   assert child.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["lr=$0.1$", "a$b_{$", "日本", "caf\udce9"])
+def test_any_name_of_a_directory_is_a_title(tmp_path, recwarn, name):
+  workdir = tmp_path / name
+  workdir.mkdir()
+  (workdir / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1.0}\n')
+  assert curves.plot(workdir).read_bytes().startswith(b"\x89PNG")
+  assert len(recwarn) == 0
+
+
+def test_a_picture_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1.0}\n')
+  before = curves.plot(tmp_path).read_bytes()
+
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr("os.replace", full)
+  with pytest.raises(RunError, match=r"curves\.png: No space left on device\. All else is saved"):
+    curves.plot(tmp_path)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
+  assert (tmp_path / "curves.png").read_bytes() == before

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from nfnet_jax.runs import metrics
 from nfnet_jax.errors import RequestError
+from nfnet_jax.runs import curves, metrics
 
 
 def write(workdir, steps, resume_step=None):
@@ -126,15 +126,48 @@ def test_tensorboard_events(tmp_path):
   assert starts == [0, 3]
 
 
-def test_a_broken_line_is_named(tmp_path):
-  write(tmp_path, [1])
-  for line in ["garbage", "[1, 2]", '{"loss": 1}']:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n' + line + "\n")
-    with pytest.raises(RequestError, match="line 2 is not a line of metrics"):
-      metrics.read(tmp_path)
-    with pytest.raises(RequestError, match="line 2"):
-      metrics.open_writer(tmp_path, resume_step=1)
-    assert line in (tmp_path / "metrics.jsonl").read_text()
+BROKEN = [
+  *(
+    b"garbage",
+    b"",
+    b"\0\0\0",
+    b"\xff\xfe{}",
+    b"{}",
+    b"null",
+    b"[1, 2]",
+    b"3",
+    b'"text"',
+    b"[" * 99_999,
+  ),
+  *(b'{"loss": 1}', b'{"step": 1}', b'{"step": 1, "split": null}', b'{"step": 1, "split": 3}'),
+  *(b'{"step": %s, "split": "test"}' % step for step in (b'"1"', b"1.0", b"true", b"-1", b"null")),
+  b'{"step": 1%s, "split": "test"}' % (b"0" * 400),
+  *(
+    b'{"step": 1, "split": "test", "loss": %s}' % value
+    for value in (b'"0.5"', b"true", b"[1]", b'{"a": 1}', b"NaN", b"-Infinity", b"1e999")
+  ),
+  b'{"step": 1, "split": "test", "loss": 1%s}' % (b"0" * 400),
+]
+
+
+@pytest.mark.parametrize("line", BROKEN, ids=lambda line: line[:40].decode(errors="replace"))
+def test_a_broken_line_is_named(tmp_path, line):
+  path = tmp_path / "metrics.jsonl"
+  whole = b'{"step": 1, "split": "train", "loss": 0.5}\n'
+  path.write_bytes(whole + line + b"\n" + whole)
+  for read in (
+    lambda: metrics.read(tmp_path),
+    lambda: metrics.open_writer(tmp_path, resume_step=1),
+    lambda: curves.plot(tmp_path),
+  ):
+    with pytest.raises(RequestError) as error:
+      read()
+    assert str(error.value).startswith(f"{path}, line 2 is not a line of metrics: ")
+    assert "\n" not in str(error.value)
+  assert path.read_bytes() == whole + line + b"\n" + whole
+  # As the last one, without its end, it is what a killed run leaves.
+  path.write_bytes(whole + line)
+  assert metrics.read(tmp_path) == [{"step": 1, "split": "train", "loss": 0.5}]
 
 
 def test_requests_that_cannot_be_met(tmp_path):

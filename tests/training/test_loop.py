@@ -1,18 +1,23 @@
 """Training end to end, through the command line."""
 
 import functools
+import gc
+import itertools
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
@@ -20,7 +25,9 @@ from nfnet_jax import data, weights
 from nfnet_jax.__main__ import main
 from nfnet_jax.cli import config_file
 from nfnet_jax.distributed import job
-from nfnet_jax.runs import checkpoint, metrics
+from nfnet_jax.errors import RequestError
+from nfnet_jax.runs import checkpoint, lock, metrics
+from nfnet_jax.training import loop
 from nfnet_jax.training.build import build
 from tests.distributed import processes
 
@@ -399,3 +406,115 @@ def test_weights_that_do_not_fit(command, finished, tmp_path, capsys, changes, s
   assert main(command(tmp_path / "run", **changes)) == 2
   assert said in capsys.readouterr().err.splitlines()[-1]
   assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def when_testing(monkeypatch):
+  """Has something done at the n-th test during training, before it is measured."""
+
+  def do(n, action):
+    measure, count = loop.evaluate, itertools.count(1)
+
+    def evaluate(*args):
+      if next(count) == n:
+        action()
+      return measure(*args)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+
+  return do
+
+
+def test_one_run_in_a_directory(command, copy, capsys):
+  """What reads a run may do so while it goes on."""
+  files = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+  with lock.hold(epath.Path(copy)):
+    assert main(command(copy)) == 2
+    assert f"{copy} is in use by process " in capsys.readouterr().err.splitlines()[-1]
+    assert main(["evaluate", f"--workdir={copy}"]) == 0
+  assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()} == files
+
+
+def test_the_lock_is_held_to_the_end(command, tmp_path, when_testing):
+  def come_second():
+    with pytest.raises(RequestError, match="is in use by process"):
+      lock.hold(epath.Path(tmp_path)).__enter__()
+
+  when_testing(6, come_second)
+  assert main(command(tmp_path)) == 0
+  assert steps_in(tmp_path) == ["3", "6"]
+  assert not (tmp_path / "lock").exists()
+
+
+def test_a_directory_deleted_during_training(command, tmp_path, when_testing, capfd):
+  workdir = tmp_path / "run"
+  when_testing(4, lambda: shutil.rmtree(workdir))
+  assert main(command(workdir)) == 1
+  line = capfd.readouterr().err.splitlines()[-1]
+  assert line.startswith(f"nfnet-jax: {workdir} was deleted, moved or replaced")
+  assert not workdir.exists()
+
+
+def test_a_disk_that_is_full(command, tmp_path, finished, when_testing, capfd):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  when_testing(4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1])))
+  try:
+    assert main(command(tmp_path)) == 1
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  err = capfd.readouterr().err
+  assert "Traceback" not in err
+  line = err.splitlines()[-1]
+  assert line.startswith(f"nfnet-jax: cannot save to {tmp_path}/checkpoints: File too large. ")
+  assert f"the last good checkpoint is {tmp_path}/checkpoints/3." in line
+  assert main(command(tmp_path)) == 0
+  assert_same_end(tmp_path, finished)
+
+
+def test_metrics_that_cannot_be_written(command, tmp_path, finished, when_testing, capfd):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  size = lambda: (tmp_path / "metrics.jsonl").stat().st_size + 20  # noqa: E731
+  when_testing(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size(), limits[1])))
+  try:
+    assert main(command(tmp_path)) == 1
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  err = capfd.readouterr().err
+  assert "Traceback" not in err
+  line = err.splitlines()[-1]
+  assert line.startswith(f"nfnet-jax: cannot write metrics to {tmp_path}: File too large. ")
+  assert f"the last good checkpoint is {tmp_path}/checkpoints/3." in line
+  assert main(command(tmp_path)) == 0
+  assert_same_end(tmp_path, finished)
+
+
+def alive(leaves):
+  gc.collect()
+  return sum(leaf() is not None for leaf in leaves)
+
+
+@pytest.mark.parametrize("origin", ["resumed", "given"])
+def test_what_a_run_starts_from_does_not_stay(
+  command, copy, tmp_path, when_testing, monkeypatch, origin
+):
+  """From the first step on, the state is on the devices alone."""
+  leaves = []
+  if origin == "resumed":
+    shutil.rmtree(copy / "checkpoints/6")
+    workdir, changes, (module, function) = copy, {}, (loop.checkpoint, "restore_newest")
+  else:
+    workdir, changes = tmp_path / "new", {"init.weights": copy, "steps": 1}
+    module, function = loop.weights, "load_variables"
+  load = getattr(module, function)
+
+  def watched(*args, **kwargs):
+    result = load(*args, **kwargs)
+    leaves.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(result) if hasattr(leaf, "shape"))
+    return result
+
+  monkeypatch.setattr(module, function, watched)
+  counts = []
+  when_testing(1, lambda: counts.append(alive(leaves)))
+  assert main(command(workdir, **changes)) == 0
+  assert len(leaves) > 20
+  assert counts == [0]

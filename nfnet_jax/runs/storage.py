@@ -1,0 +1,123 @@
+"""How Orbax is used here: in one process, by paths without patterns, patiently and quietly."""
+
+import asyncio
+import atexit
+import functools
+import logging
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from nfnet_jax.errors import RequestError
+
+# What Orbax and TensorStore take literally in a path. They glob the directories that they are given
+# (`[`, `*`), turn backslashes into slashes and read `gs:/` wherever it stands.
+_PLAIN = re.compile(r"[\w/.,=+@~ -]*")
+_PATTERN = re.compile(r"[\[\]*?\\]")
+
+
+def plain(directory: epath.Path) -> epath.Path:
+  """The same directory by a path that Orbax takes literally.
+
+  Args:
+    directory: absolute; it need not exist yet.
+
+  Returns:
+    The path itself, or that of a temporary link, which lasts as long as this process.
+
+  Raises:
+    RequestError: if there is no such path.
+  """
+  path = str(directory)
+  if "://" in path:
+    if _PATTERN.search(path):
+      raise RequestError(
+        f"Checkpoints cannot be kept in {path}: Orbax takes [ ] * ? and \\ for patterns. Choose "
+        "another work directory."
+      )
+    return directory
+  return directory if _PLAIN.fullmatch(path) else epath.Path(_link(path))
+
+
+@functools.cache
+def _link(path: str) -> str:
+  try:
+    holder = pathlib.Path(tempfile.mkdtemp(prefix="nfnet_jax_"))
+    atexit.register(shutil.rmtree, holder, ignore_errors=True)
+    (holder / "link").symlink_to(path)
+  except OSError as error:
+    raise RequestError(
+      f"Checkpoints in {path} need a link without special characters, and none can be made "
+      f"({error}). Choose another work directory."
+    ) from error
+  return str(holder / "link")
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+  """Lets Orbax work in this process without waiting for the others."""
+  index = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+  )
+
+
+def leaves_handler() -> ocp.PyTreeCheckpointHandler:
+  """Reads and writes NumPy arrays by name."""
+  registry = ocp.type_handlers.create_type_handler_registry(
+    (np.ndarray, _PatientHandler()),
+    (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns of a registry without one.
+  )
+  return ocp.PyTreeCheckpointHandler(
+    type_handler_registry=registry, multiprocessing_options=alone()
+  )
+
+
+def json_handler() -> ocp.JsonCheckpointHandler:
+  """Reads and writes what JSON can hold."""
+  return ocp.JsonCheckpointHandler(multiprocessing_options=alone())
+
+
+class _PatientHandler(ocp.type_handlers.NumpyHandler):
+  """Waits for every leaf before it fails: what is given up halfway prints tracebacks of its own."""
+
+  async def deserialize(self, infos: Any, args: Any = None) -> list[np.ndarray]:
+    read = super().deserialize
+    reads = [read([info], [arg]) for info, arg in zip(infos, args, strict=True)]
+    results = await asyncio.gather(*reads, return_exceptions=True)
+    for info, result in zip(infos, results, strict=True):
+      if isinstance(result, BaseException):
+        raise OSError(f"{info.name}: {reason(result)}") from result
+    return [leaf for (leaf,) in results]
+
+  async def _background_serialize(self, values: Any, infos: Any, args: Any = None) -> None:
+    write = super()._background_serialize
+    leaves = zip(values, infos, args, strict=True)
+    writes = [write([value], [info], [arg]) for value, info, arg in leaves]
+    for result in await asyncio.gather(*writes, return_exceptions=True):
+      if isinstance(result, BaseException):
+        raise result
+
+
+def reason(error: BaseException) -> str:
+  """What went wrong, in one line of reasonable length."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  if found := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's; they are long
+    return os.strerror(int(found[1]))
+  return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+
+
+def _worth_reading(record: logging.LogRecord) -> bool:
+  """Whether a record is neither Orbax's running commentary nor an error that it raises as well."""
+  return "orbax" not in record.pathname or record.levelno == logging.WARNING
+
+
+logging.getLogger("absl").addFilter(_worth_reading)
