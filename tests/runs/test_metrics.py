@@ -1,4 +1,5 @@
 import json
+import resource
 import struct
 import subprocess
 import sys
@@ -100,6 +101,28 @@ def test_an_object_store_gets_the_same_file(tmp_path, monkeypatch):
   texts = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("file", "object")]
   assert texts[0] == texts[1]
   assert len(texts[0].splitlines()) == 6
+
+
+def test_a_disk_that_is_full(tmp_path):
+  write(tmp_path, [1])
+  whole = (tmp_path / "metrics.jsonl").read_text()
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+  def write_more():
+    with metrics.open_writer(tmp_path, resume_step=1) as writer:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, limits[1]))
+      try:
+        writer.write(2, "train", {"loss": 2.0})
+      finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+  with pytest.raises(metrics.WriteError) as error:
+    write_more()
+  assert str(error.value) == f"cannot write metrics to {tmp_path}: File too large."
+  assert len(metrics.read(tmp_path)) == 1
+  # What is there goes on as if nothing had been written.
+  metrics.open_writer(tmp_path, resume_step=1).close()
+  assert (tmp_path / "metrics.jsonl").read_text() == whole
 
 
 def test_tensorboard_events(tmp_path):
