@@ -111,13 +111,13 @@ def test_a_disk_that_is_full(tmp_path):
   def write_more():
     with metrics.open_writer(tmp_path, resume_step=1) as writer:
       resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, limits[1]))
-      try:
-        writer.write(2, "train", {"loss": 2.0})
-      finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+      writer.write(2, "train", {"loss": 2.0})
 
-  with pytest.raises(metrics.WriteError) as error:
-    write_more()
+  try:
+    with pytest.raises(metrics.WriteError) as error:
+      write_more()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert str(error.value) == f"cannot write metrics to {tmp_path}: File too large."
   assert len(metrics.read(tmp_path)) == 1
   # What is there goes on as if nothing had been written.
