@@ -49,7 +49,9 @@ KEYS: dict[str, Key] = {
     None, 1, _MAX_INT32, "Updates of the weights. They follow from epochs unless given."
   ),
   "accumulate": _whole(
-    1, 1, 2**20, "Parts in which a device computes the gradient of its images, to save memory."
+    *(1, 1, 2**20),
+    "Parts in which a device computes the gradient of its images, to save memory. The step is the "
+    "same, but with BatchNorm, which normalises each part by itself.",
   ),
   "dtype": _choice(
     "float32", tuple(DTYPES), "What is computed in; the weights are kept in float32."

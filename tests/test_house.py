@@ -46,6 +46,7 @@ ROWS = (
   {"keys"},
   {"config", "cli.flags"},
   {"cli.config_file", "cli.arguments", "distributed.agreement"},
+  {"training.replicas"},
   {"training.step"},
   {"training.build", "training.meter", "training.parallel"},
   {"runs.checkpoint", "training.evaluate"},

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
 from nfnet_jax import data, models
+from nfnet_jax.models import resnet
 from nfnet_jax.plan import cache, flops, program, roofline
 from nfnet_jax.plan import topology as topology_lib
 from nfnet_jax.plan.published import TABLE
@@ -87,7 +88,9 @@ def _attempts(
   first = models.REMAT.index(config.model.remat)
   parts = config.accumulate
   settings = [(remat, parts) for remat in models.REMAT[first:]]
-  while examples % (2 * parts) == 0:
+  # Batches that are normalised part by part are another run.
+  is_normalised = models.get_spec(config.model.name).module is resnet.ResNet
+  while not is_normalised and examples % (2 * parts) == 0:
     parts *= 2
     settings += [(remat, parts) for remat in models.REMAT[max(first, 1) :]]
   for remat, accumulate in settings:

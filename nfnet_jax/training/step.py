@@ -8,15 +8,15 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from nfnet_jax import agc, augment, losses, optim, seeds
 from nfnet_jax.data.batch import Batch
+from nfnet_jax.training import replicas
 
 Array = jax.Array
 Metrics = dict[str, Array]
 
-AXIS = "devices"  # the name of the mapped axis: every replica on every process
+AXIS = replicas.AXIS
 
 
 class TrainState(NamedTuple):
@@ -87,7 +87,9 @@ def make_train_step(
   step of the whole batch.
 
   Its randomness follows from the seed, the step and an example's index in the global batch, so
-  that it does not depend on the number of devices.
+  that it does not depend on the number of devices. For normalizer-free networks neither does the
+  step, but for the order of sums. Networks with BatchNorm normalise by the images of each device
+  and part alone, unless their statistics are taken over that axis: then by those of each part.
 
   Args:
     net: the network.
@@ -96,7 +98,9 @@ def make_train_step(
     label_smoothing: see `losses.soft_labels`.
     augmentation: what is done to the images here, on the device.
     accumulate: number of equal parts that a replica computes its gradient in, one after another,
-      where the whole does not fit into memory. The training rule sees the mean of all.
+      where the whole does not fit into memory. The training rule sees the mean of all. With
+      BatchNorm it is another step: each part has statistics of its own, and the running ones
+      move once for each.
     ema_decay: see `optim.update_ema`.
     seed: of the run.
     seeding: how keys follow from it, see `nfnet_jax.seeds`.
@@ -131,11 +135,11 @@ def make_train_step(
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     _check_batch(batch)
     num_examples = batch.labels.shape[0] // images_per_example(augmentation)
-    example_ids = _replica_index() * num_examples + jnp.arange(num_examples)
+    example_ids = replicas.index() * num_examples + jnp.arange(num_examples)
     key = jax.random.fold_in(jax.random.key(step_seed), state.step)
-    mean = grad_fn(*_own((state.params, state.net_state)), batch, key, example_ids)
+    mean = grad_fn(*replicas.own((state.params, state.net_state)), batch, key, example_ids)
     # The only communication of the step. Clipping acts on the mean over the global batch.
-    grads, (metrics, net_state) = _mean_over_replicas(mean)
+    grads, (metrics, net_state) = replicas.mean(mean)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics |= {"grad_norm": _norm(grads), "param_norm": optax.tree.norm(params)}
@@ -219,43 +223,9 @@ def make_eval_step(
       "top5": losses.top_k_correct(logits, batch.labels, 5),
     }
     sums = jax.tree.map(lambda x: jnp.sum(x * batch.mask), per_example)
-    return jax.lax.psum(sums, AXIS) if _is_mapped() else sums
+    return replicas.total(sums)
 
   return eval_step
-
-
-def _is_mapped() -> bool:
-  """Whether this is traced for one of several replicas; under `jax.jit` alone it is not."""
-  try:
-    jax.lax.axis_index(AXIS)
-  except NameError:  # JAX has no other way to ask.
-    return False
-  return True
-
-
-def _replica_index() -> ArrayLike:
-  return jax.lax.axis_index(AXIS) if _is_mapped() else 0
-
-
-def _own(tree: Any) -> Any:
-  """The same values, as this replica's own.
-
-  `jax.shard_map` sums the gradient with respect to what the replicas share, and it is to be that of
-  the replica's own examples. What depends on the replica's index is its own; XLA drops the choice.
-  """
-  mine = _replica_index() >= 0
-  return jax.tree.map(lambda x: jnp.where(mine, x, x), tree) if _is_mapped() else tree
-
-
-def _mean_over_replicas(tree: Any) -> Any:
-  """The mean of each leaf; of integers, such as counters of running statistics, the largest."""
-
-  def mean(x: Array) -> Array:
-    # The mean of equal integers need not be the same integer: it is rounded down from a float32.
-    reduce = jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax
-    return reduce(x, AXIS)
-
-  return jax.tree.map(mean, tree) if _is_mapped() else tree
 
 
 def _clipped(opt_state: optax.OptState) -> Metrics:
@@ -283,7 +253,7 @@ def _accumulated(grad_fn: Callable, num_parts: int) -> Callable:
       return (net_state, jax.tree.map(jnp.add, sums, (grads, metrics))), None
 
     parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), (batch, example_ids))
-    metrics = _own({"loss": jnp.zeros(()), "top1": jnp.zeros(())})
+    metrics = replicas.own({"loss": jnp.zeros(()), "top1": jnp.zeros(())})
     zeros = jax.tree.map(jnp.zeros_like, params), metrics
     (net_state, sums), _ = jax.lax.scan(add_part, (net_state, zeros), parts)
     grads, metrics = jax.tree.map(lambda x: x / num_parts, sums)

@@ -75,9 +75,11 @@ def test_eight_devices_together_equal_one(one):
   assert difference(apart.params, one.params) > 10 * ATOL
 
 
-def test_every_part_of_an_accumulated_step_counts():
+def test_an_accumulated_step_is_another_one(one):
+  """Each part is normalised by itself, and updates the running statistics."""
   state = run_steps(config(accumulate=2), 1)
   assert {int(leaves["counter"]) for leaves in state.net_state.values()} == {4}
+  assert difference(state.params, one.params) > 10 * ATOL
 
 
 def test_evaluation_uses_the_running_statistics(one):

@@ -167,6 +167,15 @@ def test_what_never_fits_is_said(compiler, capsys):
   assert "nothing that was tried does" in report
 
 
+def test_batch_norm_is_not_computed_in_parts(compiler, capsys):
+  asked, _ = compiler
+  sizes = {"model.widths": "(16,)", "model.depths": "(1,)", "data.train_size": 32, "batch_size": 16}
+  words = [f"--config.{key}={value}" for key, value in sizes.items()]
+  experiment = EXPERIMENT.with_name("imagenet_resnet.py")
+  assert main(["plan", f"--config={experiment}:50", "--topology=v4:2x2x1", *words]) == 0
+  assert asked == [("none", 1), ("block", 1), ("stage", 1)]
+
+
 def test_an_outcome_is_remembered(compiler, capsys, tmp_path):
   asked, fitting = compiler
   fitting.add(("none", 1))
