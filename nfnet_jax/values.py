@@ -128,6 +128,8 @@ def _problem_of_text(text: str, is_path: bool) -> str | None:
     return "is empty: leave it out, or give it a value."
   if "\0" in text:
     return "holds a NUL character."
+  if is_path and text.startswith("~"):  # a home would have been expanded
+    return f"is in the home of nobody here: write ./{text[:80]} for a directory of that name."
   longest = max(len(os.fsencode(part)) for part in text.split("/"))
   if longest > _MAX_NAME or len(os.fsencode(text)) > _MAX_PATH:
     return f"is too long: {_MAX_NAME} bytes are the most for a name, {_MAX_PATH} for a path."

@@ -1,6 +1,7 @@
 """Evaluation of a run's checkpoint, or of weights from a file, on a data set."""
 
 import logging
+import os
 import pathlib
 from typing import Any
 
@@ -50,7 +51,9 @@ def evaluate_workdir(
     RequestError: if the directory holds no run or no checkpoint, or the data do not fit the run, or
       processes differ.
   """
+  workdir = epath.Path(workdir).expanduser()
   config = config_lib.load(workdir / "config.json")
+  data_dir = data_dir and os.path.expanduser(data_dir)
   changes = {"data.test_split": split, "data.dir": data_dir, "batch_size": batch_size}
   config.update_from_flattened_dict({k: v for k, v in changes.items() if v is not None})
   parallel.check_batch_size(config.batch_size)
@@ -118,6 +121,7 @@ def evaluate_weights(
   agreement.on_flags("evaluate", flags | overrides)
   defaults = config_lib.default()
   config = defaults.data
+  data_dir = data_dir and os.path.expanduser(data_dir)
   config.update(name=dataset, dir=data_dir, train_split=split, test_split=split)
   info = data.describe(config, test_only=True)
   network = inference.load_network(path, model, **overrides)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -48,7 +49,7 @@ def export(
   Raises:
     RequestError: if a file exists or cannot be written, or as `weights.load_weights`.
   """
-  out = pathlib.Path(out)
+  out = pathlib.Path(os.path.expanduser(out))
   about_path = out.with_name(out.name + ".json")
   for each in (out, about_path):
     output.check_free(each, force)

@@ -68,6 +68,7 @@ def run(
     len(paths), _BATCH_SIZE.get(jax.default_backend(), _BATCH_SIZE_OF_OTHERS)
   )
   if features:
+    features = os.path.expanduser(features)
     output.check_free(pathlib.Path(features), force)
   network = inference.load_network(weights, model, features=bool(features), **overrides)
   names = network.class_names

@@ -161,7 +161,8 @@ def convert(
   Raises:
     RequestError: as `load_weights` and `save_weights`.
   """
-  output.check_free(pathlib.Path(out), force)  # before the work
+  out = pathlib.Path(os.path.expanduser(out))
+  output.check_free(out, force)  # before the work
   stored = open_weights(path, averaged=averaged)
   model, num_classes, overrides = settle(stored, model, overrides)
   names = class_names_of(stored)

@@ -112,6 +112,7 @@ def test_unknown_flags_name_the_nearest(verb, word, said):
     ("train", "--workdir=a\0b", "holds a NUL character."),
     ("train", "--workdir=" + "x" * 250, "is too long"),
     ("train", "--workdir=" + "x/" * 3000, "is too long"),
+    ("train", "--workdir=~nobody_of_that_name/x", "is in the home of nobody here: write ./~nobody"),
     ("train", "--workdir", "Missing value for flag --workdir"),
     ("export", "--model=nfnet_f9", "unknown model 'nfnet_f9': did you mean nfnet_f"),
   ],
