@@ -33,7 +33,7 @@ def evaluate_workdir(
   batch_size: int | None = None,
   data_dir: str | None = None,
 ) -> dict[str, float | int | str]:
-  """Evaluates the newest good checkpoint of a run.
+  """Evaluates the newest good checkpoint of a run, with classes found by name.
 
   Args:
     workdir: the run directory.
@@ -59,10 +59,15 @@ def evaluate_workdir(
   parallel.check_batch_size(config.batch_size)
   agreement.on_config("evaluate", config)
   info = data.describe(config.data, test_only=True)
-  names = classes.load(workdir, config.model.num_classes)
-  if names is None and info.num_classes == config.model.num_classes:
-    names = data.former_classes(config.data, config.data.test_split)
-  columns = data.choose_classes(info, config.model.num_classes, names)
+  num_classes = config.model.num_classes
+  names = classes.load(workdir, num_classes)
+  if names is None and info.num_classes != num_classes:
+    raise RequestError(
+      f"the run in {workdir} has {num_classes} classes, but data set {config.data.name!r} has "
+      f"{info.num_classes}: evaluate on the data set that it was trained for."
+    )
+  names = names or data.former_classes(config.data, config.data.test_split)
+  columns = data.choose_classes(info, num_classes, names)
   agreement.on_data(info, columns)
   run = build(config)
   restored = checkpoint.restore_newest(workdir / "checkpoints", jax.eval_shape(run.init))
@@ -70,7 +75,7 @@ def evaluate_workdir(
     raise RequestError(f"{workdir} holds no checkpoint yet: train for longer, or look elsewhere.")
   step, state = restored
   agreement.on_state(step, state)
-  net = _guessing_among(run.eval_net, columns, config.model.num_classes)
+  net = _guessing_among(run.eval_net, columns, num_classes)
   eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=info.num_classes))
   batches = data.test_batches(
     config.data,
@@ -98,8 +103,8 @@ def evaluate_weights(
 
   Args:
     path, model: see `inference.load_network`.
-    dataset: any TFDS name, or "folder". It has the network's classes, or some of ImageNet's by
-      name: guesses are then compared among these.
+    dataset: any TFDS name, or "folder". It has the network's classes by name, in any order, or some
+      of them: guesses are then compared among these. Classes without names are compared by number.
     split: of the data set; "validation" of imagenet2012 and its kin and "test" of others by
       default.
     data_dir: where the data are, if not at TFDS's own default.
@@ -116,6 +121,7 @@ def evaluate_weights(
     RequestError: if weights, network and data do not fit together, or processes differ.
   """
   parallel.check_batch_size(batch_size)
+  path = pathlib.Path(os.path.expanduser(path))
   split = split or ("validation" if dataset.startswith("imagenet2012") else "test")
   flags = {"model": model, "dataset": dataset, "split": split, "batch_size": batch_size}
   agreement.on_flags("evaluate", flags | overrides)
@@ -128,7 +134,10 @@ def evaluate_weights(
   agreement.on_weights(lambda: _arrays(path))
   size, padding, resize = network.preprocessing
   config.update(test_size=size, test_padding=padding, test_resize=resize)
-  columns = data.choose_classes(info, network.num_classes, network.class_names)
+  names = network.class_names
+  if names is None and path.is_dir() and info.num_classes == network.num_classes:
+    names = data.former_classes(config, split)  # of a run of a time when they were not kept
+  columns = data.choose_classes(info, network.num_classes, names)
   agreement.on_data(info, columns)
   net = _guessing_among(network.net, columns, network.num_classes)
   eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=info.num_classes))

@@ -396,4 +396,4 @@ def test_evaluating_on_data_of_other_classes(refused, resolved, tmp_path):
   config["data"] |= {"name": "folder"}
   (tmp_path / "config.json").write_text(json.dumps(config))
   line = refused("evaluate", f"--workdir={tmp_path}", f"--data_dir={tmp_path}/images")
-  assert "The network has 10 classes without names, and the data set 3 ('a', ...)" in line
+  assert f"the run in {tmp_path} has 10 classes, but data set 'folder' has 3" in line

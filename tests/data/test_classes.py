@@ -1,5 +1,6 @@
 """Names of classes: ImageNet's, those of files, and which labels they make of a data set's."""
 
+import pathlib
 import unicodedata
 
 import pytest
@@ -21,6 +22,15 @@ def test_imagenets_names():
   assert (called["n01440764"], called["n15075141"]) == ("tench", "toilet tissue")
   assert (called["n02012849"], called["n03126707"]) == ("crane", "crane")
   assert all(name == name.strip() and name for name in called.values())
+
+
+def test_imagenets_names_are_installed_too():
+  root = pathlib.Path(classes.__file__).parents[1]
+  others = [
+    path for path in root.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")
+  ]
+  setup = (root.parent / "setup.py").read_text()
+  assert [path for path in others if f'"{path.relative_to(root)}"' not in setup] == []
 
 
 @pytest.mark.parametrize(

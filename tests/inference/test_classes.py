@@ -179,6 +179,29 @@ def test_a_run_without_names_gets_them(run, folder, done):
   assert json.loads((workdir / "classes.json").read_text()) == list(NAMES)
 
 
+def test_a_run_that_had_numbers_in_the_order_of_text(run, folder, done, refused):
+  """The same folders with names whose order was that of the run's labels, and is another now."""
+  workdir, words = run
+  [before] = done("evaluate", f"--workdir={workdir}")
+  kept = (workdir / "classes.json").read_bytes()
+  (workdir / "classes.json").unlink()
+  numbers = dict(zip(NAMES, ("1", "10", "2"), strict=True))
+  for split in COUNTS:
+    for name, number in numbers.items():
+      (folder / split / name).rename(folder / split / number)
+  after = done("evaluate", f"--workdir={workdir}")
+  of_weights = ["--dataset=folder", f"--data_dir={folder}", "--batch_size=8"]
+  [weights] = done("evaluate", f"--weights={workdir}", *of_weights)
+  line = refused(*words)
+  for split in COUNTS:
+    for name, number in numbers.items():
+      (folder / split / number).rename(folder / split / name)
+  (workdir / "classes.json").write_bytes(kept)
+  assert after == [pytest.approx(before, rel=1e-5)]  # other batches
+  assert weights["top1"] == pytest.approx(before["ema_top1"])
+  assert "another order (label 1 was '10' and is '2')" in line
+
+
 def filled(num_classes):
   shapes, _ = init_shapes("nfnet_micro", num_classes, **SMALL)
   return golden.fill(unflatten({name: x.shape for name, x in shapes.items()}))

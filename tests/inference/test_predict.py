@@ -148,7 +148,10 @@ def test_names_and_features(weights, params, images, capsys, tmp_path):
   before = out.read_bytes()
   assert main(words(weights, f"--features={out}", image)) == 2
   assert out.read_bytes() == before
-  assert main(words(weights, f"--features={out}", "--force", image)) == 0
+  assert main(words(weights, f"--features={out}", "--force", image, image)) == 0
+  with np.load(out) as stored:  # a row for each
+    assert stored["images"].tolist() == [image, image]
+    assert stored["features"].shape == (2, 512)
 
 
 def test_what_is_no_image_is_named_and_the_others_are_predicted(weights, images, capsys, tmp_path):
