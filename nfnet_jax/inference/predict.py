@@ -73,7 +73,7 @@ def run(
   network = inference.load_network(weights, model, features=bool(features), **overrides)
   names = network.class_names
   if classes:
-    names = classes_lib.read_list(classes, network.num_classes)
+    names = classes_lib.read_list(os.path.expanduser(classes), network.num_classes)
   done, errors = [], []
   for path, result in predict(network, paths, batch_size):
     if isinstance(result, RequestError):
