@@ -92,7 +92,8 @@ def make_train_step(
   and part alone, unless their statistics are taken over that axis: then by those of each part.
 
   Args:
-    net: the network.
+    net: the network. It gets `example_ids`, by which it has to draw for each example: what it draws
+      without them is the same on all replicas and in all parts.
     tx: the training rule.
     num_classes: number of classes.
     label_smoothing: see `losses.soft_labels`.

@@ -1,5 +1,7 @@
 """The step in a loop of somebody's own: their network, chain, transformation and arrays."""
 
+import gc
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.training import parallel
+from nfnet_jax.training.build import build
 from nfnet_jax.training.step import init_state, make_eval_step, make_train_step
 from tests import tiny
 
@@ -86,6 +89,28 @@ def test_a_loop_of_mapped_and_of_jitted_steps(net, variables):
   assert int(sums["examples"]) == 16
   of_eight = parallel.map_eval_step(eval_step)(*weights, parallel.shard(tiny.batch(9), 8))
   assert floats(sums) == pytest.approx(floats(of_eight), rel=1e-5)
+
+
+def test_a_state_from_given_weights_is_all_that_is_kept():
+  """No copy stays but those in the state, and what was given goes when its owner lets it go."""
+
+  def held():
+    return sum(leaf.nbytes for leaf in jax.live_arrays())
+
+  run = build(tiny.config())
+  given = run.init()
+  given = given.params, given.net_state
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(given))
+  gc.collect()
+  before = held()
+  state = run.init_from(*given)
+  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+  gc.collect()
+  of_state = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  assert 3 * size <= of_state == held() - before
+  del given
+  gc.collect()
+  assert held() == before - size + of_state
 
 
 @pytest.mark.parametrize("num_devices", [1, 8])
