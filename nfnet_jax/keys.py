@@ -94,8 +94,8 @@ KEYS: dict[str, Key] = {
   "data.dir": Key(None, Path, "The directory of the data. Unless given, the one that TFDS takes."),
   "data.train_split": Key("train", str, "The split to train on, such as train[10000:]."),
   "data.test_split": Key("test", str, "The split to test on."),
-  "data.train_size": _whole(None, 1, 4096, "Pixels of a training image's side."),
-  "data.test_size": _whole(None, 1, 4096, "Pixels of a test image's side."),
+  "data.train_size": _whole(None, 1, 2048, "Pixels of a training image's side."),
+  "data.test_size": _whole(None, 1, 2048, "Pixels of a test image's side."),
   "data.crop_area": Key(
     (0.08, 1.0),
     tuple[float, float],
@@ -113,7 +113,7 @@ KEYS: dict[str, Key] = {
     ("squash", "central"),
     "squash makes a test image a square and crops its centre, central crops first.",
   ),
-  "data.test_padding": _whole(32, 0, 4096, "Pixels that the centre crop leaves out."),
+  "data.test_padding": _whole(32, 0, 1024, "Pixels that the centre crop leaves out."),
   "data.exif_orientation": Key(
     None,
     bool,

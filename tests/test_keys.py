@@ -97,7 +97,7 @@ def test_all_that_is_wrong_is_said_at_once():
   for said in (
     "seed=1099511627776 must be at most 4294967295.",
     "batch_size=0 must be at least 1.",
-    "data.train_size=2147483648 must be at most 4096.",
+    "data.train_size=2147483648 must be at most 2048.",
     "epochs=inf must be finite.",
   ):
     assert said in str(caught.value)
