@@ -167,23 +167,10 @@ def test_a_renamed_folder_is_refused(run, renamed, refused, tmp_path):
   assert content_of(workdir) == before
 
 
-def test_a_run_without_names_gets_them(run, folder, done):
-  """One of a time when runs had none."""
+def test_a_run_of_a_time_when_names_were_not_kept(run, folder, done, refused):
+  """Its labels are in the order of its folders' names as text, which for numbers is another now."""
   workdir, words = run
   [before] = done("evaluate", f"--workdir={workdir}")
-  (workdir / "classes.json").unlink()
-  assert done("evaluate", f"--workdir={workdir}") == [before]
-  [line] = done("predict", f"--weights={workdir}", folder / "test/apple/0.png")
-  assert sorted(line["top"][0]) == ["class", "probability"]
-  assert main(words) == 0
-  assert json.loads((workdir / "classes.json").read_text()) == list(NAMES)
-
-
-def test_a_run_that_had_numbers_in_the_order_of_text(run, folder, done, refused):
-  """The same folders with names whose order was that of the run's labels, and is another now."""
-  workdir, words = run
-  [before] = done("evaluate", f"--workdir={workdir}")
-  kept = (workdir / "classes.json").read_bytes()
   (workdir / "classes.json").unlink()
   numbers = dict(zip(NAMES, ("1", "10", "2"), strict=True))
   for split in COUNTS:
@@ -196,11 +183,13 @@ def test_a_run_that_had_numbers_in_the_order_of_text(run, folder, done, refused)
   for split in COUNTS:
     for name, number in numbers.items():
       (folder / split / number).rename(folder / split / name)
-  (workdir / "classes.json").write_bytes(kept)
   assert after.pop("split") == before.pop("split")
   assert after == pytest.approx(before, rel=1e-5)  # of other batches
   assert weights["top1"] == pytest.approx(before["ema_top1"])
   assert "another order (label 1 was '10' and is '2')" in line
+  assert not (workdir / "classes.json").exists()
+  assert main(words) == 0
+  assert json.loads((workdir / "classes.json").read_text()) == list(NAMES)
 
 
 def filled(num_classes):
