@@ -69,24 +69,14 @@ def save_weights(
       or names or overrides are not those of such a network.
   """
   path, model = pathlib.Path(os.path.expanduser(path)), models.find(model)
-  if to not in FORMATS:
-    raise RequestError(f"unknown format {to!r}: choose one of {', '.join(FORMATS)}.")
   output.check_free(path, force)
-  numerics = overrides.pop("numerics", "published")
-  if to == "published" and numerics != "published":
-    raise RequestError(
-      f"a network of numerics={numerics!r} in the published layout would be computed wrong, since "
-      "that cannot say so: write safetensors."
-    )
   leaves = jax.device_get(fit.flatten(params) | fit.flatten(state or {}))
   num_classes = fit.count_classes(leaves) or 0
   said = overrides.pop("num_classes", num_classes)
   if said != num_classes:
     raise RequestError(f"{model} of num_classes={said}, but its classifier has {num_classes}.")
-  overrides_lib.check(overrides, model, "cannot write these weights")
-  usual = overrides_lib.settings(model, {})
-  changes = {k: v for k, v in overrides_lib.settings(model, overrides).items() if v != usual[k]}
-  about_timm = {"timm": timm.describe(model, numerics, changes)} if to == "timm" else {}
+  about_timm = _check_format(to, model, overrides)
+  numerics = overrides.pop("numerics", "published")
   metadata = {
     **{"format": OURS, "model": model, "numerics": numerics},
     **({"num_classes": str(num_classes)} if num_classes else {}),
@@ -103,6 +93,25 @@ def save_weights(
     **{key: _value(text) if key in _JSON else text for key, text in metadata.items()},
     **({"format": to} | about_timm),
   }
+
+
+def _check_format(to: str, model: str, overrides: Mapping[str, Any]) -> dict[str, str]:
+  """Refuses a network that a format cannot hold; gives what there is to say of it for timm."""
+  if to not in FORMATS:
+    raise RequestError(f"unknown format {to!r}: choose one of {', '.join(FORMATS)}.")
+  others = {key: value for key, value in overrides.items() if key != "numerics"}
+  numerics = overrides.get("numerics", "published")
+  overrides_lib.check(others, model, "cannot write these weights")
+  if to == "published" and numerics != "published":
+    raise RequestError(
+      f"a network of numerics={numerics!r} in the published layout would be computed wrong, since "
+      "that cannot say so: write safetensors."
+    )
+  if to != "timm":
+    return {}
+  usual, ours = (overrides_lib.settings(model, each) for each in ({}, others))
+  changes = {key: value for key, value in ours.items() if value != usual[key]}
+  return {"timm": timm.describe(model, numerics, changes)}
 
 
 def _class_names(names: Sequence[str], num_classes: int) -> str:
@@ -166,6 +175,7 @@ def convert(
   stored = open_weights(path, averaged=averaged)
   model, num_classes, overrides = settle(stored, model, overrides)
   names = class_names_of(stored)
+  _check_format(to, models.find(model), overrides)  # before the work, too
   params, state = load_stored(stored, model, num_classes=num_classes, **overrides)
   about = {key: text for key, text in stored.metadata.items() if key not in _OF_THE_NETWORK}
   if "source" not in about:
