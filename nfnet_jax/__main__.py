@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from nfnet_jax.cli import compile_cache
 from nfnet_jax.cli.stdout import say
 from nfnet_jax.cli.verbs import VERBS
-from nfnet_jax.errors import RequestError, RunError, verdict
+from nfnet_jax.errors import RequestError, verdict
 from nfnet_jax.values import short
 
 
@@ -32,8 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
       raise RequestError(f"unknown verb {short(verb)}: choose one of {', '.join(VERBS)}.")
     VERBS[verb](argv[1:])
-  except (RequestError, RunError, KeyboardInterrupt) as error:
+  except (Exception, KeyboardInterrupt) as error:
     status, line = verdict(error)
+    if line is None:
+      raise
     print(f"nfnet-jax: {line}", file=sys.stderr)
     return status
   return 0

@@ -17,6 +17,9 @@ class RunError(RuntimeError):
   """
 
 
+_FULL = "RESOURCE_EXHAUSTED: "
+
+
 def verdict(error: BaseException) -> tuple[int, str | None]:
   """The exit status that an exception stands for, and the one line that says it all.
 
@@ -24,9 +27,16 @@ def verdict(error: BaseException) -> tuple[int, str | None]:
   """
   if isinstance(error, KeyboardInterrupt):
     return 130, str(error) or "interrupted."
-  if not isinstance(error, RequestError | RunError):
+  text = str(error)
+  # Of NumPy, and of XLA on any device.
+  if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _FULL in text):
+    text = (
+      f"out of memory ({text.partition(chr(10))[0].strip()}): choose a smaller batch or image size;"
+      " a training step needs less with accumulate=2 or more, or model.remat=block."
+    )
+  elif not isinstance(error, RequestError | RunError):
     return 1, None
-  line = " ".join(map(str.strip, str(error).splitlines()))
+  line = " ".join(map(str.strip, text.splitlines()))
   # Names of files may hold anything, terminals' escape sequences among it.
   line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
   return 2 if isinstance(error, RequestError) else 1, line

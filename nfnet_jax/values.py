@@ -138,6 +138,8 @@ def _problem_of_text(text: str, is_path: bool) -> str | None:
 
 def short(value: Any) -> str:
   """A value as messages show it, cut if it is long."""
+  if isinstance(value, int) and value.bit_length() > 300:  # Python itself may refuse to write it
+    return f"(an integer of {value.bit_length()} bits)"
   text = repr(value) if isinstance(value, str) else str(value)
   return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
 

@@ -115,6 +115,7 @@ def test_all_that_is_wrong_is_said_at_once():
     {"model.cross_replica_axis": "batch", "model.name": "resnet50"},
     {"model.cross_replica_axis": "devices"},  # of a network without BatchNorm
     {"accumulate": 2**40},
+    {"seed": 10**5000},
     {"stall_timeout": 1e300},
     {"data.name": "x" * 250},
     {"data.name": "a\0b"},

@@ -68,7 +68,7 @@ def read(argument: str) -> ConfigDict:
     config = get_config(*filter(None, [variant])) if get_config else None
   except RequestError:
     raise
-  except Exception as error:  # Whatever goes wrong in there, its author can mend it.
+  except (Exception, SystemExit) as error:  # Whatever goes wrong in there, its author can mend it.
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
     where = f", line {lines[-1]}" if lines else ""
     what = f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ...')}"

@@ -200,6 +200,7 @@ def test_words_that_are_not_understood(refused, tmp_path, monkeypatch, words, sa
     ("x = 1\n\nx.y\n", "config.py, line 3 fails with AttributeError: 'int'"),
     ("import nowhere\n", "line 1 fails with ModuleNotFoundError: No module named 'nowhere'"),
     ("x = 1\n", "needs a function get_config()"),
+    ("import sys\nsys.exit('enough')\n", "line 2 fails with SystemExit: enough"),
     ("def get_config():\n  pass\n", "needs a function get_config()"),
     (
       "from ml_collections import ConfigDict\nget_config = ConfigDict\n",

@@ -8,6 +8,7 @@ import sys
 import jax
 import pytest
 
+from nfnet_jax import benchmark
 from nfnet_jax.__main__ import main
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -95,3 +96,26 @@ def test_a_full_disk_behind_stdout_is_one_line():
     )
   assert done.returncode == 1
   assert done.stderr == b"nfnet-jax: cannot write to stdout: No space left on device.\n"
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    MemoryError("Unable to allocate 12.0 TiB for an array"),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nAnd\nmore"),
+  ],
+)
+def test_too_little_memory_is_one_sentence(monkeypatch, capsys, error):
+  def fail(*_, **__):
+    raise error
+
+  monkeypatch.setattr(benchmark, "measure_predict", fail)
+  assert main(["benchmark", "predict", "--model=nfnet_f0"]) == 1
+  [line] = capsys.readouterr().err.splitlines()
+  assert line.startswith(f"nfnet-jax: out of memory ({str(error).splitlines()[0]}): choose a")
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
+  monkeypatch.setattr(benchmark, "measure_predict", lambda **_: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    main(["benchmark", "predict", "--model=nfnet_f0"])
