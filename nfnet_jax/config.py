@@ -35,6 +35,23 @@ _DERIVED = {
   "optimizer.warmup_steps": ("optimizer.warmup_epochs", "batch_size"),
 }
 
+# What the file of every run has had from the first version on, and what `resolve` fills in there.
+_OLDEST_KEYS = (
+  *("seed", "batch_size", "epochs", "steps", "dtype", "label_smoothing", "ema_decay"),
+  *("data.name", "data.train_split", "data.test_split", "data.train_size", "data.test_size"),
+  *("data.test_resize", "data.test_padding", "data.crop_area", "data.crop_aspect", "data.flip"),
+  *("data.shuffle_buffer", "model.name", "model.num_classes", "model.activation", "model.alpha"),
+  *("model.se_ratio", "model.stochdepth_rate", "model.drop_rate", "model.use_two_convs"),
+  *("model.widths", "model.depths", "model.group_size", "optimizer.learning_rate_per_256"),
+  *("optimizer.learning_rate", "optimizer.warmup_epochs", "optimizer.warmup_steps"),
+  *("optimizer.momentum", "optimizer.weight_decay", "optimizer.clip", "optimizer.clipping"),
+  "optimizer.agc_eps",
+)
+_RESOLVED_KEYS = (
+  *("steps", "model.num_classes", "data.train_size", "data.test_size"),
+  *("optimizer.learning_rate", "optimizer.warmup_steps", "seeding"),
+)
+
 
 def default() -> ConfigDict:
   """All keys of `keys.KEYS` with their defaults: the paper's recipe on the embedded digits."""
@@ -179,10 +196,15 @@ def save(config: ConfigDict, path: epath.Path) -> None:
   partial.replace(path)
 
 
-def load(path: epath.Path) -> ConfigDict:
+def load(path: epath.Path, *, partial: bool = False) -> ConfigDict:
   """Reads a config that `save` wrote.
 
   A key that an older run does not have yet gets its default.
+
+  Args:
+    path: of the file.
+    partial: whether any key may be missing, and keys may be there that are none, as in a file that
+      a user has written.
 
   Raises:
     RequestError: if there is no such file, or it is no config.
@@ -200,7 +222,8 @@ def load(path: epath.Path) -> ConfigDict:
     raise RequestError(f"cannot read {path}: it holds no config of a run.")
   tree.setdefault("seeding", 1)  # of runs from before there were others
   known = {name: value for name, value in values.items() if name in KEYS and value is not None}
-  if wrong := problems({name: normalise(KEYS[name], value) for name, value in known.items()}):
+  wrong = problems({name: normalise(KEYS[name], value) for name, value in known.items()})
+  if wrong := wrong + ([] if partial else _damage(values)):
     raise RequestError(f"cannot use {path}: {' '.join(wrong[:10])}")
   for name, key in KEYS.items():
     section, _, leaf = name.rpartition(".")
@@ -209,6 +232,21 @@ def load(path: epath.Path) -> ConfigDict:
       raise RequestError(f"cannot use {path}: {section}={short(branch)} is no section.")
     branch.setdefault(leaf, key.default)
   return ConfigDict(tree).lock()
+
+
+def _damage(values: dict[str, Any]) -> list[str]:
+  """What shows that these are not all the values that `save` has written, in sentences."""
+  missing = [name for name in _OLDEST_KEYS if name not in values]
+  open_again = [
+    name
+    for name, key in KEYS.items()
+    if (key.default is not None or name in _RESOLVED_KEYS) and values.get(name, "") is None
+  ]
+  wrong = [f"it lacks {', '.join(missing[:10])}."] if missing else []
+  wrong += [f"{name} has no value." for name in open_again]
+  return wrong + [
+    f"{short(name)} is no key of this version." for name in sorted(values.keys() - KEYS)
+  ]
 
 
 def differences(
@@ -232,5 +270,6 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   """The values of nested dictionaries by dotted key."""
   flat = {}
   for key, value in tree.items():
-    flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    is_section = isinstance(value, dict) and value
+    flat |= flatten(value, f"{prefix}{key}.") if is_section else {prefix + key: value}
   return flat

@@ -1,6 +1,8 @@
+import functools
 import json
 
 import pytest
+from etils import epath
 
 from nfnet_jax import config as config_lib
 from nfnet_jax.errors import RequestError
@@ -162,3 +164,58 @@ def test_mixing_takes_two_images_for_each_example():
   ):
     tiny.config(batch_size=40, **{"augment.mixup_alpha": 0.2})
   tiny.config(batch_size=40)
+
+
+GONE = object()
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "said"),
+  [
+    ("data.test_padding", GONE, "it lacks data.test_padding."),
+    ("model.widths", GONE, "it lacks model.widths."),
+    ("steps", None, "steps has no value."),
+    ("batch_size", None, "batch_size has no value."),
+    ("model.remat", None, "model.remat has no value."),
+    ("accumulate", {}, "accumulate={} must be of type int."),
+    ("accumulate", {"a": 1}, "'accumulate.a' is no key of this version."),
+    ("model", 3, "holds no config of a run"),
+    ("data", {}, "it lacks data.name"),
+    ("seed", "3", "seed='3' must be of type int."),
+    ("data.crop_area", [0.1, "x"], "data.crop_area=(0.1, 'x'): give two numbers"),
+    ("dropout", 0.5, "'dropout' is no key of this version."),
+  ],
+)
+def test_damage_to_the_config_of_a_run_is_named(tmp_path, key, value, said):
+  path = epath.Path(tmp_path / "config.json")
+  config_lib.save(tiny.config(**{"model.stochdepth_rate": 0.1}), path)
+  tree = json.loads(path.read_text())
+  *sections, leaf = key.split(".")
+  branch = functools.reduce(dict.__getitem__, sections, tree)
+  if value is GONE:
+    del branch[leaf]
+  else:
+    branch[leaf] = value
+  path.write_text(json.dumps(tree))
+  with pytest.raises(RequestError) as error:
+    config_lib.load(path)
+  assert str(path) in str(error.value)
+  assert said in str(error.value)
+
+
+def test_an_older_run_lacks_only_what_came_later(tmp_path):
+  """The keys of the first version, and the default for all others."""
+  path = epath.Path(tmp_path / "config.json")
+  whole = tiny.config()
+  config_lib.save(whole, path)
+  tree = json.loads(path.read_text())
+  for key in ("init", "seeding", "accumulate", "stall_timeout"):
+    tree.pop(key)
+  for key in ("remat", "numerics", "preactivation", "cross_replica_axis"):
+    tree["model"].pop(key)
+  tree["data"].pop("max_corrupt")
+  tree["optimizer"].pop("final_learning_rate")
+  path.write_text(json.dumps(tree))
+  loaded = config_lib.load(path)
+  assert (loaded.model.remat, loaded.accumulate, loaded.seeding) == ("none", 1, 1)
+  assert config_lib.differences(loaded, whole) == ["seeding: 1, 2"]

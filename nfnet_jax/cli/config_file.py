@@ -136,7 +136,7 @@ def _hint(name: str) -> str:
 
 def _of_run(path: str) -> ConfigDict:
   """A run's config, as if a config file had given it."""
-  values = config_lib.flatten(config_lib.load(epath.Path(path)).to_dict())
+  values = config_lib.flatten(config_lib.load(epath.Path(path), partial=True).to_dict())
   if unknown := sorted(values.keys() - KEYS):
     raise RequestError(f"{path} has the unknown config key {unknown[0]!r}: {_hint(unknown[0])}")
   return _with(config_lib.default(), {k: normalise(KEYS[k], v) for k, v in values.items()})
