@@ -184,10 +184,11 @@ def _variables(path: pathlib.Path, value: Any) -> dict[str, dict[str, np.ndarray
   match value:
     case (dict(params), dict(state)):
       parts = [params, state]
-    case {"params": dict(params)} if all(isinstance(each, dict) for each in params.values()):
+    case {"params": dict(params)} if all(isinstance(names, dict) for names in params.values()):
       parts = [params, mapping(value.get("state", {}))]
-      others = ", ".join(ascii(key)[:80] for key in list(value)[:10] if key not in _WRAPPERS)
-      logger.info("%s: read as %s%s.", path, "params and state", others and f"; not {others}")
+      others = [ascii(key)[:80] for key in value if key not in ("params", "state")]
+      if others:
+        logger.info("%s: read 'params' and 'state', not %s.", path, ", ".join(others[:10]))
     case _:
       parts = [mapping(value)]
   tree = {}
@@ -199,9 +200,6 @@ def _variables(path: pathlib.Path, value: Any) -> dict[str, dict[str, np.ndarray
         raise RefusedError(f"{module}/{min(twice)} twice")
       tree[module] = tree.get(module, {}) | leaves
   return tree
-
-
-_WRAPPERS = ("params", "state")
 
 
 def _leaves(names: Any) -> dict[str, np.ndarray]:

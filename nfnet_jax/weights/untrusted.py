@@ -20,6 +20,7 @@ _KINDS = {
   stat.S_IFDIR: "a directory",
 }
 _FACTOR = 16  # of what is read to the file's size; compressed weights reach about 2
+_TOLD = 300  # letters of a library's error, which may quote the file
 _FLOOR = 2**29  # bytes that any file may take; compressed zeros have no honest factor
 
 
@@ -48,8 +49,9 @@ def reading(path: pathlib.Path, kind: str) -> Iterator[None]:
   except RequestError:
     raise
   except Exception as error:  # zipfile, zlib, json and NumPy's parser have many
+    why = str(error) or type(error).__name__
     raise RequestError(
-      f"{path} is a truncated or damaged {kind} ({error or type(error).__name__}): get it again."
+      f"{path} is a truncated or damaged {kind} ({why[:_TOLD]}): get it again."
     ) from error
 
 

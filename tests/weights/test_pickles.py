@@ -1,8 +1,10 @@
 """Pickles are read, and never executed."""
 
+import collections
 import functools
 import importlib
 import io
+import logging
 import operator
 import os
 import pathlib
@@ -13,10 +15,14 @@ import struct
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from haiku._src import data_structures
 
+import nfnet_jax
 from nfnet_jax.errors import RequestError
 from nfnet_jax.weights import convert, load_weights
 from nfnet_jax.weights.pickles import read_pickle
@@ -101,6 +107,80 @@ def test_files_of_this_numpy(tmp_path, protocol, mapping):
       content = content.replace(b"FlatMapping\n", b"frozendict\n")
   expected = tree | {"scalar": {"x": np.array(3.0, np.float32)}}
   same(read_pickle(write(tmp_path / "f", content)), expected)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("version", ["today", "0.3", "NumPy 1"])
+def test_arrays_of_jax(tmp_path, protocol, version):
+  tree = TREE | {"low": {"x": np.arange(3).astype(ml_dtypes.bfloat16)}}
+  content = pickle.dumps(jax.tree.map(jnp.asarray, tree), protocol)
+  if version != "today":
+    if protocol > 3:
+      pytest.skip("names have their length before them")
+    names = {
+      "0.3": (
+        b"cjax._src.array\n_reconstruct_array",
+        b"cjax._src.device_array\nreconstruct_device_array",
+      ),
+      "NumPy 1": (b"cnumpy._core.multiarray", b"cnumpy.core.multiarray"),
+    }[version]
+    assert names[0] in content
+    content = content.replace(*names)
+  same(read_pickle(write(tmp_path / "f", content)), tree)
+
+
+STATE = {"NFNet/~/bn": {"mean": np.arange(4, dtype=np.float32)}}
+
+
+@pytest.mark.parametrize(
+  ("value", "expected", "left_out"),
+  [
+    ({"params": TREE}, TREE, None),
+    ({"params": TREE, "state": {}}, TREE, None),
+    ({"params": TREE, "state": STATE}, TREE | STATE, None),
+    ({"params": TREE, "state": STATE, "step": 12, "seed": None}, TREE | STATE, "'step', 'seed'"),
+    ((TREE, STATE), TREE | STATE, None),
+    ([TREE, {}], TREE, None),
+    (collections.OrderedDict(TREE), TREE, None),
+    ({"params": {"w": np.ones(3)}}, {"params": {"w": np.ones(3)}}, None),  # a module of that name
+  ],
+)
+def test_parameters_as_people_keep_them(value, expected, left_out, tmp_path, caplog):
+  caplog.set_level(logging.INFO)
+  for protocol in PROTOCOLS:
+    caplog.clear()
+    same(read_pickle(write(tmp_path / "f", pickle.dumps(value, protocol))), expected)
+    messages = [each for each in caplog.messages if "not " in each]
+    assert [left_out in message for message in messages] == [True] * bool(left_out)
+
+
+@pytest.mark.parametrize(
+  ("value", "said"),
+  [
+    ({"params": TREE, "state": 3}, "where a dictionary belongs"),
+    ({"params": TREE, "state": TREE}, "twice"),
+    ((TREE, TREE), "twice"),
+    ((TREE, STATE, {}), "where a dictionary belongs"),
+    ({"params": {"params": TREE}}, "something else than an array as 'NFNet/~/linear'"),
+    ({"a": {"b": [1, 2]}}, "something else than an array as 'b'"),
+    ({"a": {"b": 2**100}}, "LONG1"),
+  ],
+)
+def test_what_is_not_parameters(value, said, tmp_path):
+  with pytest.raises(RequestError, match=said):
+    read_pickle(write(tmp_path / "f", pickle.dumps(value)))
+
+
+def test_a_network_and_its_state_from_a_pickle_of_jax(tmp_path):
+  """As in `pickle.dump({"params": params, "state": state}, file)` of a Haiku user."""
+  widths = {"widths": (16,), "depths": (1,)}
+  net = nfnet_jax.create_model("resnet50", 3, **widths)
+  images = np.zeros((1, 32, 32, 3), np.float32)
+  params, state = jax.jit(lambda key: net.init(key, images, True))(jax.random.key(1))
+  path = write(tmp_path / "f", pickle.dumps({"params": params, "state": state}))
+  found = nfnet_jax.load_variables(path, "resnet50", num_classes=3, **widths)
+  assert len(jax.tree.leaves(state)) > 10
+  jax.tree.map(np.testing.assert_array_equal, found, (params, state))
 
 
 def _stack_global(module, name, *arguments):
