@@ -47,11 +47,12 @@ class Watcher(threading.Thread):
   def __init__(self):
     super().__init__(daemon=True)
     self.done = threading.Event()
-    self._deadline, self._timeout = math.inf, math.inf
+    self._deadline, self._allowed = math.inf, ""
 
-  def expect(self, timeout: float) -> None:
-    """Gives the main thread `timeout` seconds until it calls again."""
-    self._deadline, self._timeout = time.monotonic() + timeout, timeout
+  def expect(self, timeout: float, key: str | None = None) -> None:
+    """Gives the main thread `timeout` seconds, those of config key `key`, until it calls again."""
+    self._allowed = f"{timeout:g} s" + (f" ({key})" if key else "")
+    self._deadline = time.monotonic() + timeout
 
   def run(self) -> None:
     """Looks until `done` is set."""
@@ -59,7 +60,7 @@ class Watcher(threading.Thread):
       if first := _first_failure():
         _follow(first)
       if time.monotonic() > self._deadline:
-        _stand_still(self._timeout)
+        _stand_still(self._allowed)
 
 
 def end(error: BaseException) -> NoReturn:
@@ -109,10 +110,10 @@ def _follow(first: _Failure) -> None:
     _exit_as(first)
 
 
-def _stand_still(timeout: float) -> None:
+def _stand_still(allowed: str) -> None:
   if _ending.acquire(blocking=False):
     faulthandler.dump_traceback(sys.__stderr__)
-    line = f"nothing moved for {timeout:g} s (stall_timeout); the stacks of all threads are above."
+    line = f"nothing moved for {allowed}; the stacks of all threads are above."
     _exit_as(_leave(_Failure(_index(), 1, line, stacks=True)))
 
 

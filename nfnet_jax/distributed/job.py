@@ -124,15 +124,15 @@ def watched(batches: Iterable[Any], timeout: float) -> Iterator[Any]:
   It ends with status 1 and the stacks of all threads of all processes. Outside of a `job` nothing
   is watched.
   """
-  _expect(timeout)
+  _expect(timeout, "stall_timeout")
   for batch in batches:
-    _expect(timeout)
+    _expect(timeout, "stall_timeout")
     yield batch
 
 
-def _expect(timeout: float) -> None:
+def _expect(timeout: float, key: str | None = None) -> None:
   if _watcher:
-    _watcher.expect(timeout)
+    _watcher.expect(timeout, key)
 
 
 def _join(

@@ -15,6 +15,7 @@ from nfnet_jax import config as config_lib
 from nfnet_jax import data
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.data.batch import Batch
+from nfnet_jax.distributed import job as job_lib
 
 NUM_TEST = 50
 FAULT = json.loads(os.environ.get("FAULT", "{}"))
@@ -44,7 +45,13 @@ def get_config():
   return config
 
 
+if "meeting" in FAULT:
+  job_lib._MEETING = FAULT["meeting"]
+
+
 def describe(config, test_only=False):
+  if FAULT.get("what") == "describe sleeps" and FAULT["process"] == jax.process_index():
+    time.sleep(600)
   is_other = FAULT.get("what") == "other data" and FAULT["process"] == jax.process_index()
   return DatasetInfo(4, tuple("abdc" if is_other else "abcd"), num_train=64, num_test=NUM_TEST)
 

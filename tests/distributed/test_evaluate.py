@@ -6,8 +6,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
-from nfnet_jax.runs import checkpoint, record
+from nfnet_jax import config as config_lib
+from nfnet_jax.data import classes
+from nfnet_jax.runs import checkpoint
 from nfnet_jax.training.build import build
 from tests import tiny
 from tests.distributed.processes import finish, free_port, start
@@ -18,7 +21,9 @@ def run(tmp_path_factory):
   """A run directory with a checkpoint of step 3."""
   workdir = tmp_path_factory.mktemp("runs") / "run"
   config = tiny.config(stall_timeout=6.0)
-  record.claim_workdir(workdir, config, tiny.INFO.class_names)
+  workdir.mkdir()
+  config_lib.save(config, epath.Path(workdir / "config.json"))
+  classes.save(epath.Path(workdir), tiny.INFO.class_names)
   save(workdir, 3, build(config).init())
   return workdir
 
@@ -89,6 +94,15 @@ def test_an_exception_in_one_process_ends_both(run, tmp_path, victim):
   statuses, lines = evaluate(tmp_path, words, words, fault=fault)
   assert statuses == [1, 1]
   assert all(line.endswith("OSError: the disk is on fire") for line in lines)
+
+
+def test_a_standstill_before_there_is_a_batch(run, tmp_path):
+  words = [f"--workdir={run}"]
+  fault = {"process": 1, "what": "describe sleeps", "meeting": 5.0}
+  statuses, lines = evaluate(tmp_path, words, words, fault=fault)
+  assert statuses == [1, 1]
+  assert all("nothing moved for 5 s;" in line for line in lines)
+  assert "synthetic.py" in (tmp_path / "1.log").read_text()
 
 
 def test_a_standstill_of_one_process_ends_both(run, tmp_path):
