@@ -112,7 +112,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
       **share | {"batch_size": sources},
     )
     batches = job_lib.watched(parallel.prefetch(batches), config.stall_timeout)
-    meter = Meter(config.batch_size)
+    meter = Meter(config.batch_size, start)
     saver = Saver(config, start, meter)
     stopped_at = None
 
@@ -139,7 +139,6 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         # The call returns at once and the meter waits for the step before: devices are never idle.
         state, metrics = train_step(state, batch)
         meter.add(step, metrics)
-        saver.step = step
         bar.update(config.batch_size)
         stop = notice.stop_after(step)
         testing = _due(step, config.eval_every, config)
@@ -149,7 +148,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
           record.write(step, "train", values)
           log.info("step %d/%d: %s", step, config.steps, _format(values))
         # Another process that fails while testing leaves this one no time to save.
-        if stop or saver.is_due() or (testing and jax.process_count() > 1):
+        if stop or saver.is_due(step) or (testing and jax.process_count() > 1):
           saver.save(record, step, state)
         if stop and step < config.steps:
           stopped_at = step

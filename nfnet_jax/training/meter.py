@@ -19,9 +19,14 @@ class Meter:
 
   Args:
     batch_size: images a step, over all processes.
+    start: the step that the run goes on from.
+
+  Attributes:
+    finished: the last step that the devices are known to have made.
   """
 
-  def __init__(self, batch_size: int):
+  def __init__(self, batch_size: int, start: int = 0):
+    self.finished = start
     self._batch_size = batch_size
     self._pending: tuple[int, Metrics] | None = None
     self._steps: list[dict[str, float]] = []
@@ -50,6 +55,7 @@ class Meter:
       shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
       raise DivergedError(f"step {step} is not finite: {shown}.")
     self._steps.append(values)
+    self.finished = step
     if self._clock is None:
       self._clock = time.perf_counter()
     else:

@@ -23,21 +23,20 @@ class Saver:
   Args:
     config: resolved config of the run.
     start: the step that it goes on from.
-    meter: knows whether the state is finite.
+    meter: knows which step is finished, and whether its state is finite.
   """
 
   def __init__(self, config: ConfigDict, start: int, meter: Meter):
-    self.step = start  # the last one made
     self._config, self._start, self._meter = config, start, meter
     self._clock = time.monotonic()
     self._record = Record()
     self._saved = [start, start]  # the last two; the very last may still be on its way to the disk
 
-  def is_due(self) -> bool:
-    """Whether the step that was made last is to be saved."""
+  def is_due(self, step: int) -> bool:
+    """Whether to save this step, the last one made."""
     minutes = 0 if jax.process_index() else self._config.checkpoint_every_minutes
     late = minutes > 0 and time.monotonic() - self._clock >= 60 * minutes
-    return late or self.step % self._config.checkpoint_every == 0 or self.step == self._config.steps
+    return late or step % self._config.checkpoint_every == 0 or step == self._config.steps
 
   def save(self, record: Record, step: int, state: TrainState) -> None:
     """Saves a state, unless it is not finite: DivergedError."""
@@ -61,7 +60,7 @@ class Saver:
   def loss(self) -> str:
     """What is lost if the run ends now, in words; "" for nothing."""
     safe = self._saved[0 if self._record.is_saving() else 1]
-    steps = self.step - safe
+    steps = self._meter.finished - safe
     if steps == 0 or jax.process_index():
       return ""
     since = f"checkpoint of step {safe}" if safe else "start: there is no checkpoint"

@@ -249,6 +249,19 @@ def test_one_process_told_to_stop(alone, runs):
   assert lines_of(workdir) == lines_of(alone)
 
 
+def test_ctrl_c_in_one_process_stops_all(job, tmp_path):
+  words = train(tmp_path / "run", steps=100_000, checkpoint_every=100_000, eval_every=100_000)
+  started = job(*words, fault={"what": "dawdle"})
+  wait_until(lambda: "step 2/" in logs(tmp_path)[0], started)
+  os.kill(started[1].pid, signal.SIGINT)
+  assert finish(started) == [130, 130]
+  [step] = steps_in(tmp_path / "run")
+  said = f"interrupted: saved step {step} in {tmp_path}/run; the same command goes on."
+  assert last_lines(tmp_path) == [f"nfnet-jax: process 1: {said}", f"nfnet-jax: {said}"]
+  assert "Ctrl-C: stopping after this step" in logs(tmp_path)[1]
+  assert "lost:" not in "".join(logs(tmp_path))
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_an_exception_in_one_process_ends_all(job, tmp_path, victim):
   started = job(*train(tmp_path / "run"), fault={"process": victim, "step": 3, "what": "raise"})
@@ -259,6 +272,9 @@ def test_an_exception_in_one_process_ends_all(job, tmp_path, victim):
   assert lines[1 - victim] == f"nfnet-jax: process {victim}: OSError: the disk is on fire"
   texts = logs(tmp_path)
   assert 'raise OSError("the disk is on fire")' in texts[victim]
+  # Process 0 saves before its own error; another's leaves it no time.
+  assert steps_in(tmp_path / "run") == ([] if victim else [3])
+  assert ("lost: 3 steps since the start: there is no checkpoint" in texts[0]) == (victim == 1)
   assert "Traceback" not in texts[1 - victim]
 
 

@@ -11,6 +11,8 @@ from tests import tiny
 class Meter:
   """A state that is finite, at once."""
 
+  finished = 0
+
   def wait(self):
     pass
 
@@ -31,7 +33,11 @@ class Record:
 
 
 def saver(start=0, **changes):
-  return Saver(tiny.config(**{"checkpoint_every": 1000, "steps": 5000} | changes), start, Meter())
+  meter = Meter()
+  meter.finished = start
+  return Saver(
+    tiny.config(**{"checkpoint_every": 1000, "steps": 5000} | changes), start, meter
+  ), meter
 
 
 def due_steps(monkeypatch, saver_, steps, seconds):
@@ -40,8 +46,7 @@ def due_steps(monkeypatch, saver_, steps, seconds):
   monkeypatch.setattr(time, "monotonic", lambda: now[0])
   for step in steps:
     now[0] += seconds
-    saver_.step = step
-    if saver_.is_due():
+    if saver_.is_due(step):
       saver_.save(record, step, None)
   return record.steps
 
@@ -51,32 +56,32 @@ def due_steps(monkeypatch, saver_, steps, seconds):
 )
 def test_checkpoints_by_the_clock(monkeypatch, minutes, steps):
   every = 1000 if minutes else 50
-  ours = saver(steps=100, checkpoint_every=every, checkpoint_every_minutes=minutes)
+  ours, _ = saver(steps=100, checkpoint_every=every, checkpoint_every_minutes=minutes)
   assert due_steps(monkeypatch, ours, range(1, 101), 29.0) == steps
 
 
 def test_the_clock_starts_again_with_every_checkpoint(monkeypatch):
-  ours = saver(checkpoint_every=15, checkpoint_every_minutes=10.0)
+  ours, _ = saver(checkpoint_every=15, checkpoint_every_minutes=10.0)
   assert due_steps(monkeypatch, ours, range(1, 60), 30.0) == [15, 30, 45]
 
 
 def test_what_is_lost():
-  ours, record = saver(start=3), Record()
+  (ours, meter), record = saver(start=3), Record()
   assert ours.loss() == ""
-  ours.step = 4
+  meter.finished = 4
   assert ours.loss() == "lost: 1 step since the checkpoint of step 3"
   ours.save(record, 4, None)
   assert ours.loss() == ""
   record.writing = True  # It is not there before it is there as a whole.
-  ours.step = 6
+  meter.finished = 6
   assert ours.loss() == "lost: 3 steps since the checkpoint of step 3"
-  fresh = saver()
-  fresh.step = 2
+  fresh, meter = saver()
+  meter.finished = 2
   assert fresh.loss() == "lost: 2 steps since the start: there is no checkpoint"
 
 
 def test_an_error_of_the_data_loses_nothing(caplog):
-  ours, record = saver(start=3), Record()
+  (ours, _), record = saver(start=3), Record()
   with pytest.raises(OSError, match="gone"), ours.saving_on_error(record, 3, None):
     raise OSError("gone")
   assert record.steps == []  # What the run started from is saved already.
