@@ -6,7 +6,7 @@ always follows from what the user finally asked for.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -18,6 +18,8 @@ from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
 from nfnet_jax.keys import DTYPES, KEYS, problems
 from nfnet_jax.values import normalise, short
+
+PROVENANCE = "provenance"  # key of `config.json` that is none of a config
 
 # Keys that change how a run is watched, or its memory, but not what it computes: they may differ
 # on resuming.
@@ -189,17 +191,24 @@ def model_kwargs(config: ConfigDict) -> dict[str, Any]:
   return kwargs | {"dtype": DTYPES[config.dtype]}
 
 
-def save(config: ConfigDict, path: epath.Path) -> None:
-  """Writes a resolved config as JSON; the file appears whole or not at all."""
+def save(config: ConfigDict, path: epath.Path, provenance: Mapping[str, Any] | None = None) -> None:
+  """Writes a resolved config as JSON; the file appears whole or not at all.
+
+  Args:
+    config: from `resolve`.
+    path: of the file.
+    provenance: versions and the like, which are no part of the config; see `runs.provenance`.
+  """
   partial = path.with_name(path.name + ".partial")
-  partial.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+  tree = config.to_dict() | ({PROVENANCE: dict(provenance)} if provenance else {})
+  partial.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n")
   partial.replace(path)
 
 
 def load(path: epath.Path, *, partial: bool = False) -> ConfigDict:
   """Reads a config that `save` wrote.
 
-  A key that an older run does not have yet gets its default.
+  A key that an older run does not have yet gets its default. Provenance is left out.
 
   Args:
     path: of the file.
@@ -220,6 +229,7 @@ def load(path: epath.Path, *, partial: bool = False) -> ConfigDict:
   values = flatten(tree) if isinstance(tree, dict) else {}
   if "model.name" not in values:
     raise RequestError(f"cannot read {path}: it holds no config of a run.")
+  tree.pop(PROVENANCE, None)
   tree.setdefault("seeding", 1)  # of runs from before there were others
   known = {name: value for name, value in values.items() if name in KEYS and value is not None}
   wrong = problems({name: normalise(KEYS[name], value) for name, value in known.items()})

@@ -1,11 +1,16 @@
 import functools
 import json
+import sys
 
+import jax
 import pytest
 from etils import epath
 
+import nfnet_jax
 from nfnet_jax import config as config_lib
+from nfnet_jax.cli import config_file
 from nfnet_jax.errors import RequestError
+from nfnet_jax.runs import provenance
 from tests import tiny
 
 
@@ -127,6 +132,24 @@ def test_saved_and_loaded_configs_are_the_same(tmp_path):
   assert config_lib.differences(config, loaded) == []
   assert config_lib.model_kwargs(loaded)["widths"] == [16, 16]
   assert json.loads(path.read_text())["batch_size"] == 16
+
+
+def test_provenance_is_no_part_of_a_config(tmp_path):
+  path = tmp_path / "config.json"
+  config_lib.save(tiny.config(), path, provenance.of_now(tiny.INFO))
+  written = json.loads(path.read_text())["provenance"]
+  assert written == provenance.load(path)
+  assert written == {
+    "nfnet_jax": nfnet_jax.__version__,
+    "jax": jax.__version__,
+    "python": sys.version.split()[0],
+    "num_train": 64,
+    "num_test": 20,
+  }
+  loaded = config_lib.load(path)
+  assert "provenance" not in loaded
+  assert config_lib.differences(loaded, tiny.config()) == []
+  assert config_lib.differences(config_file.load(str(path)), tiny.config()) == []
 
 
 def test_how_a_run_is_watched_and_kept_in_memory_is_no_difference():

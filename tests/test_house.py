@@ -49,7 +49,7 @@ ROWS = (
   {"training.replicas"},
   {"training.step"},
   {"training.build", "training.meter", "training.parallel"},
-  {"runs.checkpoint", "training.evaluate"},
+  {"runs.checkpoint", "runs.provenance", "training.evaluate"},
   {"weights", "runs.record"},
   {"inference", "training.saving"},
   {"inference.evaluate", "inference.predict", "inference.export"},

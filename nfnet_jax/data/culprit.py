@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-from nfnet_jax.data import reader
+from nfnet_jax.data import corrupt, reader
 from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Record, Source
 from nfnet_jax.errors import RequestError
@@ -29,38 +29,61 @@ OUTAGE = (
 
 
 def refuse(
-  error: tf.errors.OpError, source: Source, records: tf.data.Dataset, decode: Callable
+  error: tf.errors.OpError, source: Source, suspects: tf.data.Dataset, decode: Callable
 ) -> None:
   """Finds what made a batch fail; returns if nothing is damaged.
 
   Args:
     error: how TensorFlow put it.
     source: where the records come from.
-    records: the batch's pairs of a position and a record, undecoded.
+    suspects: pairs of a position and a record, undecoded, that batch's among them.
     decode: what is done with each pair.
 
   Raises:
-    RequestError: names the damaged image or file and says what to do.
+    RequestError: names the damaged images among the suspects, or the file, and says what to do.
   """
   if source.files and isinstance(error, tf.errors.FailedPreconditionError):
     raise RequestError(
       f"A split does not hold the {source.num_examples} records that its metadata promise."
       f" {source.remedy}"
     )
+  count, found = 0, []
   try:
-    for position, record in records:
-      _try_image(source, position, record, decode)
+    for position, record in _damaged(suspects, decode):
+      count += 1
+      if count <= corrupt.SHOWN and (why := _objection(source, position, record, decode)):
+        found.append(f"{os.fsdecode(source.locate(record).numpy())}: {why}")
   except DAMAGE:
     _try_files(source)
+  if count == 1 and found:
+    raise RequestError(f"Cannot read image {found[0]}. {source.remedy}") from error
+  if found:
+    rest = f"; and {count - corrupt.SHOWN} more" if count > corrupt.SHOWN else ""
+    raise RequestError(
+      f"Cannot read {count} images: {'; '.join(found)}{rest}. {source.remedy}"
+    ) from error
 
 
-def _try_image(source: Source, position: tf.Tensor, record: Record, decode: Callable) -> None:
+def _damaged(suspects: tf.data.Dataset, decode: Callable) -> tf.data.Dataset:
+  """Those that cannot be decoded."""
+
+  def judge(position: tf.Tensor, record: Record) -> tuple[tf.Tensor, Record, tf.Tensor]:
+    one = tf.data.Dataset.from_tensors((position, record)).map(decode).ignore_errors()
+    return position, record, one.reduce(tf.constant(True), lambda *_: tf.constant(False))
+
+  judged = suspects.map(judge, num_parallel_calls=tf.data.AUTOTUNE)
+  return judged.filter(lambda *each: each[-1]).map(lambda position, record, _: (position, record))
+
+
+def _objection(source: Source, position: tf.Tensor, record: Record, decode: Callable) -> str | None:
+  """What is wrong with an image; None for nothing."""
   try:
     decode(position, record)
   except (*DAMAGE, RequestError) as error:  # Outside of a graph Pillow's reader raises its own.
-    where = os.fsdecode(source.locate(record).numpy())
-    why = _diagnosis(source, record) or reason(error)
-    raise RequestError(f"Cannot read image {where}: {why}. {source.remedy}") from error
+    return _diagnosis(source, record) or reason(error)
+  except OUTAGE:  # Nothing that the image is to blame for.
+    pass
+  return None
 
 
 def _diagnosis(source: Source, record: Record) -> str | None:
@@ -83,7 +106,7 @@ def _try_files(source: Source) -> None:
       raise RequestError(f"Cannot read file {file}: {reason(error)}. {source.remedy}") from error
 
 
-def reason(error: tf.errors.OpError | UnicodeDecodeError) -> str:
+def reason(error: Exception) -> str:
   """TensorFlow's message without the names of its graph's nodes."""
   if isinstance(error, UnicodeDecodeError):
     return "it cannot be read or decoded"

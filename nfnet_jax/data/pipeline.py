@@ -63,7 +63,10 @@ def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Bat
   def decode(_: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
     return resize(source.encoded(record), size, padding, upright), source.label(record)
 
-  parts = _read(source, stream, decode, 0, share)
+  def everything(_: int) -> tf.data.Dataset:
+    return lanes.stream(source, Share(source.num_examples, 0, 1), 0, seed=None)
+
+  parts = _read(source, stream, decode, 0, share, suspects=everything)
   # The last batch's positions may all belong to other processes; this one still takes part in it.
   nothing = (
     np.zeros([0, data.test_size, data.test_size, 3], np.float32),
@@ -98,10 +101,12 @@ def _read(
   start_step: int,
   share: Share,
   tolerant: Decode | None = None,
+  suspects: Stream | None = None,
 ) -> Iterator[tuple[np.ndarray, ...]]:
   """Decoded batches of one process's share; errors in the data become `RequestError`.
 
   From the first batch with a damaged image on, `tolerant` does the decoding if there is one.
+  Otherwise all that is damaged among `suspects` is named; by default, in the batch that failed.
   """
   options = tf.data.Options()
   options.deterministic = True
@@ -123,7 +128,8 @@ def _read(
       continue
     except culprit.DAMAGE as error:
       if tolerant is None:
-        culprit.refuse(error, source, stream(step).take(share.size), decode)
+        looked_at = suspects(step) if suspects else stream(step).take(share.size)
+        culprit.refuse(error, source, looked_at, decode)
         raise
       decode, tolerant = tolerant, None
       batches = begin(step)

@@ -7,6 +7,7 @@ and other images; it is warned, because it does not end bit for bit as it would 
 import json
 import logging
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -43,16 +44,16 @@ def load(path: epath.Path) -> dict[str, Any]:
   return found if isinstance(found, dict) else {}
 
 
-def warn_of_changes(then: dict[str, Any], now: dict[str, Any]) -> None:
+def warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
   """Says in the log what has changed since a run began."""
   changed = [
     f"{name}: {then[key]}, now {now[key]}"
     for key, name in _NAMES.items()
-    if key in then and then[key] != now[key]
+    if key in then and key in now and then[key] != now[key]
   ]
   if not changed:
     return
-  order = "num_train" in then and then["num_train"] != now["num_train"]
+  order = then.get("num_train") != now.get("num_train")
   log.warning(
     "since this run began, its circumstances have changed (%s): it goes on with its own steps and "
     "learning rates%s, and does not end bit for bit as it would have",

@@ -13,7 +13,7 @@ from nfnet_jax import config as config_lib
 from nfnet_jax import data
 from nfnet_jax.data import classes
 from nfnet_jax.errors import RequestError
-from nfnet_jax.runs import checkpoint, lock, metrics
+from nfnet_jax.runs import checkpoint, lock, metrics, provenance
 from nfnet_jax.training.meter import DivergedError
 
 Check = Callable[[], None]
@@ -65,7 +65,10 @@ def recorded_config(workdir: epath.Path) -> ConfigDict | None:
 
 @contextlib.contextmanager
 def claim_workdir(
-  workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]
+  workdir: epath.Path,
+  config: ConfigDict,
+  class_names: Sequence[str],
+  now: Mapping[str, Any] | None = None,
 ) -> Iterator[Check]:
   """Makes a run directory, with config and class names, or finds that it is this run's already.
 
@@ -76,6 +79,7 @@ def claim_workdir(
     workdir: the run directory.
     config: resolved config of the run.
     class_names: of its data set.
+    now: from `provenance.of_now`; what the run began with is kept, and changes are warned of.
 
   Yields:
     A function that raises `lock.GoneError` if the directory is no longer there.
@@ -91,7 +95,7 @@ def claim_workdir(
     try:
       workdir.mkdir(parents=True, exist_ok=True)
       check = held.enter_context(lock.hold(workdir))
-      _write_config(workdir, config, class_names)
+      _write_config(workdir, config, class_names, now or {})
     except OSError as error:
       raise RequestError(
         f"cannot write run directory {workdir}: {error.strerror or error}. Choose another "
@@ -100,8 +104,10 @@ def claim_workdir(
     yield check
 
 
-def _write_config(workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]) -> None:
-  path = workdir / "config.json"
+def _write_config(
+  workdir: epath.Path, config: ConfigDict, class_names: Sequence[str], now: Mapping[str, Any]
+) -> None:
+  path, began = workdir / "config.json", now
   if path.exists():
     different = config_lib.differences(config_lib.load(path), config)
     if different:
@@ -111,10 +117,12 @@ def _write_config(workdir: epath.Path, config: ConfigDict, class_names: Sequence
         "Choose another --workdir, or give the same config to carry on."
       )
     _check_classes(workdir, config, class_names)
+    began = provenance.load(path) or now
+    provenance.warn_of_changes(began, now)
   elif (workdir / "checkpoints").exists() or (workdir / "metrics.jsonl").exists():
     raise RequestError(f"{workdir} holds results but no config.json: choose another --workdir.")
   classes.save(workdir, class_names)  # first: a run with a config and without names is an old one
-  config_lib.save(config, path)
+  config_lib.save(config, path, began)
 
 
 def _check_classes(workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from nfnet_jax.distributed import agreement, failure
 from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.distributed.notice import Notice, termination_notice
 from nfnet_jax.errors import RequestError
-from nfnet_jax.runs import checkpoint, curves
+from nfnet_jax.runs import checkpoint, curves, provenance
 from nfnet_jax.runs import metrics as metrics_lib
 from nfnet_jax.runs import record as record_lib
 from nfnet_jax.seeds import seeds_of
@@ -90,7 +90,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   if config.steps not in saved:
     _check_tests(config, info, share)
   given = None if saved else _given_weights(config, info)
-  with record_lib.claim_workdir(workdir, config, info.class_names) as claim:
+  now = provenance.of_now(info)
+  with record_lib.claim_workdir(workdir, config, info.class_names, now) as claim:
     restored = checkpoint.restore_newest(directory, template)
     start, state = restored or (0, built.init_from(*given) if given else built.init())
     resume_step = start if restored else None

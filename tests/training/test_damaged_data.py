@@ -1,0 +1,124 @@
+"""Damaged images in a run: nothing that was trained is lost, and the advice works."""
+
+import json
+import os
+
+import pytest
+
+from nfnet_jax.__main__ import main
+from nfnet_jax.runs import metrics
+from nfnet_jax.training import loop
+from tests.data import examples
+
+TINY = {
+  "data.name": "folder",
+  "model.name": "nfnet_micro",
+  "model.widths": "(16,)",
+  "model.depths": "(1,)",
+  "model.group_size": 8,
+  "data.train_size": 16,
+  "data.test_size": 16,
+  "batch_size": 8,
+  "epochs": 3.0,
+  "optimizer.warmup_epochs": 1.0,
+  "log_every": 1,
+}
+
+
+@pytest.fixture
+def images(tmp_path):
+  """24 images to train on, of three classes, and 9 to test on."""
+  examples.write_folder(tmp_path / "images", num_train=24, num_test=9)
+  return tmp_path / "images"
+
+
+@pytest.fixture
+def train(images, tmp_path, capsys):
+  """Trains in `tmp_path/run`; gives the exit status and the last line."""
+
+  def run(**changes):
+    values = TINY | {"data.dir": images} | changes
+    keys = [f"--config.{key}={value}" for key, value in values.items()]
+    status = main(["train", "--config=experiments/digits.py", f"--workdir={tmp_path}/run", *keys])
+    return status, capsys.readouterr().err.splitlines()[-1:]
+
+  return run
+
+
+def damage(images, *names):
+  """Cuts image files short; gives what mends them."""
+  paths = [images / name for name in names]
+  contents = [path.read_bytes() for path in paths]
+  for path, content in zip(paths, contents, strict=True):
+    path.write_bytes(content[:40])
+
+  def mend():
+    for path, content in zip(paths, contents, strict=True):
+      path.write_bytes(content)
+
+  return mend
+
+
+def test_few_test_images_are_read_before_anything_is_trained(images, train, tmp_path):
+  mend = damage(images, "test/a/3.PNG", "test/c/8.PNG")
+  status, [line] = train()
+  assert status == 2
+  assert line.startswith(f"nfnet-jax: Cannot read 2 images: {images}/test/a/3.PNG: ")
+  assert f"; {images}/test/c/8.PNG: " in line
+  assert line.endswith("Remove or replace the file.")
+  assert not (tmp_path / "run").exists()
+  mend()
+  assert train()[0] == 0
+
+
+def test_an_evaluation_that_fails_loses_nothing(images, train, tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(loop, "_FEW_TESTS", 0)
+  mend = damage(images, "test/a/3.PNG", "test/c/8.PNG")
+  status, [line] = train()
+  assert status == 2
+  assert "Cannot read 2 images: " in line
+  assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["9"]
+  trained = metrics.read(tmp_path / "run")
+  assert [line["step"] for line in trained] == [*range(1, 10)]
+
+  mend()
+  caplog.clear()
+  assert train()[0] == 0
+  assert "step 9/9: test loss" in caplog.text
+  lines = metrics.read(tmp_path / "run")
+  assert lines[:9] == trained
+  assert [(line["step"], line["split"], line["examples"]) for line in lines[9:]] == [(9, "test", 9)]
+  assert (tmp_path / "run/curves.png").exists()
+
+
+def test_an_evaluation_that_fails_between_two_checkpoints(images, train, tmp_path, monkeypatch):
+  monkeypatch.setattr(loop, "_FEW_TESTS", 0)
+  mend = damage(images, "test/b/4.PNG")
+  assert train(eval_every=4)[0] == 2
+  assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["4"]
+  mend()
+  assert train(eval_every=4)[0] == 0
+  tests = [line for line in metrics.read(tmp_path / "run") if line["split"] == "test"]
+  assert [line["step"] for line in tests] == [4, 8, 9]
+
+
+def test_a_damaged_training_image_is_removed_as_advised(images, train, tmp_path, caplog):
+  damage(images, "train/b/13.PNG")
+  strict = {"data.max_corrupt": 0.0, "checkpoint_every": 1}
+  status, [line] = train(**strict)
+  assert status == 2
+  assert f"Cannot read image {images}/train/b/13.PNG" in line
+  begun = json.loads((tmp_path / "run/config.json").read_text())
+  assert (begun["steps"], begun["optimizer"]["warmup_steps"]) == (9, 3.0)
+  assert begun["provenance"]["num_train"] == 24
+
+  os.remove(images / "train/b/13.PNG")
+  caplog.clear()
+  assert train(**strict)[0] == 0
+  [warning] = [r.getMessage() for r in caplog.records if "since this run began" in r.getMessage()]
+  assert "(training images: 24, now 23)" in warning
+  assert "in another order of images from here on" in warning
+  lines = metrics.read(tmp_path / "run")
+  assert [line["step"] for line in lines] == [*range(1, 10), 9]
+  config = json.loads((tmp_path / "run/config.json").read_text())
+  assert config == begun  # its own steps and warm-up, although 23 images are 8 steps
