@@ -136,8 +136,8 @@ def claim(tmp_path):
 
   def claim(*names, data="folder"):
     changes = {"data.name": data, "data.dir": str(tmp_path)}
-    record.claim_workdir(workdir, tiny.config(**changes), names)
-    return classes.load(workdir, 4)
+    with record.claim_workdir(workdir, tiny.config(**changes), names):
+      return classes.load(workdir, 4)
 
   claim.file = tmp_path / "run/classes.json"
   return claim

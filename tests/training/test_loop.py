@@ -151,13 +151,14 @@ def start(words):
 
 def test_what_a_run_leaves(finished):
   assert {path.name for path in finished.iterdir()} == {
-    *("config.json", "metrics.jsonl", "checkpoints", "tensorboard", "curves.png"),
+    *("config.json", "classes.json", "metrics.jsonl", "checkpoints", "tensorboard", "curves.png"),
   }
   config = json.loads((finished / "config.json").read_text())
   assert config["steps"] == 6
   assert config["model"]["num_classes"] == 10
   assert config["model"]["widths"] == [16, 16]
   assert config["optimizer"]["learning_rate"] == 0.5
+  assert (config["provenance"]["jax"], config["provenance"]["num_train"]) == (jax.__version__, 1437)
   assert steps_in(finished) == ["3", "6"]
   assert any(path.stat().st_size > 1000 for path in (finished / "tensorboard").iterdir())
   assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -339,7 +340,8 @@ def test_a_run_from_before_seeds_of_its_own_goes_on_as_it_began(command, finishe
 def test_a_run_that_diverges_stops(command, tmp_path, capsys):
   changes = {
     "optimizer.clip": "none",
-    "optimizer.learning_rate": 1e30,
+    "optimizer.learning_rate": 1e6,
+    "optimizer.weight_decay": 1e6,
     # Nothing but the checkpoints makes the loop wait for the device.
     "checkpoint_every": 1,
     "eval_every": 6,
@@ -350,11 +352,11 @@ def test_a_run_that_diverges_stops(command, tmp_path, capsys):
   err = capsys.readouterr().err
   assert "Traceback" not in err
   line = err.splitlines()[-1]
-  assert line.startswith("nfnet-jax: step 2 is not finite: ")
-  assert f"the last good checkpoint is {tmp_path}/checkpoints/1." in line
-  assert steps_in(tmp_path) == ["1"]
+  assert line.startswith("nfnet-jax: step 3 is not finite: ")
+  assert f"the last good checkpoint is {tmp_path}/checkpoints/2." in line
+  assert steps_in(tmp_path) == ["1", "2"]
   step, leaves = restore(tmp_path)
-  assert step == 1
+  assert step == 2
   assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
   assert metrics.read(tmp_path) == []
 
