@@ -41,7 +41,10 @@ KEYS: dict[str, Key] = {
     0, -(2**31), 2**32 - 1, "Fixes initial weights, data order, augmentation and dropout."
   ),
   "seeding": _whole(
-    None, 1, seeds.NEWEST, "How all that follows from it: as newly begun, or 1 as in older runs."
+    None,
+    1,
+    seeds.NEWEST,
+    "How the draws follow from the seed: 1 as in older runs, 2 as in new ones.",
   ),
   "batch_size": _whole(256, 1, 2**20, "Images in a step, on all devices of all processes."),
   "epochs": _number(90.0, 0, 1e6, "Passes over the training set."),
@@ -78,7 +81,9 @@ KEYS: dict[str, Key] = {
   "model.remat": _choice(
     "none", models.REMAT, "What the backward pass computes again, to save memory."
   ),
-  "model.preactivation": Key(None, bool, "Whether a network with BatchNorm normalises first."),
+  "model.preactivation": Key(
+    None, bool, "Whether a block with BatchNorm normalises before it convolves."
+  ),
   "model.cross_replica_axis": _choice(
     None, ("devices",), "devices has BatchNorm normalise over the images of all devices."
   ),

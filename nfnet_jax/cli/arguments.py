@@ -176,7 +176,7 @@ def _limits(key: Key) -> Iterator[str]:
   if key.default is not None:
     default = str(key.default).lower() if key.kind is bool else key.default
     yield f"Default: {default}."
-  if key.choices:
+  if len(key.choices) > 1:
     yield f"One of {', '.join(key.choices)}."
   elif key.below is not None:
     yield f"From {key.least} to less than {key.below}."

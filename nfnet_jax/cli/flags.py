@@ -8,60 +8,68 @@ _SIZE = KEYS["data.test_size"]
 _BATCH_SIZE = KEYS["batch_size"]._replace(default=None)
 
 _FORCE = Key(False, bool, "Replaces the file if it exists.")
-_WEIGHTS = Key(None, Path, "A weights file or a run directory.")
-_OUT = Key(None, Path, "The file to write.")
+_WEIGHTS = Key(None, Path, "Names a weights file or a run directory.")
+_OUT = Key(None, Path, "Names the file to write.")
 _CONFIG = Key(
   None,
   Path,
-  "A config file, such as those in experiments/, written FILE:VARIANT if it has variants; or the "
+  "Names a config file, such as those in experiments/, as FILE:VARIANT if it has variants; or the "
   "config.json of a run.",
 )
 _NETWORK = {
   "model": Key(
     None,
     str,
-    "The network that the weights are of. Unless given, the one that the file names or fits.",
+    "Names the network. Unless given, it is the one that the file names or fits.",
   ),
   "numerics": Key(
     None, str, "Says timm for weights of a network that timm has trained.", choices=NUMERICS
   ),
 }
 _NUM_CLASSES = Key(
-  None, int, "Classes of the network. Unless given, as many as the file has.", 1, 2**20
+  None,
+  int,
+  "Says how many classes the network has. Unless given, it has as many as the file.",
+  1,
+  2**20,
 )
-_PIXELS = _SIZE._replace(help="Pixels of an image's side. Unless given, the network's own.")
+_PIXELS = _SIZE._replace(
+  help="Sets an image's side in pixels. Unless given, it is the network's own."
+)
 _PROCESSES = {
   "coordinator": Key(
-    None, str, "The address HOST:PORT of process 0, for a job of several processes."
+    None, str, "Gives the address HOST:PORT of process 0, for a job of several processes."
   ),
   "num_processes": Key(
-    None, int, "How many processes the job has; 1 for this one alone, wherever it runs.", 1, 2**20
+    None, int, "Says how many processes the job has; 1 runs this one alone.", 1, 2**20
   ),
-  "process_id": Key(None, int, "Which of them this one is, from 0.", 0, 2**20),
-  "join_timeout": Key(25.0, float, "Seconds to wait until all processes are there.", 1, 1e6),
+  "process_id": Key(None, int, "Says which of them this one is; they count from 0.", 0, 2**20),
+  "join_timeout": Key(
+    25.0, float, "Sets how many seconds to wait until all processes are there.", 1, 1e6
+  ),
 }
-_STEPS = Key(20, int, "How many steps to time.", 1, 10**6)
+_STEPS = Key(20, int, "Sets how many steps to time.", 1, 10**6)
 
 FLAGS: dict[str, dict[str, Key]] = {
   "train": {
     "config": _CONFIG,
-    "workdir": Key(None, Path, "The run directory. It is made, or the run that it holds goes on."),
+    "workdir": Key(None, Path, "Names the run directory. It is made, or the run in it goes on."),
     **_PROCESSES,
   },
   "evaluate": {
-    "workdir": Key(None, Path, "The run directory to evaluate, on its own data set."),
-    "weights": Key(None, Path, "A weights file or a run directory, instead of --workdir."),
-    "dataset": Key(None, str, "With --weights: the name of a data set of TFDS, or folder."),
+    "workdir": Key(None, Path, "Names a run directory, which is evaluated on its own data set."),
+    "weights": Key(None, Path, "Names a weights file or a run directory, in place of --workdir."),
+    "dataset": Key(None, str, "Names a data set of TFDS, or says folder; --weights needs it."),
     **_NETWORK,
     "size": _PIXELS,
-    "split": Key(None, str, "The split to evaluate on. Unless given, the test split."),
+    "split": Key(None, str, "Names the split to evaluate on. Unless given, it is the test split."),
     "batch_size": _BATCH_SIZE._replace(
-      help="Images computed together, on all devices. Unless given, the run's, or 64."
+      help="Sets how many images all devices compute together. Unless given, the run's, or 64."
     ),
     "data_dir": Key(
       None,
       Path,
-      "Where the data are. Unless given, where the run had them, or where TFDS has them.",
+      "Says where the data are. Unless given, they are where the run had them, or TFDS has them.",
     ),
     **_PROCESSES,
   },
@@ -71,14 +79,16 @@ FLAGS: dict[str, dict[str, Key]] = {
     "num_classes": _NUM_CLASSES,
     "size": _PIXELS,
     "classes": Key(
-      None, Path, "A file of class names, one a line or JSON. Default: the network's own."
+      None,
+      Path,
+      "Names a file of class names, one a line or JSON. Unless given, they are the network's own.",
     ),
     "top": Key(5, int, "How many classes to give.", 1, 2**20),
     "batch_size": _BATCH_SIZE._replace(
-      help="Images computed together. Unless given, by the device."
+      help="Sets how many images are computed together. Unless given, it depends on the device."
     ),
     "features": Key(
-      None, Path, "An .npz file to write the pooled features to, instead of predicting classes."
+      None, Path, "Names an .npz file to write pooled features to, in place of predicting classes."
     ),
     "force": _FORCE,
   },
@@ -87,7 +97,7 @@ FLAGS: dict[str, dict[str, Key]] = {
     **_NETWORK,
     "out": _OUT,
     "to": Key(
-      "safetensors", str, "The format to write.", choices=("safetensors", "timm", "published")
+      "safetensors", str, "Names the format to write.", choices=("safetensors", "timm", "published")
     ),
     "averaged": Key(
       True, bool, "Takes the EMA weights of a run directory; --noaveraged takes the raw ones."
@@ -104,27 +114,33 @@ FLAGS: dict[str, dict[str, Key]] = {
   },
   "benchmark input": {
     "config": _CONFIG,
-    "batches": Key(50, int, "How many batches to read.", 5, 10**6),
-    "step": Key(True, bool, "Also times the training step; --nostep leaves it out."),
+    "batches": Key(50, int, "Sets how many batches to read.", 5, 10**6),
+    "step": Key(True, bool, "Times the training step as well; --nostep leaves that out."),
   },
   "benchmark train": {
     "config": _CONFIG,
-    "model": Key(None, str, "The network, unless a config names it."),
-    "batch_size": _BATCH_SIZE._replace(help="Images in a step, on all devices."),
-    "image_size": _SIZE._replace(help="Pixels of an image's side. Unless given, the config's."),
-    "dtype": Key(None, str, "The dtype of the computation.", choices=tuple(DTYPES)),
+    "model": Key(None, str, "Names the network, unless a config does."),
+    "batch_size": _BATCH_SIZE._replace(help="Sets how many images a step has, on all devices."),
+    "image_size": _SIZE._replace(
+      help="Sets an image's side in pixels. Unless given, it is the config's."
+    ),
+    "dtype": Key(None, str, "Sets the dtype of the computation.", choices=tuple(DTYPES)),
     "steps": _STEPS,
   },
   "benchmark predict": {
-    "model": Key(None, str, "The network."),
-    "batch_size": _BATCH_SIZE._replace(help="Images computed together. Unless given, 8."),
+    "model": Key(None, str, "Names the network."),
+    "batch_size": _BATCH_SIZE._replace(
+      help="Sets how many images are computed together. Unless given, they are 8."
+    ),
     "image_size": _PIXELS,
-    "dtype": Key(None, str, "The dtype of the computation.", choices=tuple(DTYPES)),
+    "dtype": Key(None, str, "Sets the dtype of the computation.", choices=tuple(DTYPES)),
     "steps": _STEPS,
   },
   "plan": {
     "config": _CONFIG,
-    "topology": Key(None, str, "The machine, such as v4:4x4x8 for TPUs or gpu:h200x8 for GPUs."),
+    "topology": Key(
+      None, str, "Names the machine, such as v4:4x4x8 for TPUs or gpu:h200x8 for GPUs."
+    ),
     "compile": Key(
       True, bool, "Compiles for TPUs, which takes minutes; --nocompile goes by formulas alone."
     ),
