@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from nfnet_jax.cli import compile_cache
 from nfnet_jax.cli.stdout import say
 from nfnet_jax.cli.verbs import VERBS
+from nfnet_jax.config.values import short
 from nfnet_jax.errors import RequestError, verdict
-from nfnet_jax.values import short
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 # A room imports only from rows above its own. A file has its own row, or else its folder's.
 ROWS = (
-  {"errors", "values", "data.batch", "data.orientation", "cli.compile_cache"},
+  {"errors", "config.values", "data.batch", "data.orientation", "cli.compile_cache"},
   {"data.formats", "data.png"},
   {"data.jpeg"},
   {"data.reader"},
@@ -43,7 +43,7 @@ ROWS = (
   },
   {"models", "data", "runs.curves", "distributed.job", "distributed.notice"},
   {"optim", "cli.cpu_memory"},
-  {"keys"},
+  {"config.keys"},
   {"config", "cli.flags"},
   {"cli.config_file", "cli.arguments", "distributed.agreement"},
   {"training.replicas"},

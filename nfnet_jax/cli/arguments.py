@@ -10,10 +10,10 @@ from typing import Any, get_origin
 from nfnet_jax import models
 from nfnet_jax.cli.flags import EXAMPLES, FLAGS
 from nfnet_jax.cli.stdout import say
+from nfnet_jax.config.keys import KEYS
+from nfnet_jax.config.values import Key, Path, bound, normalise, problem, short
+from nfnet_jax.config.values import parse as parse_value
 from nfnet_jax.errors import RequestError
-from nfnet_jax.keys import KEYS
-from nfnet_jax.values import Key, Path, bound, normalise, problem, short
-from nfnet_jax.values import parse as parse_value
 
 _WIDTH = 100
 _CONFIG = "config."

@@ -13,10 +13,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
+from nfnet_jax.config.keys import KEYS
+from nfnet_jax.config.values import normalise, parse, short
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
-from nfnet_jax.keys import KEYS
-from nfnet_jax.values import normalise, parse, short
 
 # What `config.resolve` derives, and the keys that it derives them from.
 _DERIVED = (

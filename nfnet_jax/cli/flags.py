@@ -1,8 +1,8 @@
-"""The flags of every verb, described as a config's keys are (`nfnet_jax/keys.py`)."""
+"""The flags of every verb, described as a config's keys are (`nfnet_jax/config/keys.py`)."""
 
-from nfnet_jax.keys import DTYPES, KEYS
+from nfnet_jax.config.keys import DTYPES, KEYS
+from nfnet_jax.config.values import Key, Path
 from nfnet_jax.models.layers import NUMERICS
-from nfnet_jax.values import Key, Path
 
 _SIZE = KEYS["data.test_size"]
 _BATCH_SIZE = KEYS["batch_size"]._replace(default=None)

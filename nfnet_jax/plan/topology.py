@@ -6,9 +6,9 @@ import math
 import re
 from typing import NamedTuple
 
+from nfnet_jax.config.values import short
 from nfnet_jax.errors import RequestError
 from nfnet_jax.plan.chips import CHIPS, Chip
-from nfnet_jax.values import short
 
 GPUS_PER_HOST = 8
 

@@ -6,15 +6,16 @@ import random
 
 import pytest
 
-from nfnet_jax import benchmark, inference, keys, models, plan, weights
+from nfnet_jax import benchmark, inference, models, plan, weights
 from nfnet_jax import config as config_lib
 from nfnet_jax.__main__ import main
 from nfnet_jax.cli.arguments import given, parse
 from nfnet_jax.cli.flags import EXAMPLES, FLAGS
 from nfnet_jax.cli.verbs import VERBS
+from nfnet_jax.config import keys as keys_lib
+from nfnet_jax.config.keys import KEYS
 from nfnet_jax.errors import RequestError
 from nfnet_jax.inference import evaluate, export, predict
-from nfnet_jax.keys import KEYS
 from nfnet_jax.training import loop
 
 EXPERIMENT = pathlib.Path(__file__).parents[2] / "experiments/digits.py"
@@ -258,4 +259,4 @@ def test_no_command_line_ends_in_a_traceback(calls, capsys, tmp_path, monkeypatc
   assert 40 < done < 560
   for name, args, _ in calls:
     if name in ("run", "measure_train", "measure_input", "plan") and len(args) > 1:
-      assert keys.problems(config_lib.flatten(args[0].to_dict())) == []
+      assert keys_lib.problems(config_lib.flatten(args[0].to_dict())) == []

@@ -6,11 +6,11 @@ import pathlib
 import pytest
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import values as values_lib
 from nfnet_jax.cli.flags import FLAGS
+from nfnet_jax.config import values as values_lib
+from nfnet_jax.config.keys import KEYS
+from nfnet_jax.config.values import Key
 from nfnet_jax.errors import RequestError
-from nfnet_jax.keys import KEYS
-from nfnet_jax.values import Key
 from tests import tiny
 
 TABLES = {"config": KEYS} | FLAGS

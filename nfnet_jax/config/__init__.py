@@ -1,4 +1,4 @@
-"""A run's config: its keys (`nfnet_jax/keys.py`), and the one place that derives numbers from it.
+"""A run's config: its keys (`config/keys.py`), and the one place that derives numbers from it.
 
 A config file in `experiments/` starts from `default()` and changes what its run is about. Command
 line overrides come next, and `resolve` last: it fills in what was left open, so that a number
@@ -14,10 +14,10 @@ from etils import epath
 from ml_collections import ConfigDict, config_dict
 
 from nfnet_jax import models, seeds
+from nfnet_jax.config.keys import DTYPES, KEYS, problems
+from nfnet_jax.config.values import normalise, short
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
-from nfnet_jax.keys import DTYPES, KEYS, problems
-from nfnet_jax.values import normalise, short
 
 PROVENANCE = "provenance"  # key of `config.json` that is none of a config
 

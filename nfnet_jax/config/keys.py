@@ -11,8 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from nfnet_jax import models, optim, seeds
+from nfnet_jax.config.values import Key, Path, problem
 from nfnet_jax.models import layers
-from nfnet_jax.values import Key, Path, problem
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
