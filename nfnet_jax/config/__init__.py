@@ -226,10 +226,11 @@ def load(path: epath.Path, *, partial: bool = False) -> ConfigDict:
     raise RequestError(f"{path.parent} is no run directory: it has no {path.name}.") from None
   except (OSError, ValueError, RecursionError) as error:
     raise RequestError(f"cannot read {path}: {error}.") from error
-  values = flatten(tree) if isinstance(tree, dict) else {}
+  tree = tree if isinstance(tree, dict) else {}
+  tree.pop(PROVENANCE, None)
+  values = flatten(tree)
   if "model.name" not in values:
     raise RequestError(f"cannot read {path}: it holds no config of a run.")
-  tree.pop(PROVENANCE, None)
   tree.setdefault("seeding", 1)  # of runs from before there were others
   known = {name: value for name, value in values.items() if name in KEYS and value is not None}
   wrong = problems({name: normalise(KEYS[name], value) for name, value in known.items()})
