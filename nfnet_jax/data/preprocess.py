@@ -31,16 +31,20 @@ class Preprocessing(NamedTuple):
 
   def checked(self) -> "Preprocessing":
     """Itself; raises RequestError for values that make no image."""
-    numbers = isinstance(self.size, int) and isinstance(self.padding, int)
-    if not numbers or self.size < 1 or self.padding < 0 or self.resize not in RESIZES:
+    pixels = isinstance(self.size, int) and 1 <= self.size <= _MOST_PIXELS
+    padding = isinstance(self.padding, int) and 0 <= self.padding <= _MOST_PADDING
+    if not pixels or not padding or self.resize not in RESIZES:
       raise RequestError(
-        f"size={self.size!r}, padding={self.padding!r}, resize={self.resize!r} make no image: "
-        f"give a size of at least 1, a padding of at least 0, and {' or '.join(RESIZES)}."
+        f"size={self.size!r:.80}, padding={self.padding!r:.80}, resize={self.resize!r:.80} make no "
+        f"image: give a size of 1 to {_MOST_PIXELS}, a padding of 0 to {_MOST_PADDING}, and "
+        f"{' or '.join(RESIZES)}."
       )
     return self
 
 
 RESIZES = ("squash", "central")
+# As in `config.KEYS`; a weights file may ask for more memory than there is.
+_MOST_PIXELS, _MOST_PADDING = 2048, 1024
 
 
 def load(path: str | os.PathLike | BinaryIO, how: Preprocessing) -> np.ndarray:

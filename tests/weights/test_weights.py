@@ -188,6 +188,8 @@ def test_hostile_headers(content, tmp_path):
     ("preprocessing", '{"resize": "no"}', "squash or central"),
     ("preprocessing", '{"resize": []}', "resize=[]"),
     ("preprocessing", '{"zoom": 3}', "damaged metadata"),
+    ("preprocessing", '{"size": 60000}', "size=60000"),
+    ("preprocessing", '{"padding": 60000}', "padding=60000"),
     ("overrides", '{"zoom": 3}', "zoom"),
     ("overrides", '{"num_classes": 5}', "num_classes=5 is no override of nfnet_micro"),
     ("overrides", '{"head": "reset"}', "head='reset' is no override"),
