@@ -17,6 +17,7 @@ from nfnet_jax.config.keys import KEYS
 from nfnet_jax.config.values import normalise, parse, short
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
+from nfnet_jax.runs import provenance
 
 # What `config.resolve` derives, and the keys that it derives them from.
 _DERIVED = (
@@ -42,8 +43,8 @@ def load(argument: str | None, changes: Sequence[str] = ()) -> ConfigDict:
   """
   config = read(argument) if argument else config_lib.default()
   changed = {word.partition("=")[0] for word in changes}
-  if argument and _is_run(_locate(argument)[0]) and changed & _SOURCES:
-    config = _opened(config, changed)
+  if argument and changed & _SOURCES and _is_run(path := _locate(argument)[0]):
+    config = _opened(config, changed, provenance.load(epath.Path(path)).get("num_train"))
   return config_lib.checked(override(config, changes))
 
 
@@ -142,18 +143,15 @@ def _of_run(path: str) -> ConfigDict:
   return _with(config_lib.default(), {k: normalise(KEYS[k], v) for k, v in values.items()})
 
 
-def _opened(config: ConfigDict, changed: set[str]) -> ConfigDict:
+def _opened(config: ConfigDict, changed: set[str], num_train: int | None) -> ConfigDict:
   """A run's config in which the numbers that it had derived follow from the changed keys.
 
   A number was derived if deriving it again gives the same. Others were given, and stay.
+  `num_train` is the number of its training images, as far as it says.
   """
   values = config_lib.flatten(config.to_dict())
   given = _with(config_lib.default(), {k: v for k, v in values.items() if k not in _DERIVED})
-  optimizer = config.optimizer
-  if optimizer.warmup_epochs and optimizer.warmup_steps:
-    num_train = round(optimizer.warmup_steps * config.batch_size / optimizer.warmup_epochs)
-  else:
-    num_train = math.ceil((config.steps or 1) * config.batch_size / max(config.epochs, 1e-3))
+  num_train = num_train or _num_train(config)
   num_classes = config.model.num_classes or 2
   info = DatasetInfo(num_classes, ("",) * num_classes, max(num_train, 2 * config.batch_size), 1)
   derived = config_lib.flatten(config_lib.resolve(given, info).to_dict())
@@ -161,6 +159,16 @@ def _opened(config: ConfigDict, changed: set[str]) -> ConfigDict:
   if "epochs" in changed:  # They say nothing but how many steps there are.
     own.pop("steps", None)
   return _with(given, own)
+
+
+def _num_train(config: ConfigDict) -> int:
+  """How many training images an older run had, by its steps and its warm-up."""
+  steps, size, optimizer = config.steps or 1, config.batch_size, config.optimizer
+  by_warmup = (optimizer.warmup_steps or 0) * size / (optimizer.warmup_epochs or 1)
+  # Where the warm-up had been given, that is hardly a whole number.
+  if size <= by_warmup < 2**31 and abs(by_warmup - round(by_warmup)) < 1e-6:
+    return round(by_warmup)
+  return math.ceil(steps * size / max(config.epochs, 1e-3))
 
 
 def _with(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:

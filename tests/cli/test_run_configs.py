@@ -16,11 +16,11 @@ CHANGES = {"epochs": 3.0, "optimizer.warmup_epochs": 0.5, "optimizer.learning_ra
 def run(tmp_path):
   """Writes the config.json of a run; gives its config and the path."""
 
-  def write(**changes):
+  def write(num_train=64, **changes):
     config = tiny.config(**CHANGES | changes)
     path = tmp_path / "run" / "config.json"
     path.parent.mkdir()
-    config_lib.save(config, path)
+    config_lib.save(config, path, {"jax": "0.1", "num_train": num_train} if num_train else None)
     return config, path
 
   return write
@@ -38,8 +38,9 @@ def test_a_runs_config_is_the_same_run(run):
   assert again.model.widths == (16, 16)
 
 
-def test_derived_numbers_follow_from_what_is_changed(run):
-  _, path = run()  # 64 images in batches of 16
+@pytest.mark.parametrize("num_train", [64, None])  # an older run does not say it
+def test_derived_numbers_follow_from_what_is_changed(run, num_train):
+  _, path = run(num_train)  # in batches of 16
   config = resolved(path, "batch_size=32")
   assert (config.steps, config.optimizer.warmup_steps) == (6, 1.0)
   assert config.optimizer.learning_rate == pytest.approx(0.05)
@@ -48,12 +49,25 @@ def test_derived_numbers_follow_from_what_is_changed(run):
   assert (config.model.drop_rate, config.data.train_size) == (0.2, 16)  # the size was given
 
 
-def test_given_numbers_stay(run):
-  _, path = run(steps=7, **{"optimizer.learning_rate": 3.0})
+def test_without_warm_up_too(run):
+  _, path = run(None, **{"optimizer.warmup_epochs": 0.0})
+  assert resolved(path, "batch_size=32").steps == 6
+
+
+@pytest.mark.parametrize("num_train", [64, None])
+def test_given_numbers_stay(run, num_train):
+  _, path = run(num_train, steps=7, **{"optimizer.learning_rate": 3.0})
   config = resolved(path, "batch_size=32")
   assert (config.steps, config.optimizer.learning_rate) == (7, 3.0)
   assert resolved(path, "batch_size=32", "steps=9").steps == 9
   assert resolved(path, "epochs=5").steps == 20
+
+
+@pytest.mark.parametrize("num_train", [64, None])
+def test_given_warm_up_stays(run, num_train):
+  _, path = run(num_train, **{"optimizer.warmup_steps": 2.0**31 - 1})
+  config = resolved(path, "epochs=5")
+  assert (config.steps, config.optimizer.warmup_steps) == (20, 2.0**31 - 1)
 
 
 def test_a_config_may_be_incomplete_or_newer(tmp_path):
