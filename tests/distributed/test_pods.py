@@ -130,7 +130,7 @@ def test_two_processes_compute_what_one_does(alone, pair):
 
 def test_process_0_alone_writes_and_reports(pair, runs):
   assert sorted(path.name for path in pair.iterdir()) == [
-    *("checkpoints", "config.json", "curves.png", "metrics.jsonl", "tensorboard"),
+    *("checkpoints", "classes.json", "config.json", "curves.png", "metrics.jsonl", "tensorboard"),
   ]
   assert len(list((pair / "tensorboard").iterdir())) == 1
   first, second = logs(runs / "pair_logs")
