@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from nfnet_jax.cli import compile_cache
+from nfnet_jax.cli.interrupt import insisting
 from nfnet_jax.cli.stdout import say
 from nfnet_jax.cli.verbs import VERBS
 from nfnet_jax.config.values import short
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = argv[0]
     if verb not in VERBS:
       raise RequestError(f"unknown verb {short(verb)}: choose one of {', '.join(VERBS)}.")
-    VERBS[verb](argv[1:])
+    with insisting():
+      VERBS[verb](argv[1:])
   except (Exception, KeyboardInterrupt) as error:
     status, line = verdict(error)
     if line is None:

@@ -33,6 +33,7 @@ ROWS = (
   {"agc", "losses", "augment", "ops", "plan.flops", "runs.metrics", "output", "data.preprocess"},
   {
     "cli.backend",
+    "cli.interrupt",
     "cli.stdout",
     "data.search",
     "runs.digest",

@@ -1,0 +1,31 @@
+"""Ctrl-C that is not lost."""
+
+import _thread
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+_AGAIN = 0.05  # seconds
+
+
+@contextlib.contextmanager
+def insisting() -> Iterator[None]:
+  """Raises KeyboardInterrupt once more where Python has to drop it, for as long as the block runs.
+
+  That is in callbacks of the garbage collector, one of which is JAX's, and in finalisers.
+  """
+  previous = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+      threading.Timer(_AGAIN, _thread.interrupt_main).start()  # in there it would be dropped again
+    else:
+      previous(unraisable)
+
+  sys.unraisablehook = hook
+  try:
+    yield
+  finally:
+    sys.unraisablehook = previous

@@ -1,0 +1,39 @@
+"""Ctrl-C on the command line: status 130 and one line, even where Python drops the exception."""
+
+import gc
+import os
+import signal
+import sys
+import time
+
+from nfnet_jax.__main__ import main
+from nfnet_jax.cli.verbs import VERBS
+
+
+class Finalised:
+  """Gets a signal while Python tidies it away."""
+
+  def __del__(self):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)  # The handler runs in here, and its exception goes nowhere.
+
+
+def test_an_interrupt_that_python_drops_still_ends_a_verb(monkeypatch, capsys):
+  dropped = []
+
+  def verb(argv):
+    """Something that takes its time."""
+    before = sys.unraisablehook
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: (dropped.append(args), before(args)))
+    Finalised()
+    gc.collect()
+    for _ in range(3000):
+      time.sleep(0.01)
+
+  monkeypatch.setitem(VERBS, "models", verb)
+  hook = sys.unraisablehook
+  assert main(["models"]) == 130
+  assert capsys.readouterr().err == "nfnet-jax: interrupted.\n"
+  assert {args.exc_type for args in dropped} == {KeyboardInterrupt}
+  monkeypatch.undo()
+  assert sys.unraisablehook is hook
