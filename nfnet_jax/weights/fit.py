@@ -12,7 +12,7 @@ import numpy as np
 from nfnet_jax import models
 from nfnet_jax.errors import RequestError
 from nfnet_jax.weights.entries import Entry, Stored
-from nfnet_jax.weights.untrusted import most_bytes
+from nfnet_jax.weights.untrusted import most_bytes, reading
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -117,7 +117,8 @@ def check_memory(stored: Stored, wanted: Shapes) -> None:
   """
   if stored.kind == "run":
     return
-  size = stored.path.stat().st_size
+  with reading(stored.path, "file"):
+    size = stored.path.stat().st_size
   total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in wanted.values())
   if total > most_bytes(size):
     raise RequestError(

@@ -84,8 +84,9 @@ def interpret(
       case "PROTO" | "FRAME":
         pass
       case "STOP":
-        (value,) = stack
-        return value
+        if len(stack) != 1 or outer:
+          raise ValueError("it is not one value")
+        return stack[0]
       case "MARK":
         outer.append(stack)
         stack = []
