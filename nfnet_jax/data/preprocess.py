@@ -88,8 +88,11 @@ def read_image(
   """
   try:
     content = path.read() if hasattr(path, "read") else _content(path)
-  except OSError as error:
-    raise RequestError(f"cannot read image {path}: {error.strerror or error}.") from error
+  except RequestError:
+    raise
+  except (OSError, ValueError) as error:  # A zero byte in a name is the latter.
+    reason = getattr(error, "strerror", None) or error
+    raise RequestError(f"cannot read image {path}: {reason}.") from error
   try:
     return reader.read(content, upright, window)
   except RequestError as error:

@@ -6,7 +6,6 @@ import pathlib
 import re
 import struct
 import subprocess
-import zlib
 
 import numpy as np
 import pytest
@@ -170,14 +169,16 @@ def test_orientation_is_the_owners_for_folders_alone(tmp_path: pathlib.Path) -> 
   )
 
 
-def blank_png(width: int, height: int, depth: int = 1) -> bytes:
-  """A PNG of one colour, a thousandth of its pixels in size."""
-  header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
-  row = b"\0" + bytes((width * depth + 7) // 8)
-  packer = zlib.compressobj(9)
-  pixels = b"".join([packer.compress(row) for _ in range(height)]) + packer.flush()
-  parts = (b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")
-  return b"\x89PNG\r\n\x1a\n" + b"".join(zoo.png_chunk(*part) for part in parts)
+def test_records_of_any_set_are_read_by_the_same_reader(tmp_path: pathlib.Path) -> None:
+  names = list(KNOWN)[: examples.NUM_TRAIN]
+  names[:9] = "webp_alpha", "gif", "tiff", "bmp_palette", "bmp_bits", "pgm_16", "pbm", "webp", "bmp"
+  examples.write_tfds(tmp_path, train=[ZOO[name][0] for name in names])
+  config = examples.config(
+    dir=str(tmp_path), test_split="train", test_size=24, test_padding=0, exif_orientation=True
+  )
+  [batch] = data.test_batches(config, batch_size=len(names))
+  expected = [preprocess.prepare(KNOWN[names[k]], 24, 0, "squash") for k in batch.labels]
+  np.testing.assert_allclose(batch.images, expected, atol=0.01)
 
 
 def claiming(content: bytes, width: int, height: int) -> bytes:
@@ -189,8 +190,8 @@ def claiming(content: bytes, width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
   "content",
   [
-    blank_png(20_000_000, 1),
-    blank_png(formats.MAX_SIDE + 1, 1, 8),
+    zoo.blank_png(20_000_000, 1),
+    zoo.blank_png(formats.MAX_SIDE + 1, 1, 8),
     claiming(ZOO["jpeg_colour_4:4:4_baseline"][0], 60_000, 60_000),
     ZOO["bmp"][0][:18] + struct.pack("<ii", 1 << 20, 1 << 20) + ZOO["bmp"][0][26:],
     b"P6 100000 100000 255\n" + bytes(100),
@@ -210,7 +211,7 @@ def test_what_is_too_large_is_refused_by_its_header(
 def test_long_images_are_resized_at_the_cost_of_short_ones(
   decoders: dict[bool, object], depth: int
 ) -> None:
-  pixels = reader.read(blank_png(formats.MAX_SIDE, 1, depth))
+  pixels = reader.read(zoo.blank_png(formats.MAX_SIDE, 1, depth))
   assert pixels.shape == (1, formats.MAX_SIDE, 3)
   assert not preprocess.prepare(pixels, 224, 32, "squash").any()
   assert not preprocess.prepare(pixels, 224, 32, "central").any()
@@ -218,7 +219,7 @@ def test_long_images_are_resized_at_the_cost_of_short_ones(
 
 def test_an_image_of_190_megapixels_is_read() -> None:
   width, height = 16_320, 11_700  # Pillow's own limit is 178,956,970 pixels.
-  pixels = reader.read(blank_png(width, height), window=lambda *_: (height - 2, 0, 2, width))
+  pixels = reader.read(zoo.blank_png(width, height), window=lambda *_: (height - 2, 0, 2, width))
   assert pixels.shape == (2, width, 3)
 
 

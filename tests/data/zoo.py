@@ -82,6 +82,16 @@ def png(values: np.ndarray, depth: int, colour: int, *chunks: tuple[bytes, bytes
   return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*part) for part in parts)
 
 
+def blank_png(width: int, height: int, depth: int = 1) -> bytes:
+  """A PNG of one colour, a thousandth of its pixels in size."""
+  header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+  row = b"\0" + bytes((width * depth + 7) // 8)
+  packer = zlib.compressobj(9)
+  pixels = b"".join([packer.compress(row) for _ in range(height)]) + packer.flush()
+  parts = (b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")
+  return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*part) for part in parts)
+
+
 def repeated(gray: np.ndarray) -> np.ndarray:
   return np.repeat(gray[..., None], 3, axis=-1).astype(np.uint8)
 

@@ -20,6 +20,7 @@ from nfnet_jax.errors import RequestError
 from nfnet_jax.inference import predict as predict_lib
 from nfnet_jax.weights import save_weights
 from tests import golden
+from tests.data import zoo
 
 SIZE = 32
 
@@ -157,14 +158,21 @@ def test_names_and_features(weights, params, images, capsys, tmp_path):
 def test_what_is_no_image_is_named_and_the_others_are_predicted(weights, images, capsys, tmp_path):
   cut = tmp_path / "cut.png"
   cut.write_bytes((images / "a.png").read_bytes()[:500])
-  paths = [str(images / "e.txt"), str(images / "a.png"), str(cut)]
+  (tmp_path / "long.png").write_bytes(zoo.blank_png(20_000_000, 1))
+  (tmp_path / "fake.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\nshowpage\n")
+  content, _ = zoo.jpegs()["jpeg_exif_resolution"]
+  (tmp_path / "exif.jpg").write_bytes(content)
+  others = [tmp_path / name for name in ("cut.png", "long.png", "fake.jpg", "exif.jpg")]
+  paths = [str(images / "e.txt"), str(images / "a.png"), *map(str, others)]
   assert main(words(weights, *paths)) == 2
   captured = capsys.readouterr()
-  text, image, broken = map(json.loads, captured.out.splitlines())
+  text, image, broken, long, fake, exif = map(json.loads, captured.out.splitlines())
   assert text["error"] == f"{paths[0]} is not an image."
-  assert len(image["top"]) == 5
-  assert "cannot read image" in broken["error"]
-  assert "2 of 3 images could not be read" in captured.err
+  assert fake["error"] == f"{paths[4]} is not an image."
+  assert len(image["top"]) == len(exif["top"]) == 5
+  assert broken["error"] == f"cannot read image {cut}: the file is cut off."
+  assert "it has 20000000 x 1 pixels" in long["error"]
+  assert "4 of 6 images could not be read" in captured.err
 
 
 def test_folders_are_searched_by_the_rule_and_files_taken_as_named(images, tmp_path, caplog):
