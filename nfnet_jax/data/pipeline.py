@@ -1,10 +1,14 @@
 """From a source's records to batches: order, resume, sharding, decoding."""
 
+import atexit
+import contextlib
 import itertools
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -94,7 +98,25 @@ def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict) -> tf.Te
   return image_lib.to_uint8(image_lib.resize(image, data.train_size))
 
 
-def _read(
+def _read(*args: Any) -> Iterator[tuple[np.ndarray, ...]]:
+  """As `_decoded`, and ended before Python ends."""
+  batches = _decoded(*args)
+  _unfinished.add(batches)
+  return batches
+
+
+_unfinished = weakref.WeakSet()
+
+
+@atexit.register
+def _end_reading() -> None:
+  """Stops TensorFlow's threads: one that calls Pillow would wait for ever for Python at its end."""
+  for batches in list(_unfinished):
+    with contextlib.suppress(ValueError):  # Another thread is waiting for a batch.
+      batches.close()
+
+
+def _decoded(
   source: Source,
   stream: Stream,
   decode: Decode,

@@ -6,6 +6,7 @@ import pathlib
 import re
 import struct
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -294,3 +295,25 @@ def test_the_page_lists_the_formats_and_bounds() -> None:
   assert sorted(endings) == sorted(formats.IMAGE_ENDINGS)
   for bound in (formats.MAX_PIXELS, formats.MAX_SIDE, formats.MAX_BYTES):
     assert f"{bound:,}" in page
+
+
+def test_a_program_ends_while_images_are_decoded(tmp_path: pathlib.Path) -> None:
+  """Threads that decode with Pillow want Python for themselves, which is about to end."""
+  for split in ("train", "test"):
+    (tmp_path / split / "only").mkdir(parents=True)
+    for i in range(8):
+      (tmp_path / split / "only" / f"{i}.webp").write_bytes(ZOO["webp"][0])
+  program = """
+import sys, time
+from nfnet_jax import data
+from nfnet_jax.data import reader
+from tests.data import examples
+read = reader.read
+def slow(*args):
+  time.sleep(0.2)
+  return read(*args)
+reader.read = slow
+batches = data.train_batches(examples.config(name="folder", dir=sys.argv[1]), seed=0, batch_size=2)
+next(batches)
+"""
+  subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=300)
