@@ -15,7 +15,10 @@ import jax
 
 def enable() -> None:
   """Names the directory to JAX, unless the user has named one or wants none."""
-  if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+  if given := jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(given))
+    return
+  if not jax.config.jax_enable_compilation_cache:
     return
   try:
     path = directory()
@@ -34,9 +37,9 @@ def directory() -> pathlib.Path:
   Raises:
     RuntimeError: if the user has no home.
   """
-  cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   kind = f"{platform.machine()}-{hashlib.sha256(_features().encode()).hexdigest()[:8]}"
-  return pathlib.Path(cache) / "nfnet_jax" / "compiled" / kind
+  return pathlib.Path(cache).expanduser() / "nfnet_jax" / "compiled" / kind
 
 
 def _features() -> str:

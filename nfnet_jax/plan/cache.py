@@ -1,5 +1,6 @@
 """What was found out about a program, kept under the user's cache directory."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -47,19 +48,20 @@ def remember(
   path = directory() / f"{digest[:32]}.json"
   try:
     return json.loads(path.read_text())["found"]
-  except (OSError, ValueError, KeyError):  # not there, or of no use
+  except (OSError, ValueError, KeyError, TypeError):  # not there, or of no use
     found = find_out(config, where)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(f".{os.getpid()}")
-  partial.write_text(json.dumps(key | {"found": found}, indent=1, default=str))
-  partial.replace(path)
+  with contextlib.suppress(OSError):  # A home that cannot be written is no obstacle.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(key | {"found": found}, indent=1, default=str))
+    partial.replace(path)
   return found
 
 
 def directory() -> pathlib.Path:
   """Where it is kept: `$XDG_CACHE_HOME/nfnet_jax/plan`, or under `~/.cache`."""
-  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  return pathlib.Path(root) / "nfnet_jax" / "plan"
+  root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return pathlib.Path(os.path.expanduser(root)) / "nfnet_jax" / "plan"
 
 
 def _digest_of_sources() -> str:

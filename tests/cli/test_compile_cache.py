@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from nfnet_jax.cli import compile_cache
@@ -60,6 +61,19 @@ def test_jaxs_own_variables_come_first(run, tmp_path):
 def test_a_home_that_cannot_be_written_is_no_obstacle(run, tmp_path):
   (tmp_path / "file").write_text("")
   assert run(HOME=f"{tmp_path}/file") == []
+
+
+def test_home_is_found_in_both_variables(monkeypatch, tmp_path):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.setenv("XDG_CACHE_HOME", "~/mine")
+  assert compile_cache.directory().relative_to(tmp_path / "mine")
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    jax.config.update("jax_compilation_cache_dir", "~/compiled")
+    compile_cache.enable()
+    assert jax.config.jax_compilation_cache_dir == f"{tmp_path}/compiled"
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_unlike_processors_share_nothing(monkeypatch):

@@ -207,6 +207,19 @@ def test_another_version_is_another_outcome(tmp_path):
   assert len(calls) == 2
 
 
+@pytest.mark.parametrize("content", ["[]", "3", "{}", "{", None])
+def test_a_cache_of_no_use_is_no_obstacle(tmp_path, monkeypatch, content):
+  resolved = config_lib.resolve(config(), data.outline(config().data))
+  find_out = lambda config, topology: {"found": topology.name}  # noqa: E731
+  for _ in range(2):
+    found = cache.remember(find_out, resolved, topology.parse("v3:2x2"), {})
+    assert found == {"found": "v3:2x2"}
+    for path in cache.directory().rglob("*.json"):
+      path.write_text(content or "")
+    if content is None:
+      monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/no")
+
+
 def test_well_known_data_need_not_be_there():
   given = config("F0", "data.dir=/nowhere", "data.train_split=train[10000:]")
   assert data.outline(given.data)[2:4] == (1271167, 50000)
