@@ -47,7 +47,7 @@ def likeliest(logits: Array, right: Array) -> Array:
   Returns:
     `[N]` class indices, int32; without a meaning where no class is right.
   """
-  # From behind, because of equal logits the last ranks first.
+  # argmax gives the first of equal logits and the last is to win, so the order is reversed.
   scores = jnp.where(right, logits, -jnp.inf)[:, ::-1]
   return logits.shape[-1] - 1 - jnp.argmax(scores, axis=-1).astype(jnp.int32)
 

@@ -1,6 +1,6 @@
 """The training rule: parameter labels, schedule, the recipe as one optax chain, and the EMA.
 
-NFNet paper, section 4.3 and appendix A: stochastic gradient descent with Nesterov's momentum,
+NFNet paper, section 6.1 and appendix A: stochastic gradient descent with Nesterov's momentum,
 adaptive gradient clipping, coupled weight decay, warm-up and cosine decay.
 """
 
@@ -142,7 +142,7 @@ def decayed_nesterov(
 ) -> optax.GradientTransformation:
   """Nesterov's momentum on gradients with coupled weight decay, in two loops over memory.
 
-  The same as `optax.add_decayed_weights` and `optax.trace` one behind the other, bit for bit. But
+  The same as `optax.add_decayed_weights` and `optax.trace` one after the other, bit for bit. But
   the sum of gradient and decay, which the momentum and the update both need, is never an array:
   XLA writes out what is used twice and reads two large arrays, so it is made to compute it twice.
 
@@ -203,7 +203,7 @@ def update_ema(ema: Any, values: Any, step: Array, decay: float) -> Any:
 
   Args:
     ema: the average so far.
-    values: the same tree, behind the update of this step.
+    values: the same tree, after the update of this step.
     step: number of the step, counted from 0.
     decay: the decay in the long run (0.99999 in the paper).
 

@@ -1,4 +1,4 @@
-"""Mixup and cutmix: one training image and its label out of two (NFNet paper, section 4).
+"""Mixup and cutmix: one training image and its label out of two (NFNet paper, section 6.1).
 
 Which two. The published run reads `2 N` images for `N` outputs, so that every output has two
 different sources and every source serves once. `pairs` does the same: the batch that travels to

@@ -46,7 +46,7 @@ Op = Callable[[Array, Draw], Array]
 def randaugment(
   images: Array, key: Array, example_ids: Array, *, layers: int, magnitude: int
 ) -> Array:
-  """Distorts every image by `layers` random operations (NFNet paper, section 4 and appendix A).
+  """Distorts every image by `layers` random operations (NFNet paper, section 6.1 and appendix A).
 
   The published networks were trained with 4 layers at magnitude 5 (F0), 10 (F1, F2) or 15. What is
   peculiar in the published operations is kept, because the accuracies were measured with it:

@@ -121,7 +121,7 @@ def _batch(config: ConfigDict, size: int) -> Batch:
 
 
 def _median_seconds(function: Callable[[], None]) -> float:
-  """Of `STEPS` calls, behind one that compiles."""
+  """Of `STEPS` calls, after one that compiles."""
   seconds = []
   for _ in range(1 + STEPS):
     start = time.perf_counter()

@@ -28,7 +28,7 @@ def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
   Args:
     config: `config.default()` with changes. Its data set is not read: the images are random, of as
       many classes as `model.num_classes` says, or 1000.
-    steps: to be timed, 1 or more, behind two to warm up.
+    steps: to be timed, 1 or more, after two to warm up.
 
   Returns:
     See `timing.report`.
@@ -86,7 +86,7 @@ def measure_predict(
     batch_size: images that are computed together.
     image_size: in pixels; the network's test size by default.
     dtype: "float32" or "bfloat16".
-    steps: to be timed, 1 or more, behind two to warm up.
+    steps: to be timed, 1 or more, after two to warm up.
 
   Returns:
     See `timing.report`.

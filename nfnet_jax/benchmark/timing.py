@@ -12,7 +12,7 @@ import numpy as np
 from nfnet_jax import config as config_lib
 from nfnet_jax.benchmark import machine
 
-WARM_UP = 2  # steps, behind the compilation
+WARM_UP = 2  # steps, after the compilation
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def time_steps(
     step: from a batch on the devices to any of its results.
     hosts: the batches, which take turns.
     transfer: from a batch to the same on the devices.
-    steps: to be timed, behind `WARM_UP`.
+    steps: to be timed, after `WARM_UP`.
   """
   stream = itertools.cycle(hosts)
   seconds = {"input": [], "transfer": [], "compute": []}

@@ -157,7 +157,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> hk.Tra
 def feature_info(name: str, **overrides: Any) -> list[tuple[int, int]]:
   """Channels and stride of each array that `create_model(name, features_only=True)` gives.
 
-  They are the outputs of the network's stages, behind the non-linearity that the next stage starts
+  They are the outputs of the network's stages, after the non-linearity that the next stage starts
   with, from fine to coarse: what detection and segmentation heads are built on.
 
   >>> feature_info("nfnet_f0")

@@ -82,7 +82,7 @@ def make_style(activation: str, numerics: str = "published", folded: bool = Fals
 
 
 def standardize_weight(w: Array, gain: Array, numerics: str = "published") -> Array:
-  """Scaled weight standardisation (NFNet paper, section 2, equation 1).
+  """Scaled weight standardisation (NFNet paper, section 3, equation 1).
 
   `w_hat = gain * (w - mu) / sqrt(max(N * var, 1e-4))`, with the mean `mu` and the biased variance
   `var` over the fan-in of every output channel and `N` the fan-in. The small number is a bound and
@@ -137,7 +137,7 @@ class WSConv2D(hk.Module):
 
 
 class Conv2D(hk.Module):
-  """Square convolution without bias, for networks that normalise behind it."""
+  """Square convolution without bias, for networks that normalise after it."""
 
   def __init__(self, channels: int, kernel: int, *, stride: int = 1, name: str | None = None):
     super().__init__(name)

@@ -98,7 +98,8 @@ class NF_RegNet(hk.Module):
     depths: blocks of each stage.
     width_multiplier: of the widths, fractions cut.
     drop_rate: dropout on the pooled features.
-    stochdepth_rate: stochastic depth at the (virtual) block behind the last.
+    stochdepth_rate: rate of stochastic depth, which grows with depth; the last block's is a
+      little below it.
     alpha: scale of the residual branches.
     activation: name of a non-linearity in `layers.ACTIVATIONS`.
     se_ratio: hidden over input channels of squeeze-and-excitation; 0 leaves it out.

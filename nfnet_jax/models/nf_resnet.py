@@ -36,7 +36,10 @@ DEPTHS = {
 
 
 class NFResBlock(hk.Module):
-  """Residual block without normalisation: `h + alpha * f(beta * h)` (section 3 of the paper)."""
+  """Residual block without normalisation: `h + alpha * f(h / beta)` (section 3 of the paper).
+
+  The spec's `beta` is the reciprocal of the paper's: the block multiplies by it.
+  """
 
   def __init__(
     self,
@@ -85,7 +88,8 @@ class NF_ResNet(hk.Module):
     depths: blocks of each stage.
     widths: output channels of each stage.
     drop_rate: dropout on the pooled features.
-    stochdepth_rate: stochastic depth at the (virtual) block behind the last.
+    stochdepth_rate: rate of stochastic depth, which grows with depth; the last block's is a
+      little below it.
     alpha: scale of the residual branches.
     activation: name of a non-linearity in `layers.ACTIVATIONS`.
     se_ratio: hidden over input channels of squeeze-and-excitation (0.25 in the published code); 0

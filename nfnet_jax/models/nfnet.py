@@ -55,7 +55,10 @@ VARIANTS = {name: Variant(_WIDTHS, *row) for name, row in _FAMILY.items()} | {
 
 
 class NFBlock(hk.Module):
-  """Residual block without normalisation: `h + alpha * f(beta * h)` (NFNet paper, figure 3)."""
+  """Residual block without normalisation: `h + alpha * f(h / beta)` (NFNet paper, section 3).
+
+  The spec's `beta` is the reciprocal of the paper's: the block multiplies by it.
+  """
 
   def __init__(
     self,
@@ -101,14 +104,15 @@ class NFBlock(hk.Module):
 
 
 class NFNet(hk.Module):
-  """Normalizer-free network (NFNet paper, sections 3 and 4).
+  """Normalizer-free network (NFNet paper, section 5).
 
   Args:
     num_classes: size of the classifier; 0 gives the pooled features instead.
     widths: output channels of each stage.
     depths: blocks of each stage.
     drop_rate: dropout on the pooled features.
-    stochdepth_rate: stochastic depth at the (virtual) block behind the last; 0.25 as published.
+    stochdepth_rate: rate of stochastic depth, which grows with depth; the last block's is a
+      little below it. The published runs have 0.25.
     alpha: scale of the residual branches.
     activation: name of a non-linearity in `layers.ACTIVATIONS`.
     se_ratio: hidden over input channels of squeeze-and-excitation; 0 leaves it out.

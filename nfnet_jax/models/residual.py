@@ -55,7 +55,7 @@ def block_specs(
   """Lays out the residual blocks of all stages.
 
   The variance that a block adds is `alpha ** 2` by construction; it is tracked from block to block
-  and starts again at 1 behind the transition block of each stage (NF-ResNet paper, section 3).
+  and starts again at 1 after the transition block of each stage (NF-ResNet paper, section 3).
 
   Args:
     in_channels: of the first block.

@@ -48,7 +48,7 @@ class ResBlockV2(hk.Module):
 
 
 class ResBlockV1(hk.Module):
-  """Post-activation bottleneck block: normalisation and ReLU behind each convolution."""
+  """Post-activation bottleneck block: normalisation and ReLU after each convolution."""
 
   def __init__(
     self, spec: BlockSpec, *, norm: Callable[..., layers.BatchNorm], name: str | None = None
@@ -88,12 +88,13 @@ class ResNet(hk.Module):
     num_classes: size of the classifier; 0 gives the pooled features instead.
     depths: blocks of each stage.
     widths: output channels of each stage.
-    preactivation: normalises before (v2) or behind (v1) each convolution.
+    preactivation: normalises before (v2) or after (v1) each convolution.
     cross_replica_axis: the mapped axis over whose devices training normalises together ("devices"
       in `nfnet_jax.training.step`); None for each device's own part of the batch.
     bn_decay: of the running means and variances.
     drop_rate: dropout on the pooled features.
-    stochdepth_rate: stochastic depth at the (virtual) block behind the last.
+    stochdepth_rate: rate of stochastic depth, which grows with depth; the last block's is a
+      little below it.
     remat: what the backward pass computes again to save memory, see `blocks.REMAT`.
     features_only: gives the activated outputs of all stages instead, see `models.feature_info`.
     dtype: of the computation; normalisation is computed in float32. Parameters are float32 and so

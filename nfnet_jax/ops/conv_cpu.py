@@ -117,7 +117,7 @@ def kernel_gradient_by_rows(x: Array, g: Array, kernel: tuple[int, int], stride:
     rhs_dilation=(stride,),
     dimension_numbers=("NWC", "WIO", "NWC"),
   )
-  # Rows behind the last window leave outputs that belong to no tap.
+  # Rows past the last window give outputs that belong to no tap.
   return out[:, :kh].reshape(kw, x.shape[-1], kh, out_channels).transpose(2, 0, 1, 3)
 
 

@@ -12,6 +12,14 @@ import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
+# The primitives of `nfnet_jax/ops/conv.py`. Of two arguments and a result: which has the shape of
+# the convolution's output, and which that of its kernel.
+_OUR_CONVS = {
+  "nf_conv": (2, 1),
+  "nf_conv_input_gradient": (0, 1),
+  "nf_conv_kernel_gradient": (1, 2),
+}
+
 
 class Cost(NamedTuple):
   """Cost of one call on one device.
@@ -64,6 +72,8 @@ def _equation_cost(eqn: core.JaxprEqn) -> Cost:
   name = eqn.primitive.name
   if name == "conv_general_dilated":
     return Cost(_conv_multiply_adds(eqn), _bytes(*eqn.invars, *eqn.outvars))
+  if name in _OUR_CONVS:
+    return Cost(_our_conv_multiply_adds(eqn), _bytes(*eqn.invars, *eqn.outvars))
   if name == "dot_general":
     return Cost(_dot_multiply_adds(eqn), _bytes(*eqn.invars, *eqn.outvars))
   if name.startswith("psum"):
@@ -79,9 +89,16 @@ def _equation_cost(eqn: core.JaxprEqn) -> Cost:
 def _conv_multiply_adds(eqn: core.JaxprEqn) -> int:
   """Output elements times the taps that each sums over, without the holes of a dilated input."""
   kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
-  taps = math.prod(kernel[axis] for axis in spec[1:])  # behind the output channels
+  taps = math.prod(kernel[axis] for axis in spec[1:])  # all but the output channels
   holes = math.prod(eqn.params["lhs_dilation"])
   return math.prod(eqn.outvars[0].aval.shape) * taps // holes
+
+
+def _our_conv_multiply_adds(eqn: core.JaxprEqn) -> int:
+  """The same for a convolution and its gradients, which take one multiply-add for each of its."""
+  shapes = [variable.aval.shape for variable in (*eqn.invars, *eqn.outvars)]
+  output, kernel = (shapes[i] for i in _OUR_CONVS[eqn.primitive.name])
+  return math.prod(output) * math.prod(kernel[:3])
 
 
 def _dot_multiply_adds(eqn: core.JaxprEqn) -> int:

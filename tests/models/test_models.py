@@ -371,7 +371,7 @@ def test_bfloat16_computes_low_and_keeps_high():
   error = np.abs(logits - reference).max() / np.abs(reference).max()
   assert 1e-5 < error < 3e-2
   jaxpr = str(jax.make_jaxpr(lambda x: net.apply(params, {}, None, x)[0])(images))
-  convs = re.findall(r":(\w+)\[[\d,]*\] = conv_general_dilated\[", jaxpr)
+  convs = re.findall(r":(\w+)\[[\d,]*\] = nf_conv\[", jaxpr)
   assert len(convs) > 10
   assert set(convs) == {"bf16"}
 
