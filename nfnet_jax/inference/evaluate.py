@@ -85,6 +85,7 @@ def evaluate_workdir(
   )
   batches = job_lib.watched(batches, config.stall_timeout)
   variables = parallel.replicate(weights_of(state, run.fold), copy=False)
+  del restored, state  # The weights are on the devices; the rest of the state is not needed.
   metrics = evaluate(eval_step, variables, batches)
   return {"step": step, "split": config.data.test_split} | metrics
 

@@ -184,6 +184,8 @@ def restore_newest(
     except _DamagedError as error:
       logger.warning("Skipped checkpoint %s: %s.", root / str(candidate), error)
       skipped.append(f"step {candidate}: {error}")
+  if skipped and step is None and saved_steps(root) != steps:
+    return restore_newest(directory, template)  # A run that goes on has replaced them meanwhile.
   if skipped:
     raise CheckpointError(
       f"None of the checkpoints in {root} can be restored ({'; '.join(skipped)}). Nothing was "
@@ -225,7 +227,8 @@ def _rehearse(root: epath.Path) -> None:
     with closing(_manager(place, keep=1)) as manager:
       save(manager, 1, {"w": np.arange(2.0)}, read_back=True)
   finally:
-    place.rmtree()
+    with contextlib.suppress(OSError):
+      place.rmtree()
 
 
 def _save_error(manager: ocp.CheckpointManager, error: Exception) -> SaveError:

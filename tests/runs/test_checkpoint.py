@@ -197,6 +197,21 @@ def test_none_verifies(tmp_path):
   assert steps_in(tmp_path) == ["1", "2"]
 
 
+def test_a_run_that_goes_on_replaces_its_checkpoints(tmp_path, monkeypatch):
+  save_all(tmp_path, [1])
+  read = checkpoint._read
+
+  def read_late(path, template):
+    if path == tmp_path / "1":
+      save_all(tmp_path, [2], keep=1, resume_step=1)
+    return read(path, template)
+
+  monkeypatch.setattr(checkpoint, "_read", read_late)
+  step, state = checkpoint.restore_newest(tmp_path, make_state())
+  assert step == 2
+  assert same_bits(state, make_state(2))
+
+
 def test_one_step_on_request(tmp_path):
   save_all(tmp_path, [1, 2])
   step, state = checkpoint.restore_newest(tmp_path, make_state(), step=1)
