@@ -83,7 +83,7 @@ def open_manager(directory: str, *, keep: int, resume_step: int | None) -> ocp.C
   for step in steps:
     if step > (resume_step or 0):
       _set_aside(root / str(step))
-  return _manager(root, keep)
+  return storage.manager(root, keep)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, *, read_back: bool = False) -> None:
@@ -206,17 +206,6 @@ def _unfinished(root: epath.Path) -> list[epath.Path]:
   return sorted(path for path in paths if _UNFINISHED in path.name)
 
 
-def _manager(root: epath.Path, keep: int) -> ocp.CheckpointManager:
-  options = ocp.CheckpointManagerOptions(
-    preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-    cleanup_tmp_directories=True,
-    create=False,
-    multiprocessing_options=storage.alone(),
-  )
-  handlers = {"state": storage.leaves_handler(), "digest": storage.json_handler()}
-  return ocp.CheckpointManager(storage.plain(root), options=options, item_handlers=handlers)
-
-
 def _rehearse(root: epath.Path) -> None:
   """Saves a small state and reads it back, so that a run need not train to learn that it cannot."""
   place = root / _REHEARSAL
@@ -224,7 +213,7 @@ def _rehearse(root: epath.Path) -> None:
     place.rmtree()
   place.mkdir()
   try:
-    with closing(_manager(place, keep=1)) as manager:
+    with closing(storage.manager(place, keep=1)) as manager:
       save(manager, 1, {"w": np.arange(2.0)}, read_back=True)
   finally:
     with contextlib.suppress(OSError):
@@ -249,7 +238,7 @@ def _read(path: epath.Path, template: Any) -> Any:
   _check_model(path, leaves, wanted)
   restore_args = dict.fromkeys(wanted, ocp.RestoreArgs(restore_type=np.ndarray))
   try:
-    stored = _restore(
+    stored = storage.restore(
       path / "state", storage.leaves_handler(), ocp.args.PyTreeRestore(restore_args=restore_args)
     )
     found = digest.tree_digest(stored)
@@ -262,16 +251,9 @@ def _read(path: epath.Path, template: Any) -> Any:
   return jax.tree.unflatten(jax.tree.structure(template), [stored[name] for name in wanted])
 
 
-def _restore(path: epath.Path, handler: ocp.CheckpointHandler, args: Any) -> Any:
-  with ocp.Checkpointer(handler, multiprocessing_options=storage.alone()) as checkpointer:
-    return checkpointer.restore(
-      storage.plain(path.parent.parent) / path.parent.name / path.name, args
-    )
-
-
 def _read_record(path: epath.Path) -> dict[str, Any]:
   try:
-    record = _restore(path / "digest", storage.json_handler(), ocp.args.JsonRestore())
+    record = storage.restore(path / "digest", storage.json_handler(), ocp.args.JsonRestore())
     seal = record.pop("sha256")
   except Exception as error:
     raise _DamagedError(f"its digest cannot be read, {storage.reason(error)}") from error

@@ -106,6 +106,24 @@ class _PatientHandler(ocp.type_handlers.NumpyHandler):
         raise result
 
 
+def manager(root: epath.Path, keep: int) -> ocp.CheckpointManager:
+  """Writes checkpoints of leaves and their digest, of which the newest `keep` stay."""
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+    cleanup_tmp_directories=True,
+    create=False,
+    multiprocessing_options=alone(),
+  )
+  handlers = {"state": leaves_handler(), "digest": json_handler()}
+  return ocp.CheckpointManager(plain(root), options=options, item_handlers=handlers)
+
+
+def restore(path: epath.Path, handler: ocp.CheckpointHandler, args: Any) -> Any:
+  """Reads one item of a checkpoint, `.../STEP/ITEM`."""
+  with ocp.Checkpointer(handler, multiprocessing_options=alone()) as checkpointer:
+    return checkpointer.restore(plain(path.parent.parent) / path.parent.name / path.name, args)
+
+
 def reason(error: BaseException) -> str:
   """What went wrong, in one line of reasonable length."""
   if isinstance(error, OSError) and error.strerror:
