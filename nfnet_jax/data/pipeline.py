@@ -98,9 +98,9 @@ def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict) -> tf.Te
   return image_lib.to_uint8(image_lib.resize(image, data.train_size))
 
 
-def _read(*args: Any) -> Iterator[tuple[np.ndarray, ...]]:
+def _read(*args: Any, **kwargs: Any) -> Iterator[tuple[np.ndarray, ...]]:
   """As `_decoded`, and ended before Python ends."""
-  batches = _decoded(*args)
+  batches = _decoded(*args, **kwargs)
   _unfinished.add(batches)
   return batches
 
