@@ -6,6 +6,7 @@ always follows from what the user finally asked for.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -218,8 +219,9 @@ def load(path: epath.Path, *, partial: bool = False) -> ConfigDict:
   Raises:
     RequestError: if there is no such file, or it is no config.
   """
-  if path.exists() and not path.is_file():
-    raise RequestError(f"cannot read {path}: it is no file.")  # a pipe would never end
+  # Not `path.is_file`, which in etils is true of a pipe, and a pipe would never end.
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise RequestError(f"cannot read {path}: it is no file.")
   try:
     tree = json.loads(path.read_text())
   except FileNotFoundError:

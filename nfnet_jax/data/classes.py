@@ -7,6 +7,7 @@ makes no difference.
 import collections
 import functools
 import json
+import os
 import pathlib
 import re
 import unicodedata
@@ -156,6 +157,9 @@ def load(workdir: epath.Path, num_classes: int) -> tuple[str, ...] | None:
     RequestError: if the file is damaged.
   """
   path = workdir / FILE_NAME
+  # Not `path.is_file`, which in etils is true of a pipe, and a pipe would never end.
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise RequestError(f"cannot read {path}: it is no file.")
   try:
     return loads(path.read_text(encoding="utf-8"), num_classes)
   except FileNotFoundError:

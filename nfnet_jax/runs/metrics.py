@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -163,6 +164,8 @@ def _write_event(events: Any, **content: Any) -> None:
 
 def _complete_lines(path: epath.Path) -> list[tuple[bytes, dict[str, Any]]]:
   """Every whole line, as it is and as what it says."""
+  if os.path.exists(path) and not os.path.isfile(path):  # a pipe would never end
+    raise RequestError(f"cannot read {path}: it is no file.")
   *lines, _ = path.read_bytes().split(b"\n")
   records = []
   for number, line in enumerate(lines, 1):

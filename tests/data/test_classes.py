@@ -1,5 +1,6 @@
 """Names of classes: ImageNet's, those of files, and which labels they make of a data set's."""
 
+import os
 import pathlib
 import unicodedata
 
@@ -155,6 +156,29 @@ def test_a_run_keeps_its_names(claim):
   claim.file.write_text('["a", "b"]')
   with pytest.raises(RequestError, match="names 2 classes, but the network has 4"):
     claim("a", "b", E[0], "d")
+
+
+@pytest.mark.parametrize(
+  ("content", "said"),
+  [
+    (b"", "Expecting value"),
+    (b"null", "no list of names"),
+    (b'{"0": "a"}', "no list of names"),
+    (b'["a", "b", "c", 4]', "no list of names"),
+    (b'["a", "b", "c", "a"]', "the name 'a' twice"),
+    (b'["a", "b", "c", "\xe9"]', "can't decode"),
+    (b"[" * 100_000, "nested"),
+    (None, "it is no file"),
+  ],
+)
+def test_damaged_names_of_a_run(claim, content, said):
+  claim("a", "b", "c", "d")
+  claim.file.unlink()
+  os.mkfifo(claim.file) if content is None else claim.file.write_bytes(content)
+  with pytest.raises(RequestError) as error:
+    claim("a", "b", "c", "d")
+  assert said in str(error.value)
+  assert str(claim.file) in str(error.value)
 
 
 def test_nothing_is_written_for_two_classes_of_one_name(claim):

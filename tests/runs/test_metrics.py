@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import struct
 import subprocess
@@ -6,8 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from nfnet_jax import config as config_lib
 from nfnet_jax.errors import RequestError
 from nfnet_jax.runs import curves, metrics
 
@@ -199,6 +202,18 @@ def test_requests_that_cannot_be_met(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(RequestError, match="Cannot write metrics"):
     metrics.open_writer(tmp_path / "file", resume_step=None)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+  for name, use in (
+    ("metrics.jsonl", metrics.read),
+    ("metrics.jsonl", lambda workdir: metrics.open_writer(workdir, resume_step=3)),
+    ("config.json", lambda workdir: config_lib.load(epath.Path(workdir) / "config.json")),
+  ):
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(RequestError, match=f"{name}: it is no file"):
+      use(tmp_path)
 
 
 def test_reading_needs_no_tensorboard():
