@@ -194,6 +194,12 @@ def test_an_outcome_is_remembered(compiler, capsys, tmp_path):
   assert len(asked) == 4
 
 
+def test_the_sources_that_are_watched_are_there():
+  package = pathlib.Path(plan_lib.__file__).parents[1]
+  for name in cache._SOURCES:
+    assert (package / name).is_dir() or (package / f"{name}.py").is_file(), name
+
+
 def test_another_version_is_another_outcome(tmp_path):
   calls = []
 
