@@ -47,7 +47,9 @@ def train_batches(
 
   tolerant = corrupt.tolerant(crop, source) if data.max_corrupt else None
   tally = corrupt.Tally(data.max_corrupt, source.remedy)
-  parts = _read(source, stream, decode, start_step, share, tolerant)
+  # What fails a small set costs little to find at once.
+  suspects = _everything(source) if source.num_examples <= corrupt.LEAST_SAMPLE else None
+  parts = _read(source, stream, decode, start_step, share, tolerant, suspects)
   for count, (images, labels, *names) in enumerate(parts, 1):
     damaged = [os.fsdecode(name) for name in itertools.chain(*names) if name]
     if damaged:
@@ -67,10 +69,7 @@ def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Bat
   def decode(_: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
     return resize(source.encoded(record), size, padding, upright), source.label(record)
 
-  def everything(_: int) -> tf.data.Dataset:
-    return lanes.stream(source, Share(source.num_examples, 0, 1), 0, seed=None)
-
-  parts = _read(source, stream, decode, 0, share, suspects=everything)
+  parts = _read(source, stream, decode, 0, share, suspects=_everything(source))
   # The last batch's positions may all belong to other processes; this one still takes part in it.
   nothing = (
     np.zeros([0, data.test_size, data.test_size, 3], np.float32),
@@ -78,6 +77,10 @@ def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Bat
   )
   num_batches = -(-source.num_examples // share.batch_size)
   return (_pad(*next(parts, nothing), share.size) for _ in range(num_batches))
+
+
+def _everything(source: Source) -> Stream:
+  return lambda _: lanes.stream(source, Share(source.num_examples, 0, 1), 0, seed=None)
 
 
 def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict) -> tf.Tensor:
