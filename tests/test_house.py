@@ -204,6 +204,12 @@ print(hasattr(nfnet_jax, "zzz"))
   ]
 
 
+def test_every_folder_is_a_package():
+  """A folder without `__init__.py` is left out of what is installed."""
+  folders = {path.parent for path in [*FILES, *(ROOT / "tests").rglob("test_*.py")]}
+  assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
 def test_files_are_short():
   lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in FILES}
   assert {k: n for k, n in lengths.items() if n > MAX_LINES_OF_A_FILE} == {}
