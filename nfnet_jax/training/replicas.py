@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from nfnet_jax.errors import RequestError
+
 AXIS = "devices"  # the name of the mapped axis: every replica on every process
 
 
@@ -46,9 +48,18 @@ def total(tree: Any) -> Any:
 
 
 def _are_several() -> bool:
-  """Whether this is traced within the axis."""
+  """Whether this is traced within the axis.
+
+  Raises:
+    RequestError: within the axes of a `pmap` or `shard_map` alone that are called otherwise.
+  """
   try:
     jax.lax.axis_index(AXIS)
   except NameError:  # JAX has no other way to ask.
+    if others := jax.sharding.get_abstract_mesh().manual_axes:
+      raise RequestError(
+        f"the step is mapped over the axis {', '.join(map(repr, others))}, so that nothing would "
+        f"average over its replicas: call the axis {AXIS!r}."
+      ) from None
     return False
   return True

@@ -83,8 +83,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Builds the training step of one replica, to be mapped over the axis `AXIS`.
 
-  `parallel.map_train_step` maps it, and so does `jax.shard_map`. Under `jax.jit` alone it is the
-  step of the whole batch.
+  `parallel.map_train_step` maps it, and so do `jax.pmap` and `jax.shard_map` with an axis of that
+  name; with another it is refused. Under `jax.jit` alone it is the step of the whole batch.
 
   Its randomness follows from the seed, the step and an example's index in the global batch, so
   that it does not depend on the number of devices. For normalizer-free networks neither does the

@@ -142,6 +142,17 @@ def test_shard_map_gives_the_gradient_of_the_mean(accumulate, check_vma):
   assert floats(metrics) == pytest.approx(floats(expected_metrics), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["batch", None])
+def test_an_axis_of_another_name_is_refused(name):
+  """Replicas that do not find each other would drift apart without a word."""
+  net, variables = linear()
+  tx = optax.sgd(0.1)
+  names = {"axis_name": name} if name else {}
+  step = jax.pmap(train_step_of(net, tx), in_axes=(None, 0), out_axes=None, **names)
+  with pytest.raises(nfnet_jax.RequestError, match=r"call the axis 'devices'"):
+    step(init_state(*variables, tx), parallel.shard(tiny.batch(0), 8))
+
+
 def test_a_rule_that_keeps_the_parameters_themselves():
   """Its state begins with the very arrays that are trained, and they are donated once."""
   net, variables = linear()
