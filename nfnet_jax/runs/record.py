@@ -65,12 +65,9 @@ def recorded_config(workdir: epath.Path) -> ConfigDict | None:
 
 @contextlib.contextmanager
 def claim_workdir(
-  workdir: epath.Path,
-  config: ConfigDict,
-  class_names: Sequence[str],
-  now: Mapping[str, Any] | None = None,
+  workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]
 ) -> Iterator[Check]:
-  """Makes a run directory, with config and class names, or finds that it is this run's already.
+  """Makes a run directory, or finds that it is this run's already.
 
   The directory is this process's until the block ends. Process 0 does it all; it speaks for the
   others, should it have to refuse.
@@ -79,7 +76,6 @@ def claim_workdir(
     workdir: the run directory.
     config: resolved config of the run.
     class_names: of its data set.
-    now: from `provenance.of_now`; what the run began with is kept, and changes are warned of.
 
   Yields:
     A function that raises `lock.GoneError` if the directory is no longer there.
@@ -92,22 +88,49 @@ def claim_workdir(
     return
   classes.check_distinct(class_names)
   with contextlib.ExitStack() as held:
-    try:
+    with _written(workdir):
       workdir.mkdir(parents=True, exist_ok=True)
       check = held.enter_context(lock.hold(workdir))
-      _write_config(workdir, config, class_names, now or {})
-    except OSError as error:
-      raise RequestError(
-        f"cannot write run directory {workdir}: {error.strerror or error}. Choose another "
-        "--workdir."
-      ) from error
+      _check_config(workdir, config, class_names)
     yield check
 
 
-def _write_config(
+def write_config(
   workdir: epath.Path, config: ConfigDict, class_names: Sequence[str], now: Mapping[str, Any]
 ) -> None:
-  path, began = workdir / "config.json", now
+  """Writes config and class names, once nothing speaks against the run any more.
+
+  Args:
+    workdir: a directory that has been claimed with the same config and class names.
+    config: resolved config of the run.
+    class_names: of its data set.
+    now: from `provenance.of_now`; what the run began with is kept, and changes are warned of.
+
+  Raises:
+    RequestError: if it cannot be written.
+  """
+  if jax.process_index():
+    return
+  path = workdir / "config.json"
+  with _written(workdir):
+    began = provenance.load(path) if path.exists() else {}
+    provenance.warn_of_changes(began, now)
+    classes.save(workdir, class_names)  # first: a run with a config and without names is an old one
+    config_lib.save(config, path, began or now)
+
+
+@contextlib.contextmanager
+def _written(workdir: epath.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise RequestError(
+      f"cannot write run directory {workdir}: {error.strerror or error}. Choose another --workdir."
+    ) from error
+
+
+def _check_config(workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]) -> None:
+  path = workdir / "config.json"
   if path.exists():
     different = config_lib.differences(config_lib.load(path), config)
     if different:
@@ -117,12 +140,8 @@ def _write_config(
         "Choose another --workdir, or give the same config to carry on."
       )
     _check_classes(workdir, config, class_names)
-    began = provenance.load(path) or now
-    provenance.warn_of_changes(began, now)
   elif (workdir / "checkpoints").exists() or (workdir / "metrics.jsonl").exists():
     raise RequestError(f"{workdir} holds results but no config.json: choose another --workdir.")
-  classes.save(workdir, class_names)  # first: a run with a config and without names is an old one
-  config_lib.save(config, path, began)
 
 
 def _check_classes(workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]) -> None:

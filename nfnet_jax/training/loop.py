@@ -90,9 +90,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   if config.steps not in saved:
     _check_tests(config, info, share)
   given = None if saved else _given_weights(config, info)
-  now = provenance.of_now(info)
-  with record_lib.claim_workdir(workdir, config, info.class_names, now) as claim:
+  with record_lib.claim_workdir(workdir, config, info.class_names) as claim:
     restored = checkpoint.restore_newest(directory, template)
+    record_lib.write_config(workdir, config, info.class_names, provenance.of_now(info))
     start, state = restored or (0, built.init_from(*given) if given else built.init())
     resume_step = start if restored else None
     del restored, given  # The state is a copy, and they are as large.

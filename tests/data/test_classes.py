@@ -136,8 +136,9 @@ def claim(tmp_path):
   workdir = epath.Path(tmp_path / "run")
 
   def claim(*names, data="folder"):
-    changes = {"data.name": data, "data.dir": str(tmp_path)}
-    with record.claim_workdir(workdir, tiny.config(**changes), names):
+    config = tiny.config(**{"data.name": data, "data.dir": str(tmp_path)})
+    with record.claim_workdir(workdir, config, names):
+      record.write_config(workdir, config, names, {})
       return classes.load(workdir, 4)
 
   claim.file = tmp_path / "run/classes.json"
