@@ -191,9 +191,9 @@ def describe(model: str, numerics: str, changes: Mapping[str, Any]) -> str:
   if numerics == "timm":
     return f"timm's {theirs} computes the same logits with these weights."
   return (
-    f"timm's {theirs} computes other logits with these weights, though near ones: it standardises"
-    " kernels with var + 1e-5 where these were trained with max(var, 1e-4 / N), and GELU by erf"
-    " where they had tanh. Only a network of numerics='timm' gives the same."
+    f"timm's {theirs} computes other logits with these weights, though near ones: its weight"
+    " standardisation adds 1e-5 to the variance where ours bounds it from below, and its GELU is by"
+    " erf where ours is by tanh. Only with weights of numerics='timm' are the logits the same."
   )
 
 
