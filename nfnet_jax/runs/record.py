@@ -47,9 +47,9 @@ class Record(NamedTuple):
       first = self.manager.latest_step() == self.resume_step
       checkpoint.save(self.manager, step, state, read_back=first)
 
-  def is_saving(self) -> bool:
-    """Whether a checkpoint is still being written."""
-    return self.manager is not None and self.manager.is_saving_in_progress()
+  def newest(self) -> int:
+    """The newest step that is on disk as a whole; 0 if there is none."""
+    return max(checkpoint.saved_steps(self.manager.directory), default=0) if self.manager else 0
 
   def wait(self) -> None:
     """Waits until all that was saved is on disk."""

@@ -29,8 +29,7 @@ class Saver:
   def __init__(self, config: ConfigDict, start: int, meter: Meter):
     self._config, self._start, self._meter = config, start, meter
     self._clock = time.monotonic()
-    self._record = Record()
-    self._saved = [start, start]  # the last two; the very last may still be on its way to the disk
+    self._record: Record | None = None  # of the first save
 
   def is_due(self, step: int) -> bool:
     """Whether to save this step, the last one made."""
@@ -41,8 +40,8 @@ class Saver:
   def save(self, record: Record, step: int, state: TrainState) -> None:
     """Saves a state, unless it is not finite: DivergedError."""
     self._meter.wait()
+    self._record = record
     record.save(step, state)
-    self._record, self._saved = record, [self._saved[1], step]
     self._meter.restart_clock()
     self._clock = time.monotonic()
 
@@ -59,9 +58,11 @@ class Saver:
 
   def loss(self) -> str:
     """What is lost if the run ends now, in words; "" for nothing."""
-    safe = self._saved[0 if self._record.is_saving() else 1]
+    if jax.process_index():
+      return ""
+    safe = self._record.newest() if self._record else self._start
     steps = self._meter.finished - safe
-    if steps == 0 or jax.process_index():
+    if steps <= 0:
       return ""
     since = f"checkpoint of step {safe}" if safe else "start: there is no checkpoint"
     return f"lost: {steps} step{'s' * (steps > 1)} since the {since}"

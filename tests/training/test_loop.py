@@ -452,7 +452,7 @@ def test_a_directory_deleted_during_training(command, tmp_path, when_testing, ca
   assert not workdir.exists()
 
 
-def test_a_disk_that_is_full(command, tmp_path, finished, when_testing, capfd):
+def test_a_disk_that_is_full(command, tmp_path, finished, when_testing, capfd, caplog):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   when_testing(4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1])))
   try:
@@ -464,6 +464,7 @@ def test_a_disk_that_is_full(command, tmp_path, finished, when_testing, capfd):
   line = err.splitlines()[-1]
   assert line.startswith(f"nfnet-jax: cannot save to {tmp_path}/checkpoints: File too large. ")
   assert f"the last good checkpoint is {tmp_path}/checkpoints/3." in line
+  assert "lost: 3 steps since the checkpoint of step 3" in caplog.text
   assert main(command(tmp_path)) == 0
   assert_same_end(tmp_path, finished)
 

@@ -20,16 +20,16 @@ class Meter:
 
 
 class Record:
-  """Notes what is saved; still writing the last if told so."""
+  """Notes what is saved; the last is not there as a whole if told so."""
 
-  def __init__(self):
-    self.steps, self.writing = [], False
+  def __init__(self, start=0):
+    self.steps, self.start, self.writing = [], start, False
 
   def save(self, step, state):
     self.steps.append(step)
 
-  def is_saving(self):
-    return self.writing
+  def newest(self):
+    return max(self.steps[:-1] if self.writing else self.steps, default=self.start)
 
 
 def saver(start=0, **changes):
@@ -66,7 +66,7 @@ def test_the_clock_starts_again_with_every_checkpoint(monkeypatch):
 
 
 def test_what_is_lost():
-  (ours, meter), record = saver(start=3), Record()
+  (ours, meter), record = saver(start=3), Record(start=3)
   assert ours.loss() == ""
   meter.finished = 4
   assert ours.loss() == "lost: 1 step since the checkpoint of step 3"
