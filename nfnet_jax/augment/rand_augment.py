@@ -88,9 +88,10 @@ def randaugment(
   return jax.lax.fori_loop(0, layers, layer, _to_uint8(images))
 
 
-def check_strength(layers: int, magnitude: int) -> None:
-  """Raises RequestError unless `randaugment` can take these values."""
-  if layers < 0 or not 0 <= magnitude <= 20:
+def check_strength(layers: int, magnitude: int | None) -> None:
+  """Raises RequestError unless `randaugment` can take these values; 0 layers need no magnitude."""
+  in_range = layers == 0 if magnitude is None else 0 <= magnitude <= 20
+  if layers < 0 or not in_range:
     raise RequestError(
       f"RandAugment with layers={layers}, magnitude={magnitude}: layers must be at least 0 and "
       "magnitude 0 to 20 (the paper has 4 layers at 5, 10 or 15)."

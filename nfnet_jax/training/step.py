@@ -44,7 +44,7 @@ class Augmentation(Protocol):
   mixup_alpha: float
   cutmix: bool
   randaugment_layers: int
-  randaugment_magnitude: int
+  randaugment_magnitude: int | None  # None where there are no layers
 
 
 def images_per_example(augmentation: Augmentation) -> int:

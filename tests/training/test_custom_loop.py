@@ -38,7 +38,7 @@ def train_step_of(net, tx, **changes):
   kwargs = {
     "num_classes": 4,
     "label_smoothing": 0.1,
-    "augmentation": tiny.config().augment,
+    "augmentation": nfnet_jax.config.default().augment,
     "accumulate": 1,
     "ema_decay": 0.9,
     "seed": 0,
@@ -151,6 +151,14 @@ def test_an_axis_of_another_name_is_refused(name):
   step = jax.pmap(train_step_of(net, tx), in_axes=(None, 0), out_axes=None, **names)
   with pytest.raises(nfnet_jax.RequestError, match=r"call the axis 'devices'"):
     step(init_state(*variables, tx), parallel.shard(tiny.batch(0), 8))
+
+
+def test_layers_of_randaugment_need_a_magnitude():
+  net, _ = linear()
+  augmentation = nfnet_jax.config.default().augment
+  augmentation.randaugment_layers = 4
+  with pytest.raises(nfnet_jax.RequestError, match="layers=4, magnitude=None"):
+    train_step_of(net, optax.sgd(0.1), augmentation=augmentation)
 
 
 def test_a_rule_that_keeps_the_parameters_themselves():
