@@ -223,21 +223,22 @@ def load(path: epath.Path, *, partial: bool = False) -> ConfigDict:
   if os.path.exists(path) and not os.path.isfile(path):
     raise RequestError(f"cannot read {path}: it is no file.")
   try:
-    tree = json.loads(path.read_text())
+    found = json.loads(path.read_text())
+    tree = found if isinstance(found, dict) else {}
+    tree.pop(PROVENANCE, None)
+    values = flatten(tree)
   except FileNotFoundError:
     raise RequestError(f"{path.parent} is no run directory: it has no {path.name}.") from None
   except (OSError, ValueError, RecursionError) as error:
     raise RequestError(f"cannot read {path}: {error}.") from error
-  tree = tree if isinstance(tree, dict) else {}
-  tree.pop(PROVENANCE, None)
-  values = flatten(tree)
   if "model.name" not in values:
     raise RequestError(f"cannot read {path}: it holds no config of a run.")
   tree.setdefault("seeding", 1)  # of runs from before there were others
   known = {name: value for name, value in values.items() if name in KEYS and value is not None}
   wrong = problems({name: normalise(KEYS[name], value) for name, value in known.items()})
   if wrong := wrong + ([] if partial else _damage(values)):
-    raise RequestError(f"cannot use {path}: {' '.join(wrong[:10])}")
+    remedy = "" if partial else " Put the file back as the run has written it."
+    raise RequestError(f"cannot use {path}: {' '.join(wrong[:10])}{remedy}")
   for name, key in KEYS.items():
     section, _, leaf = name.rpartition(".")
     branch = tree.setdefault(section, {}) if section else tree

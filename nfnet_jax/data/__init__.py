@@ -213,6 +213,11 @@ def _open(data: ConfigDict, *splits: str) -> "list[Source]":
       from nfnet_jax.data import folder
 
       return folder.open_folder(data, splits)
+    if data.dir and set("[*") & set(data.dir):
+      raise RequestError(
+        f"data.dir={data.dir}: TFDS takes [ and * in a path for patterns. Rename the directory, or "
+        "give a link to it."
+      )
     if data.name == "digits":
       from nfnet_jax.data import digits
 

@@ -242,3 +242,13 @@ def test_an_older_run_lacks_only_what_came_later(tmp_path):
   loaded = config_lib.load(path)
   assert (loaded.model.remat, loaded.accumulate, loaded.seeding) == ("none", 1, 1)
   assert config_lib.differences(loaded, whole) == ["seeding: 1, 2"]
+
+
+@pytest.mark.parametrize("depth", [900, 980, 99_999])  # what JSON's reader takes, our own does not
+def test_a_nest_is_no_config(tmp_path, depth):
+  path = epath.Path(tmp_path / "config.json")
+  path.write_text(
+    '{"model": {"name": "nfnet_f0"}, "a": ' + '{"a": ' * depth + "0" + "}" * depth + "}"
+  )
+  with pytest.raises(RequestError, match=r"^cannot (read|use) "):
+    config_lib.load(path)

@@ -296,6 +296,14 @@ def test_name_that_is_none(name: str, key: str, value: str) -> None:
   assert message.startswith(f"data.{key}={value!r} is no name")
 
 
+@pytest.mark.parametrize("name", ["tiny", "digits"])
+@pytest.mark.parametrize("directory", ["[1]", "a*"])
+def test_directory_that_tfds_takes_for_a_pattern(tmp_path: Path, name: str, directory: str) -> None:
+  line = refused_config(name=name, dir=str(tmp_path / directory))
+  assert f"data.dir={tmp_path / directory}: TFDS takes [ and * in a path for patterns." in line
+  assert not (tmp_path / directory).exists()
+
+
 def test_directory_that_is_not_utf8(tmp_path: Path) -> None:
   directory = f"{tmp_path}/\udce9"
   for name in ("digits", "mnist"):
