@@ -8,7 +8,7 @@ The second line tries the script itself on a CPU. Each measurement is a process 
 one that runs out of memory loses its own line alone, and both compile afresh. Ours is `nfnet-jax
 benchmark`; timm's is `timm_side.py`: `torch.compile`, autocast, channels last and not, its own AGC.
 Both read random uint8 images, wait for every step, and train with AGC, Nesterov's momentum, weight
-decay and averaged weights. Of each side the best batch and layout counts. Without --timm_python
+decay and EMA weights. Of each side the best batch and layout counts. Without --timm_python
 only ours is measured.
 """
 

@@ -1,7 +1,7 @@
 """timm's side of `gpu_vs_timm.py`, in a Python that has torch and timm; prints one line of JSON.
 
 Training is what the paper's recipe asks of it: forward, backward, AGC without the classifier, SGD
-with Nesterov's momentum and weight decay, and the averaged weights, on random uint8 images that
+with Nesterov's momentum and weight decay, and the EMA weights, on random uint8 images that
 are normalised on the device. The keys are those of `nfnet-jax benchmark`.
 """
 

@@ -57,7 +57,7 @@ def load_network(
     size: of the images in pixels. By default all of `preprocessing` is the run's that made the
       weights, as far as the file says, or else what the network is published with.
     features: whether the network is to give pooled features instead of logits.
-    averaged: of a run directory, the averaged weights or the raw ones.
+    averaged: of a run directory, the EMA weights or the raw ones.
     **overrides: constructor overrides; by default the file's.
 
   Raises:

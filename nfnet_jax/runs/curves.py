@@ -46,7 +46,7 @@ _PANELS = (
     (
       _Curve("train", "loss", "train", _TRAIN),
       _Curve("test", "loss", "test", _TEST),
-      _Curve("test", "ema_loss", "test, averaged weights", _EMA),
+      _Curve("test", "ema_loss", "test, EMA weights", _EMA),
     ),
   ),
   _Panel(
@@ -55,7 +55,7 @@ _PANELS = (
     (
       _Curve("train", "top1", "train", _TRAIN),
       _Curve("test", "top1", "test", _TEST),
-      _Curve("test", "ema_top1", "test, averaged weights", _EMA),
+      _Curve("test", "ema_top1", "test, EMA weights", _EMA),
     ),
     percent=True,
   ),

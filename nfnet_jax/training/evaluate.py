@@ -1,4 +1,4 @@
-"""Evaluation: every example counted exactly once, with the raw and with the averaged weights."""
+"""Evaluation: every example counted exactly once, with the raw and with the EMA weights."""
 
 import collections
 from collections.abc import Callable, Iterable

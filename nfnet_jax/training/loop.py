@@ -38,7 +38,7 @@ _FEW_TESTS = 2000  # test images that are read before the first step, to see tha
 _SHOWN = {
   "loss": "loss {:.4f}",
   "top1": "top-1 {:.2%}",
-  "ema_loss": "with averaged weights loss {:.4f}",
+  "ema_loss": "with EMA weights loss {:.4f}",
   "ema_top1": "top-1 {:.2%}",
   "learning_rate": "learning rate {:.3g}",
   "grad_norm": "gradient norm {:.3g}",

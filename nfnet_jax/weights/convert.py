@@ -158,7 +158,7 @@ def convert(
     out: the new file.
     model: the network's name in `list_models()`; by default the one that the file names or fits.
     to: see `save_weights`.
-    averaged: of a run directory, the averaged weights or the raw ones.
+    averaged: of a run directory, the EMA weights or the raw ones.
     force: whether an existing file is replaced.
     **overrides: as for `load_weights`; `numerics` and the others follow from a file that says
       them.

@@ -24,7 +24,7 @@ def read_file(path: pathlib.Path, *, averaged: bool = True) -> Stored:
 
   Args:
     path: a pickle in the published layout, an `.npz`, a safetensors file or a PyTorch checkpoint.
-    averaged: of a PyTorch checkpoint with both, the averaged weights or the raw ones.
+    averaged: of a PyTorch checkpoint with both, the EMA weights or the raw ones.
 
   Raises:
     RequestError: if it is none of them or no file, or is damaged, or would run code.

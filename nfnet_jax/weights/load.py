@@ -47,7 +47,7 @@ def load_weights(
     in_chans: channels of the images. If the file's are 3, the first kernel is summed over them
       for 1 channel, and repeated and scaled by `3 / in_chans` for other numbers, as timm does; its
       gain makes up for what weight standardisation would undo of that.
-    averaged: of a run directory or a training script's checkpoint, the averaged weights or the raw
+    averaged: of a run directory or a training script's checkpoint, the EMA weights or the raw
       ones.
     rng: key for "reset"; `jax.random.key(0)` by default.
     **overrides: as for `create_model`. With `numerics="timm"` a file is taken for one that timm

@@ -32,7 +32,7 @@ _DTYPES = {
   **{"Char": np.int8, "Byte": np.uint8, "Bool": np.bool_},
 }
 _STORAGES = {f"torch.{name}Storage": np.dtype(dtype) for name, dtype in _DTYPES.items()}
-# Where training scripts keep a network, averaged weights and raw ones.
+# Where training scripts keep a network, EMA weights and raw ones.
 _AVERAGED = ("state_dict_ema", "model_ema")
 _RAW = ("state_dict", "model")
 
@@ -74,7 +74,7 @@ def read_pytorch(
 
   Args:
     path, archive: the file.
-    averaged: of a training script's checkpoint, the averaged weights if it has any, or the raw
+    averaged: of a training script's checkpoint, the EMA weights if it has any, or the raw
       ones.
 
   Raises:

@@ -16,7 +16,7 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
 
   Args:
     workdir: the run directory.
-    averaged: whether to take the averaged weights or the raw ones.
+    averaged: whether to take the EMA weights or the raw ones.
 
   Raises:
     RequestError: if the directory holds no run or no checkpoint.

@@ -30,7 +30,7 @@ def lines(axes):
 def test_every_panel_with_its_curves():
   drawn = panels([train_line(1), train_line(2), eval_line(2, ema_loss=0.9)])
   assert list(drawn) == ["Loss", "Accuracy", "Learning rate", "Gradient norm", "Clipped units"]
-  averaged = "test, averaged weights"
+  averaged = "test, EMA weights"
   assert lines(drawn["Loss"]) == {"train": [[1, 2], [2, 1]], "test": [[2, 1]], averaged: [[2, 0.9]]}
   assert lines(drawn["Accuracy"]) == {
     "train": [[1, 50], [2, 50]],

@@ -380,7 +380,7 @@ def test_a_run_directory(run, tmp_path):
       load_variables(workdir, **arguments)
     arguments[key] = overrides[key]
   result = convert(workdir, tmp_path / "f", config.model.name)
-  assert result["source"] == f"{workdir.name}, step 5, averaged weights"
+  assert result["source"] == f"{workdir.name}, step 5, EMA weights"
   assert result["num_classes"] == 4
   exactly(load_variables(tmp_path / "f", **arguments), variables)
   convert(tmp_path / "f", tmp_path / "g", config.model.name, "published")
