@@ -243,7 +243,7 @@ def test_well_known_data_need_not_be_there():
     (["--topology=v4:2x2x1", "--config.batch_size=258"], "does not divide over 4 devices: use a"),
     (["--topology=gpu:h200x"], "there is no topology 'gpu:h200x': write gpu:KINDxNUMBER, with one"),
     (["--topology=gpu:h200x٨"], "write gpu:KINDxNUMBER, with one of"),
-    (["--topology=gpu:h200x" + "9" * 5000], "write gpu:KINDxNUMBER, with one of"),
+    (["--topology=gpu:h200x" + "9" * 200], "write gpu:KINDxNUMBER, with one of"),
     (["--topology=v4:٢x2x1"], "there is no topology 'v4:٢x2x1': the nearest are v4:2x2x1"),
     (["--topology=v4:7x7x7"], "there is no topology 'v4:7x7x7': the nearest are"),
     (["--topology=v4:2x2x1"], "libtpu, which is not installed: pip install 'nfnet_jax[plan]'"),
