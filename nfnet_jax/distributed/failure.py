@@ -24,6 +24,7 @@ from jax._src import distributed as jax_distributed  # the key-value store is no
 from nfnet_jax.errors import verdict
 
 _POLL = 1.0  # seconds between two looks at what the others have left
+_PATIENCE = 2.0  # seconds for what is said last
 _KEY = "nfnet_jax/failed"
 
 _ending = threading.Lock()  # held by the thread that ends this process
@@ -91,8 +92,16 @@ def last_words(say: Callable[[], str]) -> Iterator[None]:
 
 
 def _say_last_words() -> None:
-  if words := _last_words():
-    log.warning("%s", words)
+  """Says them, unless a disk that fails or hangs keeps them back: it may be why all this ends."""
+
+  def say() -> None:
+    with contextlib.suppress(Exception):
+      if words := _last_words():
+        log.warning("%s", words)
+
+  thread = threading.Thread(target=say, daemon=True)
+  thread.start()
+  thread.join(_PATIENCE)
 
 
 def exit_now(status: int, line: str) -> NoReturn:
