@@ -7,6 +7,8 @@ import pathlib
 import secrets
 from typing import Any
 
+from etils import epath
+
 from nfnet_jax.errors import RequestError
 
 
@@ -25,17 +27,24 @@ def check_free(path: pathlib.Path, force: bool) -> None:
 
 def write(path: pathlib.Path, content: bytes) -> None:
   """Writes or replaces a file; raises RequestError if it cannot, and leaves nothing then."""
+  try:
+    replace(path, content)
+  except (OSError, ValueError) as error:
+    reason = getattr(error, "strerror", None) or error
+    raise RequestError(f"cannot write {path}: {reason}.") from error
+
+
+def replace(path: epath.Path | pathlib.Path, content: bytes) -> None:
+  """Writes or replaces a file; raises OSError if it cannot, and leaves nothing then."""
   # A name that no other file has, and that is no longer than names may be.
   partial = path.with_name(f".{secrets.token_hex(8)}.partial")
   try:
-    with partial.open("xb") as file:
-      file.write(content)
+    partial.write_bytes(content)
     partial.replace(path)
-  except (OSError, ValueError) as error:
-    with contextlib.suppress(OSError):
+  except BaseException:
+    with contextlib.suppress(OSError, ValueError):
       partial.unlink(missing_ok=True)
-    reason = getattr(error, "strerror", None) or error
-    raise RequestError(f"cannot write {path}: {reason}.") from error
+    raise
 
 
 def to_json(result: Any) -> str:

@@ -27,10 +27,10 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 # A room imports only from rows above its own. A file has its own row, or else its folder's.
 ROWS = (
   {"errors", "config.values", "data.batch", "data.orientation", "cli.compile_cache"},
-  {"data.formats", "data.png"},
+  {"data.formats", "data.png", "output"},
   {"data.jpeg"},
   {"data.reader"},
-  {"agc", "losses", "augment", "ops", "plan.flops", "runs.metrics", "output", "data.preprocess"},
+  {"agc", "losses", "augment", "ops", "plan.flops", "runs.metrics", "data.preprocess"},
   {
     "cli.backend",
     "cli.interrupt",

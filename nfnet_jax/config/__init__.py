@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict, config_dict
 
-from nfnet_jax import models, seeds
+from nfnet_jax import models, output, seeds
 from nfnet_jax.config.keys import DTYPES, KEYS, problems
 from nfnet_jax.config.values import normalise, short
 from nfnet_jax.data import DatasetInfo
@@ -200,10 +200,8 @@ def save(config: ConfigDict, path: epath.Path, provenance: Mapping[str, Any] | N
     path: of the file.
     provenance: versions and the like, which are no part of the config; see `runs.provenance`.
   """
-  partial = path.with_name(path.name + ".partial")
   tree = config.to_dict() | ({PROVENANCE: dict(provenance)} if provenance else {})
-  partial.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n")
-  partial.replace(path)
+  output.replace(path, f"{json.dumps(tree, indent=2, sort_keys=True)}\n".encode())
 
 
 def load(path: epath.Path, *, partial: bool = False) -> ConfigDict:

@@ -16,6 +16,7 @@ from typing import Any
 
 from etils import epath
 
+from nfnet_jax import output
 from nfnet_jax.errors import RequestError
 
 FILE_NAME = "classes.json"  # in a run directory
@@ -170,10 +171,7 @@ def load(workdir: epath.Path, num_classes: int) -> tuple[str, ...] | None:
 
 def save(workdir: epath.Path, names: Sequence[str]) -> None:
   """Writes the names to a run directory; the file appears whole or not at all."""
-  path = workdir / FILE_NAME
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(dumps(names) + "\n")
-  partial.replace(path)
+  output.replace(workdir / FILE_NAME, f"{dumps(names)}\n".encode())
 
 
 def _find(names: tuple[str, ...], known: tuple[str, ...]) -> tuple[int, ...]:

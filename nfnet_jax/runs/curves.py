@@ -1,12 +1,12 @@
 """A run's curves as one picture, drawn from its `metrics.jsonl`."""
 
-import contextlib
 import io
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etils import epath
 
+from nfnet_jax import output
 from nfnet_jax.errors import RequestError, RunError
 from nfnet_jax.runs import metrics
 
@@ -96,13 +96,9 @@ def plot(workdir: epath.PathLike) -> epath.Path:
     warnings.filterwarnings("ignore", "Glyph")  # A name may be in any script.
     picture.savefig(content, dpi=160)
   path = workdir / "curves.png"
-  partial = workdir / "curves.png.partial"
   try:
-    partial.write_bytes(content.getvalue())
-    partial.replace(path)
+    output.replace(path, content.getvalue())
   except OSError as error:
-    with contextlib.suppress(OSError):
-      partial.unlink(missing_ok=True)
     raise RunError(
       f"cannot write {path}: {error.strerror or error}. All else is saved; the same command draws "
       "it again."

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from etils import epath
 
+from nfnet_jax import output
 from nfnet_jax.errors import RequestError, RunError
 
 FILE_NAME = "metrics.jsonl"
@@ -200,7 +201,4 @@ def _drop_after(path: epath.Path, last_step: int) -> None:
   if not path.exists():
     return
   kept = [line + b"\n" for line, record in _complete_lines(path) if record["step"] <= last_step]
-  # Written beside and renamed: killed at any moment, the file is the old one or the new one.
-  beside = path.with_name(f"{path.name}.tmp")
-  beside.write_bytes(b"".join(kept))
-  beside.replace(path)
+  output.replace(path, b"".join(kept))
