@@ -26,7 +26,8 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 # A room imports only from rows above its own. A file has its own row, or else its folder's.
 ROWS = (
-  {"errors", "config.values", "data.batch", "data.orientation", "cli.compile_cache"},
+  {"errors", "config.values", "data.batch", "data.orientation", "cli.compile_cache"}
+  | {"distributed.private"},
   {"data.formats", "data.png", "output"},
   {"data.jpeg"},
   {"data.reader"},
@@ -154,6 +155,15 @@ def test_layers_know_no_network():
     "nfnet_jax.ops.gelu.gelu",
     "nfnet_jax.ops.pool_cpu",
   }
+
+
+def test_private_names_of_jax_are_in_one_file():
+  users = set()
+  for path in FILES:
+    attributes = [n.attr for n in ast.walk(ast.parse(path.read_text())) if type(n) is ast.Attribute]
+    if {"_src", "_cluster_types"} & {*attributes, *".".join(imports_of(path)).split(".")}:
+      users.add(name_of(path))
+  assert users == {"distributed.private"}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

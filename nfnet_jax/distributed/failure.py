@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn
 
 import jax
-from jax._src import distributed as jax_distributed  # the key-value store is not public
 
+from nfnet_jax.distributed import private
 from nfnet_jax.errors import verdict
 
 _POLL = 1.0  # seconds between two looks at what the others have left
@@ -135,7 +135,7 @@ def _exit_as(first: _Failure) -> NoReturn:
 
 def _leave(failure: _Failure) -> _Failure:
   """Leaves a failure for the others to see; gives the one that was first."""
-  client = jax_distributed.global_state.client
+  client = private.state().client
   if client:
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another was first, or all is over.
       client.key_value_set(_KEY, json.dumps(failure))
@@ -144,7 +144,7 @@ def _leave(failure: _Failure) -> _Failure:
 
 def _first_failure() -> _Failure | None:
   """What the first process to fail has left, if there is one and the coordinator still answers."""
-  client = jax_distributed.global_state.client
+  client = private.state().client
   try:
     return _Failure(*json.loads(client.key_value_try_get(_KEY))) if client else None
   except jax.errors.JaxRuntimeError:
@@ -152,4 +152,4 @@ def _first_failure() -> _Failure | None:
 
 
 def _index() -> int:
-  return jax_distributed.global_state.process_id
+  return private.state().process_id

@@ -18,10 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
-from jax._src import clusters
-from jax._src import distributed as jax_distributed  # the key-value store is not public
 
-from nfnet_jax.distributed import failure
+from nfnet_jax.distributed import failure, private
 from nfnet_jax.errors import RequestError
 
 # A silent process is declared dead after 10 s, and a finished one waits 15 s for the others. JAX's
@@ -93,7 +91,7 @@ def agree(
   Raises:
     RequestError: on every process, with what `judge` finds wrong.
   """
-  client, count = jax_distributed.global_state.client, jax_distributed.global_state.num_processes
+  client, count = private.state().client, private.state().num_processes
   if client is None:
     return
   _expect(_MEETING)
@@ -108,7 +106,7 @@ def agree(
 
 def first_says(value: Callable[[], bool]) -> bool:
   """What process 0 finds, on all processes; the others do not call `value`."""
-  client = jax_distributed.global_state.client
+  client = private.state().client
   if client is None:
     return value()
   _expect(_MEETING)
@@ -144,7 +142,7 @@ def _join(
     return False
   if given != (None, None, None):
     _check(*given)
-  state, joined = jax_distributed.global_state, threading.Event()
+  state, joined = private.state(), threading.Event()
 
   def give_up_in_time() -> None:
     # Asked all along: one that answered may itself have given up just before.
@@ -212,9 +210,9 @@ def _check(coordinator: str | None, num_processes: int | None, process_id: int |
 
 def _num_processes_found() -> int:
   """How many processes the environment runs, as JAX detects it; 1 if it says nothing."""
-  for cluster in clusters.ClusterEnv._cluster_types:
+  for cluster in private.cluster_types():
     # A Kubernetes pod that belongs to no job, such as a notebook's, is alone.
-    plain_pod = cluster is clusters.K8sCluster and "JOB_COMPLETION_INDEX" not in os.environ
+    plain_pod = private.is_kubernetes(cluster) and "JOB_COMPLETION_INDEX" not in os.environ
     if plain_pod or cluster.opt_in_only_method:
       continue
     try:
@@ -255,12 +253,12 @@ def _agree_on_count() -> None:
         )
     return None
 
-  agree(lambda: str(jax_distributed.global_state.num_processes), judge)
+  agree(lambda: str(private.state().num_processes), judge)
 
 
 def _index() -> int:
   """Which process this is, without a look at the devices."""
-  return jax_distributed.global_state.process_id
+  return private.state().process_id
 
 
 def _wait_for(client: Any, key: str) -> str:
