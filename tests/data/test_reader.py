@@ -212,10 +212,12 @@ def test_what_is_too_large_is_refused_by_its_header(
 def test_long_images_are_resized_at_the_cost_of_short_ones(
   decoders: dict[bool, object], depth: int
 ) -> None:
-  pixels = reader.read(zoo.blank_png(formats.MAX_SIDE, 1, depth))
-  assert pixels.shape == (1, formats.MAX_SIDE, 3)
-  assert not preprocess.prepare(pixels, 224, 32, "squash").any()
-  assert not preprocess.prepare(pixels, 224, 32, "central").any()
+  content = zoo.blank_png(formats.MAX_SIDE, 1, depth)
+  pixels = reader.read(content)
+  assert pixels.shape == decoders[True](content).shape == (1, formats.MAX_SIDE, 3)
+  for resize, theirs in (("squash", image.squash), ("central", image.central)):
+    assert not preprocess.prepare(pixels, 224, 32, resize).any()
+    assert not theirs(tf.constant(content), 224, 32).numpy().any()
 
 
 def test_an_image_of_190_megapixels_is_read() -> None:
