@@ -186,8 +186,8 @@ def open_record(
       yield Record(manager, writer, check, resume_step)
   except tuple(_LAST_WORDS) as error:
     failed = type(error), str(error)
+  check()
   if failed:  # Raised here, where nothing holds the state any more.
-    check()
     kind, message = failed
     steps = checkpoint.saved_steps(directory)
     last = (
