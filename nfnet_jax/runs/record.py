@@ -190,9 +190,7 @@ def open_record(
   if failed:  # Raised here, where nothing holds the state any more.
     kind, message = failed
     steps = checkpoint.saved_steps(directory)
-    last = (
-      f"the last good checkpoint is {directory / str(steps[-1])}"
-      if steps
-      else ("no checkpoint had been saved")
-    )
+    last = "no checkpoint had been saved"
+    if steps:
+      last = f"the last good checkpoint is {directory / str(steps[-1])}"
     raise kind(f"{message} Stopped; {last}. {_LAST_WORDS[kind]}")
