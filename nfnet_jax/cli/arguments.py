@@ -27,7 +27,7 @@ def parse(
   required: Sequence[str] = (),
   positional: bool = False,
 ) -> Namespace:
-  """Understands the words behind a verb, or prints its help and exits.
+  """Understands the words after a verb, or prints its help and exits.
 
   Args:
     verb: whose flags are in `FLAGS`.
