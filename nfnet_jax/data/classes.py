@@ -75,6 +75,26 @@ def choose(
   return tuple(range(num_classes))
 
 
+def are_part_of_imagenet(names: Sequence[str], num_classes: int) -> bool:
+  """Whether a data set has some of a network's classes as ImageNet's other test sets have them.
+
+  Args:
+    names: of the data set's classes, all of them the network's.
+    num_classes: of the network.
+
+  Raises:
+    RequestError: if it has but one, of which every guess would be right.
+  """
+  if num_classes != len(imagenet()) or not set(names) < imagenet().keys():
+    return False
+  if len(names) == 1:
+    raise RequestError(
+      f"The data set has images of one class, {names[0]!r}, and guesses are compared among the"
+      " classes that a part of ImageNet has: every one would be right. Evaluate on more classes."
+    )
+  return True
+
+
 def check_distinct(names: Sequence[str]) -> None:
   """Raises a RequestError if a data set has two classes of one name."""
   twice = _repeated(normalize(names))

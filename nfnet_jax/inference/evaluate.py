@@ -35,6 +35,8 @@ def evaluate_workdir(
 ) -> dict[str, float | int | str]:
   """Evaluates the newest good checkpoint of a run, with classes found by name.
 
+  A guess of a class that has no test image is a guess like any other, and wrong.
+
   Args:
     workdir: the run directory.
     split: of the data set; the run's test split by default.
@@ -67,16 +69,16 @@ def evaluate_workdir(
       f"{info.num_classes}: evaluate on the data set that it was trained for."
     )
   names = names or data.former_classes(config.data, config.data.test_split)
-  columns = data.choose_classes(info, num_classes, names)
-  agreement.on_data(info, columns)
+  logits = _with_others(data.choose_classes(info, num_classes, names), num_classes)
+  agreement.on_data(info, logits)
   run = build(config)
   restored = checkpoint.restore_newest(workdir / "checkpoints", jax.eval_shape(run.init))
   if restored is None:
     raise RequestError(f"{workdir} holds no checkpoint yet: train for longer, or look elsewhere.")
   step, state = restored
   agreement.on_state(step, state)
-  net = _guessing_among(run.eval_net, columns, num_classes)
-  eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=info.num_classes))
+  net = _giving(run.eval_net, logits, num_classes)
+  eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=num_classes))
   batches = data.test_batches(
     config.data,
     batch_size=config.batch_size,
@@ -105,7 +107,9 @@ def evaluate_weights(
   Args:
     path, model: see `inference.load_network`.
     dataset: any TFDS name, or "folder". It has the network's classes by name, in any order, or some
-      of them: guesses are then compared among these. Classes without names are compared by number.
+      of them. Classes without names are compared by number. ImageNet's other test sets have some of
+      its classes, and guesses are compared among these, as their authors do; so they are wherever a
+      data set has a part of ImageNet's classes. Otherwise a guess of any class counts.
     split: of the data set; "validation" of imagenet2012 and its kin and "test" of others by
       default.
     data_dir: where the data are, if not at TFDS's own default.
@@ -113,8 +117,9 @@ def evaluate_weights(
     **overrides: as for `inference.load_network`; `size` among them.
 
   Returns:
-    `model`, `split`, `size`, and the metrics of `evaluate`; for the published networks on ImageNet
-    and its other test sets also the `expected_top1` and `expected_top5` of the published weights.
+    `model`, `split`, `size`, and the metrics of `evaluate`; `compared_classes`, if guesses are
+    compared among fewer classes than the network's; for the published networks on ImageNet and its
+    other test sets also the `expected_top1` and `expected_top5` of the published weights.
 
   Several processes share the work as in `evaluate_workdir`.
 
@@ -138,10 +143,15 @@ def evaluate_weights(
   names = network.class_names
   if names is None and path.is_dir() and info.num_classes == network.num_classes:
     names = data.former_classes(config, split)  # of a run of a time when they were not kept
-  columns = data.choose_classes(info, network.num_classes, names)
-  agreement.on_data(info, columns)
-  net = _guessing_among(network.net, columns, network.num_classes)
-  eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=info.num_classes))
+  logits = data.choose_classes(info, network.num_classes, names)
+  compared = {}
+  if classes.are_part_of_imagenet(info.class_names, network.num_classes):
+    compared = {"compared_classes": len(logits)}
+  else:
+    logits = _with_others(logits, network.num_classes)
+  agreement.on_data(info, logits)
+  net = _giving(network.net, logits, network.num_classes)
+  eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=len(logits)))
   batches = data.test_batches(
     config,
     batch_size=batch_size,
@@ -152,7 +162,7 @@ def evaluate_weights(
   variables = parallel.replicate((network.params, network.state), copy=False)
   metrics = evaluate(eval_step, {"": variables}, batches)
   known = {} if "size" in overrides else expected(network.model, dataset, split)
-  return {"model": network.model, "split": split, "size": size} | metrics | known
+  return {"model": network.model, "split": split, "size": size} | compared | metrics | known
 
 
 def _arrays(path: str | pathlib.Path) -> dict[str, Any]:
@@ -160,16 +170,28 @@ def _arrays(path: str | pathlib.Path) -> dict[str, Any]:
   return {name: entry.read() for name, entry in weights.open_weights(path).entries.items()}
 
 
-def _guessing_among(
-  net: hk.TransformedWithState, columns: tuple[int, ...], num_classes: int
+def _with_others(logits: tuple[int, ...], num_classes: int) -> tuple[int, ...]:
+  """The logits of a data set's classes, and after them those of the other classes."""
+  others = sorted(set(range(num_classes)) - set(logits))
+  if others:
+    log.warning(
+      "the data set has %d of the network's %d classes: a guess of another one counts as wrong",
+      *(len(logits), num_classes),
+    )
+  return (*logits, *others)
+
+
+def _giving(
+  net: hk.TransformedWithState, order: tuple[int, ...], num_classes: int
 ) -> hk.TransformedWithState:
   """The network with these of its logits alone, in this order."""
-  if columns == tuple(range(num_classes)):
+  if order == tuple(range(num_classes)):
     return net
-  log.info("guesses are compared among %d of the network's %d classes", len(columns), num_classes)
+  if len(order) < num_classes:
+    log.info("guesses are compared among %d of the network's %d classes", len(order), num_classes)
 
   def apply(*args: Any, **kwargs: Any) -> tuple[jax.Array, hk.State]:
     logits, state = net.apply(*args, **kwargs)
-    return logits[:, jnp.array(columns)], state
+    return logits[:, jnp.array(order)], state
 
   return net._replace(apply=apply)

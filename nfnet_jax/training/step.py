@@ -213,7 +213,8 @@ def make_eval_step(
     logits, _ = net.apply(params, net_state, None, images, is_training=False)
     if batch.labels.ndim == 2:
       batch = batch._replace(
-        labels=losses.likeliest(logits, batch.labels),
+        # Classes without an image, if there are any, are the last ones.
+        labels=losses.likeliest(logits[:, : batch.labels.shape[1]], batch.labels),
         mask=batch.mask * jnp.any(batch.labels, axis=-1),
       )
     _check_batch(batch)

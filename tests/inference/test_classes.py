@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import unicodedata
 
 import numpy as np
@@ -146,6 +147,23 @@ def test_labels_follow_the_names(run, folder, done, tmp_path):
   (workdir / "classes.json").write_bytes(kept)
   assert result["ema_top1"] == pytest.approx(expected)
   assert result["ema_top1"] != pytest.approx(before["ema_top1"])  # or nothing would be tested
+
+
+def test_a_class_without_an_image_may_be_guessed(run, folder, done, tmp_path):
+  """Compared among the classes that are there, every guess of a single one would be right."""
+  workdir, _ = run
+  name = NAMES[2]
+  shutil.copytree(folder / "test" / name, tmp_path / "test" / name)
+  lines = done("predict", f"--weights={workdir}", "--top=3", tmp_path)
+  shares = [{each["name"]: each["probability"] for each in line["top"]}[name] for line in lines]
+  where = f"--data_dir={tmp_path}", "--batch_size=8"
+  [of_run] = done("evaluate", f"--workdir={workdir}", *where)
+  [of_weights] = done("evaluate", f"--weights={workdir}", "--dataset=folder", *where)
+  for result, prefix in (of_run, "ema_"), (of_weights, ""):
+    assert result["examples"] == COUNTS["test"][2]
+    assert result[prefix + "loss"] == pytest.approx(-np.log(shares).mean(), rel=1e-4)
+    assert result[prefix + "top1"] == pytest.approx(share_right(lines))
+    assert "compared_classes" not in result
 
 
 def test_a_renamed_folder_is_refused(run, renamed, refused, tmp_path):

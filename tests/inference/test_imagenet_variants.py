@@ -1,6 +1,7 @@
 """ImageNet's other test sets: each counted as its authors do, with the classes found by name."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,10 +125,16 @@ def test_folders_named_by_synsets(network, tmp_path, capsys):
   result = evaluated(path, capsys, "--dataset=folder", f"--data_dir={tmp_path}")
   classes = sorted(set(FEW))
   check(result, logits[:, classes], [[classes.index(k)] for k in FEW])
+  assert result["compared_classes"] == 4
   (tmp_path / "test" / NAMES[6]).rename(tmp_path / "test" / "fish")
   words = ["evaluate", f"--weights={path}", "--dataset=folder", f"--data_dir={tmp_path}"]
   assert main([*words, "--batch_size=8"]) == 2
   assert "1000 classes, and the data set 4 that are not" in capsys.readouterr().err
+  for folder in (tmp_path / "test").iterdir():
+    if folder.name != NAMES[13]:
+      shutil.rmtree(folder)
+  assert main([*words, "--batch_size=8"]) == 2
+  assert f"images of one class, '{NAMES[13]}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", SPLITS)
