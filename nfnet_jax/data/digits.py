@@ -2,8 +2,9 @@
 
 import contextlib
 import fcntl
+import io
+import logging
 import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from nfnet_jax.errors import RequestError
 
 VERSION = "1.0.0"
 NUM_TEST = 360
+
+log = logging.getLogger(__name__)
 
 
 def write_if_absent(directory: str | None) -> None:
@@ -33,10 +36,9 @@ def write_if_absent(directory: str | None) -> None:
   if _is_prepared(directory):
     return
   try:
-    # TFDS reports on stdout, which is for results.
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(sys.stderr), _turn(directory):
+    with _quiet(), _turn(directory):
       if not _is_prepared(directory):
+        log.info("writing the digits to %s, once", directory or tfds.core.constants.DATA_DIR)
         _write(directory)
   except (OSError, tf.errors.OpError, RuntimeError) as error:
     if _is_prepared(directory):  # Another process was faster, where there are no locks.
@@ -47,6 +49,20 @@ def write_if_absent(directory: str | None) -> None:
       f"Cannot write the digits to {directory or 'the TFDS data directory'} ({error}): set"
       " data.dir to a directory that can be written."
     ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """TFDS reports a download, which this is not, on stdout, which is for results."""
+  tfds.disable_progress_bar()
+  absl = logging.getLogger("absl")
+  level = absl.level
+  absl.setLevel(logging.ERROR)
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    absl.setLevel(level)
 
 
 @contextlib.contextmanager
