@@ -220,7 +220,7 @@ def test_split_expressions_read_what_they_say(tiny: ConfigDict) -> None:
 def test_digits_are_scikit_learns(digits: ConfigDict) -> None:
   from sklearn.datasets import load_digits
 
-  assert data.describe(digits) == (10, tuple("0123456789"), 1437, 360, False)
+  assert data.describe(digits)[:5] == (10, tuple("0123456789"), 1437, 360, False)
   train = next(data.train_batches(digits, seed=0, batch_size=1437))
   test = next(data.test_batches(digits, batch_size=360))
   pixels, labels = load_digits(return_X_y=True)
