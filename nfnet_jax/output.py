@@ -4,12 +4,15 @@ import contextlib
 import json
 import math
 import pathlib
+import re
 import secrets
 from typing import Any
 
 from etils import epath
 
 from nfnet_jax.errors import RequestError
+
+_ESCAPED = re.compile("[\udc80-\udcff]")  # bytes of names, as Python holds them
 
 
 def check_free(path: pathlib.Path, force: bool) -> None:
@@ -48,13 +51,20 @@ def replace(path: epath.Path | pathlib.Path, content: bytes) -> None:
 
 
 def to_json(result: Any) -> str:
-  """One line of JSON, in which numbers that are not finite are null: JSON has no name for them."""
-  return json.dumps(_finite(result), allow_nan=False)
+  """One line of JSON that every reader takes.
+
+  Numbers that are not finite are null: JSON has no name for them. Text is valid Unicode: bytes of
+  a file's name that are not UTF-8 are taken for Latin-1.
+  """
+  return json.dumps(_strict(result), allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _strict(value: Any) -> Any:
   if isinstance(value, dict):
-    return {key: _finite(each) for key, each in value.items()}
+    return {key: _strict(each) for key, each in value.items()}
   if isinstance(value, list | tuple):
-    return [_finite(each) for each in value]
+    return [_strict(each) for each in value]
+  if isinstance(value, str):
+    value = _ESCAPED.sub(lambda byte: chr(ord(byte[0]) - 0xDC00), value)
+    return value.encode(errors="replace").decode()
   return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-from nfnet_jax.data import corrupt, reader
+from nfnet_jax.data import corrupt, reader, search
 from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Record, Source
 from nfnet_jax.errors import RequestError
@@ -52,7 +52,8 @@ def refuse(
     for position, record in _damaged(suspects, decode):
       count += 1
       if count <= corrupt.SHOWN and (why := _objection(source, position, record, decode)):
-        found.append(f"{os.fsdecode(source.locate(record).numpy())}: {why}")
+        name = os.fsdecode(source.locate(record).numpy())
+        found.append(f"{search.shown(name)}: {why}")
   except DAMAGE:
     _try_files(source)
   if count == 1 and found:

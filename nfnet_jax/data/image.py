@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nfnet_jax.data import formats, orientation, reader
+from nfnet_jax.data import jpeg as jpeg_lib
 from nfnet_jax.data.host_tf import tf
 
 MAX_ATTEMPTS = 10
@@ -102,9 +103,11 @@ def _decode_turned(encoded: tf.Tensor, shape: tf.Tensor, window: Window) -> tf.T
 
 
 def _is_plain_jfif(encoded: tf.Tensor) -> tf.Tensor:
-  """Whether a JPEG has its tables right behind the usual header, so that no EXIF is before them."""
+  """Whether a JPEG has the usual header, its tables right behind it, and no EXIF after them."""
   header, tables = tf.strings.substr(encoded, 2, 4), tf.strings.substr(encoded, 20, 2)
-  return (header == b"\xff\xe0\0\x10") & (tables == b"\xff\xdb")
+  start = tf.strings.substr(encoded, 0, jpeg_lib.EXIF_REACH)
+  has_exif = tf.strings.regex_full_match(start, r"\C*Exif\C*")
+  return (header == b"\xff\xe0\0\x10") & (tables == b"\xff\xdb") & ~has_exif
 
 
 def _is_plain_png(encoded: tf.Tensor, upright: bool) -> tf.Tensor:
@@ -114,7 +117,7 @@ def _is_plain_png(encoded: tf.Tensor, upright: bool) -> tf.Tensor:
   is_small = (tf.reduce_max(sizes) <= formats.MAX_SIDE) & (tf.reduce_prod(sizes) <= _MAX_PIXELS)
   is_plain = tf.reduce_all(start[:16] == _PNG) & is_small
   is_plain &= (start[24] == 8) & ((start[25] == _PNG_GRAY) | (start[25] == _PNG_COLOUR))
-  chunks = [b"tRNS", b"eXIf"] if upright else [b"tRNS"]
+  chunks = [b"tRNS", b"eXIf", b"Raw profile type exif"] if upright else [b"tRNS"]
 
   def has_none() -> tf.Tensor:
     parts = [tf.strings.split(encoded, chunk, maxsplit=1) for chunk in chunks]

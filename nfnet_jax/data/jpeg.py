@@ -7,6 +7,7 @@ fast one, but repeats colours instead: here they are interpolated afterwards as 
 """
 
 import io
+import re
 
 import numpy as np
 from PIL import JpegImagePlugin
@@ -17,6 +18,11 @@ _STRIP = 512  # rows of pixels computed at once; even
 _BLOCK = 8  # pixels on a side of what is transformed together
 _SEGMENTS = {*range(0xE0, 0xF0), 0xFE}  # what applications add
 _NEEDED = {0xE0, 0xEE}  # tell the decoder how colours are stored
+_TABLES, _FILL = 0xDB, re.compile(b"\xff+")
+_SCAN = {0x00, 0x01, *range(0xD0, 0xDB)}  # what has no length, and where the pixels begin
+# Nearly all files have EXIF before their tables. After these it is looked for in so many first
+# bytes alone: training searches them in every file.
+EXIF_REACH = 1024
 
 # libjpeg's conversion to RGB, with the same roundings.
 _CENTRED = np.arange(256) - 128
@@ -36,14 +42,20 @@ def split(content: bytes) -> tuple[bytes, bytes]:
   Returns:
     EXIF metadata (empty if there are none), and the file without additions.
   """
-  exif, kept, at = b"", [content[:2]], 2
-  while len(content) >= at + 4 and content[at] == 0xFF and content[at + 1] in _SEGMENTS:
+  exif, kept, at, reach = b"", [content[:2]], 2, len(content)
+  while len(content) >= at + 4 and content[at] == 0xFF and content[at + 1] not in _SCAN:
+    marker = content[at + 1]
+    if marker == 0xFF:
+      at = _FILL.match(content, at).end() - 1
+      continue
     end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
     body = content[at + 4 : end]
-    if content[at + 1] == 0xE1 and body.startswith(b"Exif\0\0"):
-      exif = exif or body
-    elif content[at + 1] in _NEEDED:
+    if marker == 0xE1 and body.startswith(b"Exif\0\0"):
+      exif = exif or (body if at + 8 <= reach else b"")
+    elif marker in _NEEDED or marker not in _SEGMENTS:
       kept.append(content[at:end])
+    if marker == _TABLES:
+      reach = EXIF_REACH
     at = end
   return exif, b"".join([*kept, content[at:]])
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from nfnet_jax.data import corrupt, culprit, lanes
+from nfnet_jax.data import corrupt, culprit, lanes, search
 from nfnet_jax.data import image as image_lib
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.data.host_tf import tf
@@ -51,7 +51,7 @@ def train_batches(
   suspects = _everything(source) if source.num_examples <= corrupt.LEAST_SAMPLE else None
   parts = _read(source, stream, decode, start_step, share, tolerant, suspects)
   for count, (images, labels, *names) in enumerate(parts, 1):
-    damaged = [os.fsdecode(name) for name in itertools.chain(*names) if name]
+    damaged = [search.shown(os.fsdecode(name)) for name in itertools.chain(*names) if name]
     if damaged:
       tally.add(damaged, min(count * share.size, source.num_examples))
     yield Batch(images, labels, np.ones(share.size, np.float32))

@@ -6,6 +6,9 @@ from nfnet_jax.errors import RequestError
 
 _SIGNATURE = 8  # bytes
 _KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+_DEPTH = 24  # where the header says how many bits a pixel has
+_PROFILE = b"Raw profile type exif\0"
+_LONGEST = 1 << 20  # of a profile that is unpacked
 
 
 def split(content: bytes) -> tuple[bytes, bytes]:
@@ -22,7 +25,7 @@ def split(content: bytes) -> tuple[bytes, bytes]:
   Raises:
     RequestError: a chunk that is needed is damaged or cut off.
   """
-  exif, kept, at = b"", [content[:_SIGNATURE]], _SIGNATURE
+  exif, profile, kept, at = b"", b"", [content[:_SIGNATURE]], _SIGNATURE
   view = memoryview(content)
   while True:
     name = content[at + 4 : at + 8]
@@ -31,10 +34,28 @@ def split(content: bytes) -> tuple[bytes, bytes]:
       raise RequestError("the file is cut off")
     if name == b"eXIf":
       exif = content[at + 8 : end - 4]
+    elif name in (b"tEXt", b"zTXt") and content.startswith(_PROFILE, at + 8):
+      profile = _of_profile(content[at + 8 + len(_PROFILE) : end - 4], name == b"zTXt")
     elif name in _KEPT:
       if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(content[end - 4 : end]):
         raise RequestError(f"its {name.decode()} chunk is damaged")
       kept.append(content[at:end])
     if name == b"IEND":
-      return exif, b"".join(kept)
+      return exif or profile, b"".join(kept)
     at = end
+
+
+def scale(content: bytes) -> int:
+  """By what gray of fewer than 8 bits is multiplied when it is read."""
+  return 255 // (2 ** content[_DEPTH] - 1)
+
+
+def _of_profile(text: bytes, is_packed: bool) -> bytes:
+  """EXIF metadata as ImageMagick keeps them: a name, a length, and hexadecimal digits in lines."""
+  try:
+    if is_packed:
+      text = zlib.decompressobj().decompress(text[1:], _LONGEST)
+    digits = b"".join(text.split(b"\n")[3:])
+    return bytes.fromhex(digits[: len(digits) // 2 * 2].decode("ascii"))
+  except (ValueError, zlib.error):
+    return b""

@@ -53,6 +53,8 @@ def read(content: bytes, upright: bool = True, window: Window = whole) -> np.nda
     with reader(io.BytesIO(content)) as image:
       formats.check_size(*image.size)
       exif = exif or image.info.get("exif", b"")
+      if kind.name == "PNG" and image.mode == "L" and "transparency" in image.info:
+        image.info["transparency"] *= png.scale(content)
       return _cut(_rgb(image), _turn(exif, upright), window)
   except RequestError:
     raise
@@ -119,7 +121,9 @@ def _shallow(strip: Image.Image) -> np.ndarray:
 def _deep(strip: Image.Image, image: Image.Image) -> np.ndarray:
   """Gray of 16 bits: the upper eight, as TensorFlow takes them."""
   if not strip.mode.startswith("I;16") and image.format != "PPM":
-    raise RequestError("its pixels have 32 bits, without a range: save it with 8 or 16 bits")
+    raise RequestError(
+      "its pixels have 32 bits or a sign, and no agreed range: save it with 8 or 16 bits, unsigned"
+    )
   values = np.asarray(strip)
   gray = (values >> 8).astype(np.uint8)
   if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:

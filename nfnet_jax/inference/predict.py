@@ -114,10 +114,12 @@ def find_images(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     elif kind == search.MISSING:
       raise RequestError(f"there is no image or folder {search.shown(str(path))}.")
     else:
-      raise RequestError(f"{path} is {kind}: name image files, or folders of them.")
+      raise RequestError(
+        f"{search.shown(str(path))} is {kind}: name image files, or folders of them."
+      )
   others = search.summary(skipped, os.curdir) if skipped else ""
   if not found:
-    where = ", ".join(map(str, paths)) or "no path"
+    where = ", ".join(search.shown(str(path)) for path in paths) or "no path"
     raise RequestError(f"no image in {where}{others and f' ({others})'}: name a file.")
   if skipped:
     log.warning("%s", others)
@@ -128,7 +130,7 @@ def _search(folder: pathlib.Path) -> search.Found:
   try:
     return search.images_below(str(folder))
   except OSError as error:
-    raise RequestError(f"cannot search {folder}: {error}.") from error
+    raise RequestError(f"cannot search {search.shown(str(folder))}: {error.strerror}.") from error
 
 
 def predict(
@@ -165,8 +167,8 @@ def predict(
     for i, (path, result) in enumerate(zip(batch, results, strict=False)):
       if i not in errors and not np.isfinite(result).all():
         errors[i] = NotFiniteError(
-          f"the network computes numbers for {path} that are not finite: its weights are damaged or"
-          " too large."
+          f"the network computes numbers for {search.shown(str(path))} that are not finite: its"
+          " weights are damaged or too large."
         )
       yield path, errors.get(i, result)
 

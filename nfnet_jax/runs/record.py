@@ -97,26 +97,29 @@ def claim_workdir(
 
 def write_config(
   workdir: epath.Path, config: ConfigDict, class_names: Sequence[str], now: Mapping[str, Any]
-) -> None:
+) -> Mapping[str, Any]:
   """Writes config and class names, once nothing speaks against the run any more.
 
   Args:
     workdir: a directory that has been claimed with the same config and class names.
     config: resolved config of the run.
     class_names: of its data set.
-    now: from `provenance.of_now`; what the run began with is kept, and changes are warned of.
+    now: from `provenance.of_now`; what the run began with is kept.
+
+  Returns:
+    What it began with; nothing on processes other than 0, or if that is not known.
 
   Raises:
     RequestError: if it cannot be written.
   """
   if jax.process_index():
-    return
+    return {}
   path = workdir / "config.json"
   with _written(workdir):
     began = provenance.load(path) if path.exists() else {}
-    provenance.warn_of_changes(began, now)
     classes.save(workdir, class_names)  # first: a run with a config and without names is an old one
     config_lib.save(config, path, began or now)
+  return began
 
 
 @contextlib.contextmanager

@@ -92,12 +92,15 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   given = None if saved else _given_weights(config, info)
   with record_lib.claim_workdir(workdir, config, info.class_names) as claim:
     restored = checkpoint.restore_newest(directory, template)
-    record_lib.write_config(workdir, config, info.class_names, provenance.of_now(info))
+    now = provenance.of_now(info)
+    began = record_lib.write_config(workdir, config, info.class_names, now)
     start, state = restored or (0, built.init_from(*given) if given else built.init())
     resume_step = start if restored else None
     del restored, given  # The state is a copy, and they are as large.
     agreement.on_state(start, state)
     untested = _is_untested(workdir, config, start)
+    if start < config.steps:
+      provenance.warn_of_changes(began, now)
     _announce(config, info, state.params, start)
     if start == config.steps and not untested:
       return _conclude(workdir)

@@ -75,11 +75,17 @@ def test_training_and_prediction_see_the_same_pixels(
     assert difference(ours, theirs) == 0, name
 
 
-@pytest.mark.parametrize("orientation", zoo.TURNS)
-def test_jpegs_are_turned_upright(orientation: int) -> None:
-  content, _ = ZOO[f"jpeg_orientation_{orientation}"]
+@pytest.mark.parametrize("kind", [*map(str, zoo.TURNS), "6_fill", "6_after_tables"])
+def test_jpegs_are_turned_upright(kind: str) -> None:
+  content, _ = ZOO[f"jpeg_orientation_{kind}"]
   stored = reader.read(content, upright=False)
-  np.testing.assert_array_equal(reader.read(content), zoo.TURNS[orientation](stored))
+  np.testing.assert_array_equal(reader.read(content), zoo.TURNS[int(kind[0])](stored))
+
+
+def test_signed_pixels_are_refused_as_such() -> None:
+  little = zoo.encode(Image.fromarray(np.zeros((4, 4), np.uint16)), "TIFF", tiffinfo={339: 2})
+  with pytest.raises(RequestError, match="32 bits or a sign, and no agreed range"):
+    reader.read(little)
 
 
 @pytest.mark.parametrize("name", zoo.broken_exif())

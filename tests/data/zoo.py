@@ -133,6 +133,10 @@ def jpegs() -> dict[str, tuple[bytes, None]]:
     plain = encode(colour, "JPEG")
     segment = b"\xff\xe1" + struct.pack(">H", len(metadata) + 2) + metadata
     found[f"exif_{name}"] = plain[:2] + segment + plain[2:]
+  segment = b"\xff\xe1" + struct.pack(">H", len(exif(6)) + 2) + exif(6)
+  found["orientation_6_fill"] = plain[:2] + b"\xff\xff" + segment + b"\xff" + plain[2:]
+  at = plain.index(b"\xff\xc0")
+  found["orientation_6_after_tables"] = plain[:at] + segment + plain[at:]
   return {f"jpeg_{name}": (content, None) for name, content in found.items()}
 
 
@@ -146,7 +150,34 @@ def pngs() -> dict[str, tuple[bytes, np.ndarray]]:
   bits = np.packbits(gray > 128, axis=1)
   transparent_index = bytes([0, 128]) + b"\xff" * 14
   shades = np.array([*transparent_index])[indices]
+  profile = b"\nexif\n      %d\n%s\n" % (len(exif(6)), exif(6).hex().encode())
+  dark = np.repeat(np.arange(HEIGHT, dtype=np.uint8)[:, None] % 4 * 0b01010101, 9, axis=1)
+  shade = np.arange(HEIGHT)[:, None].repeat(WIDTH, 1) % 4 * 85
   return {
+    "png_gray_2_key": (
+      png(dark, 2, 0, (b"tRNS", b"\0\1")),
+      repeated(np.where(shade == 85, WHITE, shade)),
+    ),
+    "png_bits_key": (
+      png(np.packbits(gray > 128, axis=1), 1, 0, (b"tRNS", b"\0\0")),
+      np.full((HEIGHT, WIDTH, 3), WHITE),
+    ),
+    "png_gray_4_key": (
+      png((gray[:, ::2] // 16 << 4) + gray[:, 1::2] // 16, 4, 0, (b"tRNS", b"\0\6")),
+      repeated(np.where(gray // 16 == 6, WHITE, gray // 16 * 17)),
+    ),
+    "png_orientation_6_text": (
+      png(colours, 8, 2, (b"tEXt", b"Raw profile type exif\0" + profile)),
+      TURNS[6](colours),
+    ),
+    "png_orientation_6_packed": (
+      png(colours, 8, 2, (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile))),
+      TURNS[6](colours),
+    ),
+    "png_profile_damaged": (
+      png(colours, 8, 2, (b"zTXt", b"Raw profile type exif\0\0" + profile)),
+      colours,
+    ),
     "png_colour": (png(colours, 8, 2), colours),
     "png_gray": (png(gray, 8, 0), repeated(gray)),
     "png_compressed": (encode(Image.fromarray(colours), "PNG", optimize=True), colours),

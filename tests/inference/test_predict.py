@@ -207,7 +207,11 @@ def test_a_name_that_is_not_utf8(weights, images, capsys, tmp_path):
   assert main(words(weights, str(tmp_path))) == 2
   broken, intact = lines(capsys)
   assert "is not an image" in broken["error"]
-  assert os.fsencode(intact["image"]) == os.fsencode(path)
+  # JSON has no way to hold bytes, and half of a surrogate pair is what strict readers refuse.
+  assert (broken["image"], intact["image"]) == (
+    f"{tmp_path}/caf\xe9.jpg",
+    f"{tmp_path}/caf\xe9.png",
+  )
   assert len(intact["top"]) == 5
 
 

@@ -125,3 +125,8 @@ def test_damaged_training_images_are_removed_as_advised(images, train, tmp_path,
   assert [line["step"] for line in lines] == [*range(1, 10), 9]
   config = json.loads((tmp_path / "run/config.json").read_text())
   assert config == begun  # its own steps and warm-up, although 22 images are 8 steps
+
+  caplog.clear()
+  assert train(**strict)[0] == 0
+  assert "nothing is left to train" in caplog.text
+  assert "since this run began" not in caplog.text  # nothing goes on
