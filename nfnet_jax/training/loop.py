@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import haiku as hk
@@ -92,16 +93,13 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   given = None if saved else _given_weights(config, info)
   with record_lib.claim_workdir(workdir, config, info.class_names) as claim:
     restored = checkpoint.restore_newest(directory, template)
-    now = provenance.of_now(info)
-    began = record_lib.write_config(workdir, config, info.class_names, now)
+    began = record_lib.write_config(workdir, config, info.class_names, provenance.of_now(info))
     start, state = restored or (0, built.init_from(*given) if given else built.init())
     resume_step = start if restored else None
     del restored, given  # The state is a copy, and they are as large.
     agreement.on_state(start, state)
     untested = _is_untested(workdir, config, start)
-    if start < config.steps:
-      provenance.warn_of_changes(began, now)
-    _announce(config, info, state.params, start)
+    _announce(config, info, state.params, start, began)
     if start == config.steps and not untested:
       return _conclude(workdir)
     state = parallel.replicate(state, copy=False)
@@ -211,7 +209,9 @@ def _due(step: int, every: int, config: ConfigDict) -> bool:
   return step % every == 0 or step == config.steps
 
 
-def _announce(config: ConfigDict, info: data.DatasetInfo, params: Any, start: int) -> None:
+def _announce(
+  config: ConfigDict, info: data.DatasetInfo, params: Any, start: int, began: Mapping[str, Any]
+) -> None:
   log.info(
     "%s, %s parameters, %d classes; %s: %d images to train on, %d to test on",
     config.model.name,
@@ -224,6 +224,7 @@ def _announce(config: ConfigDict, info: data.DatasetInfo, params: Any, start: in
   if start == config.steps:
     log.info("finished: all %d steps are done, nothing is left to train", start)
     return
+  provenance.warn_of_changes(began, provenance.of_now(info))
   log.info(
     "%d steps of %d images, %s; %s devices: %d, processes: %d; the first step compiles",
     config.steps,
