@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -22,7 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     The exit status: 0 done, 1 it failed, 2 the request was wrong, 130 interrupted.
   """
-  argv = list(sys.argv[1:] if argv is None else argv)
+  if argv is not None:
+    return _run(list(argv))
+  status = _run(sys.argv[1:])
+  # Python takes seconds to end; a second Ctrl-C then ends it at once.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  return status
+
+
+def _run(argv: list[str]) -> int:
   try:
     if not argv or argv[0] in ("-h", "--help", "help"):
       say(_usage())

@@ -63,6 +63,8 @@ def read(argument: str) -> ConfigDict:
   """
   path, variant = _locate(argument)
   if _is_run(path):
+    if variant:
+      raise RequestError(f"{path} is the config of a run, which has no variant {variant!r}.")
     return _of_run(path)
   try:
     get_config = runpy.run_path(path).get("get_config")

@@ -29,6 +29,7 @@ def train(argv: Sequence[str]) -> None:
     # Whatever needs no data is refused before what is slow to start.
     config = config_file.load(values.config, values.changes)
     workdir = epath.Path(values.workdir)
+    _check_workdir(workdir)
     if config.init.weights and not (workdir / "checkpoints").exists():
       _check_weights(config.init.weights)
     cpu_memory.keep()
@@ -41,10 +42,10 @@ def evaluate(argv: Sequence[str]) -> None:
   """Evaluate a run (--workdir), or weights on a data set (--weights); prints JSON."""
   words = {word.partition("=")[0].lstrip("-") for word in argv if word.startswith("-")}
   of_weights = {"weights", "model", "dataset", "numerics", "size"}
+  if {"workdir", "weights"} <= words:
+    raise RequestError("--workdir and --weights exclude each other: a run names its own network.")
   required = ("weights", "dataset") if words & of_weights else ("workdir",)
   values = parse("evaluate", argv, about=evaluate.__doc__, required=required)
-  if values.workdir and values.weights:
-    raise RequestError("--workdir and --weights exclude each other: a run names its own network.")
   if values.weights:
     _check_weights(values.weights)
   where = {"split": values.split, "data_dir": values.data_dir, "batch_size": values.batch_size}
@@ -158,6 +159,15 @@ def models(argv: Sequence[str]) -> None:
   for name, spec in models_lib.MODELS.items():
     millions = models_lib.count_params(name) / 1e6
     say(f"{name:<14}{millions:>11.2f}M{spec.train_size:>10}{spec.test_size:>9}")
+
+
+def _check_workdir(workdir: epath.Path) -> None:
+  """Refuses a run directory that can be none, because a file is in its place or above it."""
+  place = next((each for each in (workdir, *workdir.parents) if os.path.lexists(each)), os.curdir)
+  if not os.path.isdir(place):
+    raise RequestError(
+      f"cannot write run directory {workdir}: {place} is no directory. Choose another --workdir."
+    )
 
 
 def _check_weights(path: str) -> None:

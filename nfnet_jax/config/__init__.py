@@ -225,7 +225,7 @@ def load(path: epath.Path, *, partial: bool = False) -> ConfigDict:
     tree = found if isinstance(found, dict) else {}
     tree.pop(PROVENANCE, None)
     values = flatten(tree)
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     raise RequestError(f"{path.parent} is no run directory: it has no {path.name}.") from None
   except (OSError, ValueError, RecursionError) as error:
     raise RequestError(f"cannot read {path}: {error}.") from error

@@ -175,7 +175,7 @@ def load(workdir: epath.Path, num_classes: int) -> tuple[str, ...] | None:
   """The names in a run directory; None if it is of a time when runs had none.
 
   Raises:
-    RequestError: if the file is damaged.
+    RequestError: if the file is damaged or lost.
   """
   path = workdir / FILE_NAME
   # Not `path.is_file`, which in etils is true of a pipe, and a pipe would never end.
@@ -184,9 +184,22 @@ def load(workdir: epath.Path, num_classes: int) -> tuple[str, ...] | None:
   try:
     return loads(path.read_text(encoding="utf-8"), num_classes)
   except FileNotFoundError:
-    return None
+    if _is_of_before(workdir):
+      return None
+    raise RequestError(
+      f"{path} is missing, and what the run's labels mean is not known without it: put it back, a"
+      " list of the classes' names in JSON, in the order of the labels."
+    ) from None
   except (OSError, ValueError) as error:
     raise RequestError(f"cannot read the run's class names from {path}: {error}.") from error
+
+
+def _is_of_before(workdir: epath.Path) -> bool:
+  """Whether a run began before runs had names: then its config does not tell versions either."""
+  try:
+    return "provenance" not in json.loads((workdir / "config.json").read_text())
+  except (OSError, ValueError, TypeError):  # `config.load` says what is wrong with it.
+    return True
 
 
 def save(workdir: epath.Path, names: Sequence[str]) -> None:

@@ -119,7 +119,9 @@ def find_images(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
       )
   others = search.summary(skipped, os.curdir) if skipped else ""
   if not found:
-    where = ", ".join(search.shown(str(path)) for path in paths) or "no path"
+    if not paths:
+      raise RequestError("no image is named: name image files, or folders of them.")
+    where = ", ".join(search.shown(str(path)) for path in paths)
     raise RequestError(f"no image in {where}{others and f' ({others})'}: name a file.")
   if skipped:
     log.warning("%s", others)

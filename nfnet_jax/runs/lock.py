@@ -51,7 +51,7 @@ def hold(workdir: epath.Path) -> Iterator[Callable[[], None]]:
     if not _is_at(descriptor, path):
       raise GoneError(
         f"{workdir} was deleted, moved or replaced while the run was writing to it. Put it back to "
-        "carry on from its last checkpoint, or start again."
+        "carry on from its last checkpoint, if it has one, or start again."
       )
 
   try:

@@ -33,3 +33,18 @@ def test_an_interrupt_that_python_drops_still_ends_a_verb(monkeypatch, capsys):
   assert capsys.readouterr().err == "nfnet-jax: interrupted.\n"
   assert passed == ["the finaliser"]
   assert sys.unraisablehook is hook
+
+
+def test_python_on_its_way_out_is_ended_by_an_interrupt(monkeypatch):
+  def verb(argv):
+    """Something that is interrupted."""
+    raise KeyboardInterrupt
+
+  monkeypatch.setitem(VERBS, "models", verb)
+  monkeypatch.setattr(sys, "argv", ["nfnet-jax", "models"])
+  before = signal.getsignal(signal.SIGINT)
+  try:
+    assert main() == 130
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # or there would be a traceback
+  finally:
+    signal.signal(signal.SIGINT, before)

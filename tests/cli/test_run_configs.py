@@ -113,3 +113,9 @@ def test_paths_of_configs_may_hold_colons_and_homes(tmp_path, monkeypatch):
   path = tmp_path / "a:b.json"
   path.write_text(json.dumps({"model": {"name": "nfnet_f2"}}))
   assert config_file.load("~/a:b.json").model.name == "nfnet_f2"
+
+
+def test_a_run_has_no_variants(run):
+  _, path = run()
+  with pytest.raises(RequestError, match="has no variant 'x'"):
+    config_file.load(f"{path}:x")

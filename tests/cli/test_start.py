@@ -119,3 +119,20 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
   monkeypatch.setattr(benchmark, "measure_predict", lambda **_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     main(["benchmark", "predict", "--model=nfnet_f0"])
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_run_directory_that_is_a_file_is_refused_before_data(
+  place, tmp_path, capsys, monkeypatch
+):
+  (tmp_path / "file").write_text("mine")
+  monkeypatch.setattr("nfnet_jax.training.loop.run", pytest.fail)
+  words = f"--config={EXPERIMENT}", f"--workdir={tmp_path}/{place}"
+  assert main(["train", *words]) == 2
+  line = capsys.readouterr().err.splitlines()[-1]
+  assert f"cannot write run directory {tmp_path}/{place}: {tmp_path}/file is no directory" in line
+  assert (tmp_path / "file").read_text() == "mine"
+  if place == "file":  # Its config is looked for below it.
+    assert main(["evaluate", words[1]]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"nfnet-jax: {tmp_path}/file is no run directory: it has no config.json."

@@ -190,6 +190,11 @@ def test_a_run_of_a_time_when_names_were_not_kept(run, folder, done, refused):
   workdir, words = run
   [before] = done("evaluate", f"--workdir={workdir}")
   (workdir / "classes.json").unlink()
+  for lost in (["evaluate", f"--workdir={workdir}"], words):
+    assert f"{workdir}/classes.json is missing" in refused(*lost)
+  config = json.loads((workdir / "config.json").read_text())
+  del config["provenance"]
+  (workdir / "config.json").write_text(json.dumps(config))
   numbers = dict(zip(NAMES, ("1", "10", "2"), strict=True))
   for split in COUNTS:
     for name, number in numbers.items():

@@ -231,7 +231,7 @@ def test_what_is_no_file_is_refused(weights, capsys, tmp_path, path, kind):
   ("others", "said"),
   [
     (["nowhere.png"], "there is no image or folder nowhere.png"),
-    ([], "no image in no path"),
+    ([], "no image is named: name image files, or folders"),
     (["--top=0", "{images}"], "top=0"),
     (["--batch_size=0", "{images}"], "batch_size=0"),
     (["--classes=nowhere", "{images}"], "cannot read class names from nowhere"),
@@ -292,7 +292,7 @@ def test_evaluating_weights(weights, params, capsys, tmp_path):
   [
     (["--weights=x", "--model=nfnet_f0"], "--dataset is missing"),
     (["--workdir=x", "--size=64"], "--weights is missing"),
-    (["--workdir=x", "--weights=y", "--model=nfnet_f0", "--dataset=d"], "exclude each other"),
+    (["--workdir=x", "--weights=y"], "exclude each other"),
     (["--weights=nowhere", "--model=nfnet_micro", "--dataset=digits"], "nowhere"),
   ],
 )
