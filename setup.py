@@ -22,7 +22,22 @@ setuptools.setup(
   description="Normalizer-free networks and adaptive gradient clipping in JAX, Haiku and optax",
   long_description=(HERE / "README.md").read_text(),
   long_description_content_type="text/markdown",
+  author="The nfnet_jax authors",
   license="Apache-2.0",
+  keywords="nfnet normalizer-free adaptive-gradient-clipping image-classification jax haiku optax",
+  classifiers=[
+    "Development Status :: 4 - Beta",
+    "Intended Audience :: Science/Research",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Typing :: Typed",
+  ],
+  project_urls={
+    "Paper": "https://arxiv.org/abs/2102.06171",
+    "Paper (signal propagation, NF-ResNet)": "https://arxiv.org/abs/2101.08692",
+  },
   packages=setuptools.find_packages(include=["nfnet_jax", "nfnet_jax.*"]),
   package_data={"nfnet_jax": ["py.typed", "data/imagenet_classes.txt"]},
   python_requires=">=3.11",
@@ -49,7 +64,7 @@ setuptools.setup(
     # The TPU compiler, for `nfnet-jax plan` on any Linux machine.
     "plan": ["jax[tpu]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
-    "test": [*DATA, "hypothesis", "pytest", "pytest-xdist", "ruff"],
+    "test": [*DATA, "hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],
   },
   entry_points={"console_scripts": ["nfnet-jax=nfnet_jax.__main__:main"]},
 )
