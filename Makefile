@@ -1,14 +1,18 @@
 # Each target makes the virtual environment that it needs: .venv/3.11 for Python 3.11, and so on.
 #   make train                      trains on the embedded digits, about two minutes
+#   make check                      lint, types and the fast tests, after every change
 #   make test PYTHON=python3.13     runs the tests with another interpreter
 PYTHON ?= python3
 VENV := .venv/$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BIN := $(VENV)/bin
 
-.PHONY: train test lint format clean
+.PHONY: train check test lint types format clean
 
 train: $(VENV)/ready
 	$(BIN)/python -m nfnet_jax train --config=experiments/digits.py --workdir=runs/digits
+
+check: lint types
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow"
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 --dist loadscope
@@ -17,12 +21,15 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+types: $(VENV)/ready
+	$(BIN)/python -m mypy
+
 format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/ready: requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -54,7 +54,7 @@ class AdaptiveGradClipState(NamedTuple):
       the leaf out.
   """
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as optax's own states do
   clipped_share: jax.Array
   clipped_share_by_leaf: PyTree
 
@@ -180,14 +180,16 @@ def _clip_leaf(
 def _collect(clipped: PyTree, state: AdaptiveGradClipState) -> tuple[PyTree, AdaptiveGradClipState]:
   """The clipped gradients and the new state, out of a tree of `_ClippedLeaf`."""
   leaves, treedef = jax.tree.flatten(clipped, is_leaf=lambda x: isinstance(x, _ClippedLeaf))
-  shares = treedef.unflatten([leaf.share for leaf in leaves])
-  if jax.tree.structure(shares) != jax.tree.structure(state.clipped_share_by_leaf):
+  shares = jax.tree.unflatten(treedef, [leaf.share for leaf in leaves])
+  structure: Any = jax.tree.structure(state.clipped_share_by_leaf)
+  if structure != jax.tree.structure(shares):
     raise ValueError(
       "The state of adaptive_grad_clip was made for other parameters or another mask: call init "
       "again with the parameters as they are now."
     )
   num_units = sum(leaf.num_units for leaf in leaves)
-  return treedef.unflatten([leaf.gradient for leaf in leaves]), AdaptiveGradClipState(
+  gradients = jax.tree.unflatten(treedef, [leaf.gradient for leaf in leaves])
+  return gradients, AdaptiveGradClipState(
     count=optax.safe_increment(state.count),
     clipped_share=jnp.float32(sum(leaf.num_clipped for leaf in leaves)) / max(num_units, 1),
     clipped_share_by_leaf=shares,
@@ -258,8 +260,11 @@ def _reduced_axes(axis: Axis, shape: tuple[int, ...], name: str) -> tuple[int, .
 
 
 def _check_number(name: str, value: ArrayLike) -> None:
-  is_array = isinstance(value, jax.Array | np.ndarray)
-  if not (value.shape == () if is_array else isinstance(value, numbers.Real) and value >= 0):
+  if isinstance(value, jax.Array | np.ndarray):
+    valid = value.shape == ()
+  else:
+    valid = isinstance(value, numbers.Real) and value >= 0
+  if not valid:
     raise ValueError(f"{name} must be a single number, 0 or more, but is {value!r}.")
 
 

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 
 
-def soft_labels(labels: Array, num_classes: int, smoothing: float = 0.0) -> Array:
+def soft_labels(labels: Array, num_classes: int, smoothing: float = 0.0) -> jax.Array:
   """One-hot labels with label smoothing: `(1 - smoothing) * one_hot + smoothing / num_classes`.
 
   Args:
@@ -21,7 +22,7 @@ def soft_labels(labels: Array, num_classes: int, smoothing: float = 0.0) -> Arra
   return (1.0 - smoothing) * one_hot + smoothing / num_classes
 
 
-def cross_entropy(logits: Array, targets: Array) -> Array:
+def cross_entropy(logits: Array, targets: Array) -> jax.Array:
   """Softmax cross-entropy in float32.
 
   Args:
@@ -34,7 +35,7 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
   return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
 
 
-def likeliest(logits: Array, right: Array) -> Array:
+def likeliest(logits: Array, right: Array) -> jax.Array:
   """Of several right classes the one with the largest logit, by which a guess is judged.
 
   A guess of `k` classes holds one of the right ones exactly if it holds this one, so that
@@ -52,7 +53,7 @@ def likeliest(logits: Array, right: Array) -> Array:
   return logits.shape[-1] - 1 - jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
-def top_k_correct(logits: Array, labels: Array, k: int) -> Array:
+def top_k_correct(logits: Array, labels: Array, k: int) -> jax.Array:
   """Whether the label is among the `k` largest logits.
 
   Of equal logits the one with the higher index ranks first, as in the published evaluation. A

@@ -16,7 +16,7 @@ from nfnet_jax import agc
 from nfnet_jax.errors import RequestError
 
 Array = jax.Array
-Schedule = Callable[[Array], Array]
+Schedule = Callable[[Array | int], Array]
 
 GAIN_BIAS, HEAD, WEIGHT = "gain_bias", "head", "weight"
 _GAIN_BIAS_NAMES = ("gain", "bias", "skip_gain", "b", "scale", "offset")
@@ -90,7 +90,7 @@ def warmup_cosine(peak: float, warmup_steps: float, steps: int, final: float = 0
   if warmup_steps < 0:
     raise RequestError(f"optimizer.warmup_steps={warmup_steps:g} must be at least 0.")
 
-  def schedule(step: Array) -> Array:
+  def schedule(step: Array | int) -> Array:
     step = jnp.asarray(step, jnp.float32)
     warmup = peak * step / (warmup_steps or 1.0)
     progress = jnp.clip((step - warmup_steps) / max(steps - warmup_steps, 1.0), 0.0, 1.0)
@@ -211,11 +211,11 @@ def update_ema(ema: Any, values: Any, step: Array, decay: float) -> Any:
     The new average. Leaves that are not floating-point are taken over as they are.
   """
   step = jnp.asarray(step, jnp.float32)
-  decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  limited = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
   def average(old: Array, new: Array) -> Array:
     if not jnp.issubdtype(new.dtype, jnp.floating):
       return new
-    return (decay * old + (1.0 - decay) * new).astype(new.dtype)
+    return (limited * old + (1.0 - limited) * new).astype(new.dtype)
 
   return jax.tree.map(average, ema, values)

@@ -28,7 +28,7 @@ def check_free(path: pathlib.Path, force: bool) -> None:
     raise RequestError(f"cannot write {path}: {error.strerror}.") from error
 
 
-def write(path: pathlib.Path, content: bytes) -> None:
+def write(path: pathlib.Path, content: bytes | bytearray) -> None:
   """Writes or replaces a file; raises RequestError if it cannot, and leaves nothing then."""
   try:
     replace(path, content)
@@ -37,7 +37,7 @@ def write(path: pathlib.Path, content: bytes) -> None:
     raise RequestError(f"cannot write {path}: {reason}.") from error
 
 
-def replace(path: epath.Path | pathlib.Path, content: bytes) -> None:
+def replace(path: epath.Path | pathlib.Path, content: bytes | bytearray) -> None:
   """Writes or replaces a file; raises OSError if it cannot, and leaves nothing then."""
   # A name that no other file has, and that is no longer than names may be.
   partial = path.with_name(f".{secrets.token_hex(8)}.partial")

@@ -31,22 +31,22 @@ def rotate(image: Array, degrees: float, negate: Array) -> Array:
 
 def shear_x(image: Array, shear: float, negate: Array) -> Array:
   """Row `y` moves to the left by `shear * y` pixels."""
-  return _warp(image, *(_matrix(x_by_row=sign * shear) for sign in (1, -1)), negate)
+  return _warp(image, _matrix(x_by_row=shear), _matrix(x_by_row=-shear), negate)
 
 
 def shear_y(image: Array, shear: float, negate: Array) -> Array:
   """Column `x` moves up by `shear * x` pixels."""
-  return _warp(image, *(_matrix(y_by_column=sign * shear) for sign in (1, -1)), negate)
+  return _warp(image, _matrix(y_by_column=shear), _matrix(y_by_column=-shear), negate)
 
 
 def translate_x(image: Array, pixels: float, negate: Array) -> Array:
   """Moves to the left by `pixels`."""
-  return _warp(image, *(_matrix(x_offset=sign * pixels) for sign in (1, -1)), negate)
+  return _warp(image, _matrix(x_offset=pixels), _matrix(x_offset=-pixels), negate)
 
 
 def translate_y(image: Array, pixels: float, negate: Array) -> Array:
   """Moves up by `pixels`."""
-  return _warp(image, *(_matrix(y_offset=sign * pixels) for sign in (1, -1)), negate)
+  return _warp(image, _matrix(y_offset=pixels), _matrix(y_offset=-pixels), negate)
 
 
 def cutout(image: Array, half: int, row: Array, column: Array) -> Array:

@@ -15,8 +15,9 @@ follows from an output's index in the global batch. Nothing here depends on the 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 
 
 def pairs(x: Array) -> tuple[Array, Array]:
@@ -30,7 +31,7 @@ def pairs(x: Array) -> tuple[Array, Array]:
   return x[0::2], x[1::2]
 
 
-def blend(weights: Array, first: Array, second: Array) -> Array:
+def blend(weights: Array, first: Array, second: Array) -> jax.Array:
   """`weights * first + (1 - weights) * second` in float32, for images and for soft labels.
 
   Args:
@@ -40,9 +41,10 @@ def blend(weights: Array, first: Array, second: Array) -> Array:
   Returns:
     `[N, ...]` float32.
   """
-  weights = weights.astype(jnp.float32)
+  weights = jnp.asarray(weights, jnp.float32)
   weights = weights.reshape(weights.shape + (1,) * (first.ndim - weights.ndim))
-  return weights * first.astype(jnp.float32) + (1.0 - weights) * second.astype(jnp.float32)
+  first, second = jnp.asarray(first, jnp.float32), jnp.asarray(second, jnp.float32)
+  return weights * first + (1.0 - weights) * second
 
 
 def mixup_ratios(key: Array, example_ids: Array, alpha: float) -> Array:
@@ -113,7 +115,8 @@ def mix(
   if not mixup_alpha and not cutmix:
     raise ValueError("mixup_alpha=0 and cutmix=False leave nothing to mix with.")
   mixup_key, cutmix_key = jax.random.split(key)
-  weights, ratios = [], []
+  weights: list[Array] = []
+  ratios: list[Array] = []
   if mixup_alpha:
     ratios.append(mixup_ratios(mixup_key, example_ids, mixup_alpha))
     weights.append(jnp.broadcast_to(ratios[0][:, None, None, None], (*first.shape[:-1], 1)))
@@ -122,8 +125,8 @@ def mix(
     ratios.append(jnp.mean(weights[-1], axis=(1, 2, 3)))
   # Both are masks; of two, even examples take the first and odd ones the last.
   odd = example_ids % 2 == 1
-  weights = jnp.where(odd[:, None, None, None], weights[-1], weights[0])
-  return blend(weights, first, second), jnp.where(odd, ratios[-1], ratios[0])
+  share = jnp.where(odd[:, None, None, None], weights[-1], weights[0])
+  return blend(share, first, second), jnp.where(odd, ratios[-1], ratios[0])
 
 
 def _interval(key: Array, share: Array, size: int) -> Array:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nfnet_jax.augment import colour, geometry
 from nfnet_jax.errors import RequestError
@@ -44,7 +45,7 @@ Op = Callable[[Array, Draw], Array]
 
 
 def randaugment(
-  images: Array, key: Array, example_ids: Array, *, layers: int, magnitude: int
+  images: Array | np.ndarray, key: Array, example_ids: Array, *, layers: int, magnitude: int
 ) -> Array:
   """Distorts every image by `layers` random operations (NFNet paper, section 6.1 and appendix A).
 
@@ -169,7 +170,7 @@ def _directed(op: Callable[[Array, float, Array], Array], amount: float) -> Op:
   return lambda image, draw: op(image, amount, draw.negate)
 
 
-def _to_uint8(images: Array) -> Array:
+def _to_uint8(images: Array | np.ndarray) -> Array:
   if images.dtype == jnp.uint8:
-    return images
+    return jnp.asarray(images)
   return jnp.clip(images, 0, 255).astype(jnp.uint8)

@@ -4,8 +4,10 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -103,10 +105,10 @@ def _step_seconds(config: ConfigDict, size: int) -> float:
 
 def _augmentation_seconds(config: ConfigDict, size: int) -> float:
   """Median seconds of what a step does to its images before the network sees them."""
-  batch, ids = _batch(config, size), np.arange(config.batch_size // jax.device_count())
+  batch, ids = _batch(config, size), jnp.arange(config.batch_size // jax.device_count())
   labels = config.model.num_classes, config.label_smoothing
 
-  def alone(_, key: jax.Array, batch: Batch) -> jax.Array:
+  def alone(_: Any, key: jax.Array, batch: Batch) -> jax.Array:
     images, targets, _ = augmented(batch, key, ids, config.augment, *labels)
     return jax.lax.pmean(images.mean() + targets.mean(), AXIS)
 

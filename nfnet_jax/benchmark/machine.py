@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, int | None]:
     `peak_device_bytes` as the device counted them so far, None where it does not; and
     `peak_host_bytes` of this process.
   """
-  plan = compiled.memory_analysis()
+  plan: Any = compiled.memory_analysis()
   stats = jax.local_devices()[0].memory_stats() or {}
   kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return {

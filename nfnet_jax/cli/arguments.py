@@ -23,7 +23,7 @@ def parse(
   verb: str,
   words: Sequence[str],
   *,
-  about: str,
+  about: str | None,
   required: Sequence[str] = (),
   positional: bool = False,
 ) -> Namespace:
@@ -49,7 +49,9 @@ def parse(
     say(_help(verb, about, required, positional))
     sys.exit(0)
   hint = f"`nfnet-jax {verb} --help` lists the flags."
-  changes, paths, values = [], [], {name: key.default for name, key in flags.items()}
+  values = {name: key.default for name, key in flags.items()}
+  changes: list[str] = []
+  paths: list[Any] = []
   for name, text in _pairs(verb, words):
     if name is None:
       paths.append(text)
@@ -79,7 +81,7 @@ def given(values: Namespace) -> dict:
   }
 
 
-def _pairs(verb: str, words: Sequence[str]) -> Iterator[tuple[str | None, str | None]]:
+def _pairs(verb: str, words: Sequence[str]) -> Iterator[tuple[str | None, Any]]:
   """Names of flags and their texts; None as the name of a word that belongs to no flag."""
   flags, rest = FLAGS[verb], list(words)
   while rest:
@@ -151,7 +153,7 @@ def described(verb: str) -> str:
   return "\n\n".join([*parts, "\n".join(["Examples:", *examples])]) if flags else ""
 
 
-def _help(verb: str, about: str, required: Sequence[str], positional: bool) -> str:
+def _help(verb: str, about: str | None, required: Sequence[str], positional: bool) -> str:
   usage = ["usage: nfnet-jax", verb, *(f"--{flag}=VALUE" for flag in required)]
   usage += ["[--FLAG=VALUE ...]"] * bool(FLAGS[verb]) + ["IMAGE ..."] * positional
   return "\n\n".join(filter(None, [" ".join(usage), about, described(verb)]))

@@ -9,16 +9,18 @@ import hashlib
 import os
 import pathlib
 import platform
+from typing import Any
 
 import jax
 
 
 def enable() -> None:
   """Names the directory to JAX, unless the user has named one or wants none."""
-  if given := jax.config.jax_compilation_cache_dir:
+  options: Any = jax.config  # whose types know only some of its options
+  if given := options.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(given))
     return
-  if not jax.config.jax_enable_compilation_cache:
+  if not options.jax_enable_compilation_cache:
     return
   try:
     path = directory()

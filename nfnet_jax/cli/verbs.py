@@ -82,7 +82,7 @@ def benchmark(argv: Sequence[str]) -> None:
     if {"-h", "--help"} & set(argv):
       usage = f"usage: nfnet-jax benchmark {'|'.join(kinds)} [--FLAG=VALUE ...]"
       tables = [described(f"benchmark {each}") for each in kinds]
-      say("\n\n".join([usage, benchmark.__doc__, *tables]))
+      say("\n\n".join([usage, benchmark.__doc__ or "", *tables]))
       sys.exit(0)
     raise RequestError("say what to measure: nfnet-jax benchmark input|train|predict --FLAG=VALUE.")
   required = {"input": ["config"], "predict": ["model"]}.get(kind, [])

@@ -280,7 +280,7 @@ def differences(
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   """The values of nested dictionaries by dotted key."""
-  flat = {}
+  flat: dict[str, Any] = {}
   for key, value in tree.items():
     is_section = isinstance(value, dict) and value
     flat |= flatten(value, f"{prefix}{key}.") if is_section else {prefix + key: value}

@@ -36,9 +36,9 @@ class Key(NamedTuple):
   default: Any
   kind: Any
   help: str
-  least: float | None = None
-  greatest: float | None = None
-  below: float | None = None
+  least: Any = None
+  greatest: Any = None
+  below: Any = None
   choices: tuple[str, ...] = ()
 
   @property
@@ -123,7 +123,7 @@ def _problem_of_tuple(given: str, key: Key, value: Any) -> str | None:
   return None
 
 
-def _problem_of_text(text: str, is_path: bool) -> str | None:
+def _problem_of_text(text: Any, is_path: bool) -> str | None:
   if not text:
     return "is empty: leave it out, or give it a value."
   if "\0" in text:

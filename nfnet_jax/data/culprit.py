@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 from nfnet_jax.data import corrupt, reader, search
 from nfnet_jax.data.host_tf import tf
@@ -107,7 +108,7 @@ def _try_files(source: Source) -> None:
       raise RequestError(f"Cannot read file {file}: {reason(error)}. {source.remedy}") from error
 
 
-def reason(error: Exception) -> str:
+def reason(error: Any) -> str:
   """TensorFlow's message without the names of its graph's nodes."""
   if isinstance(error, UnicodeDecodeError):
     return "it cannot be read or decoded"

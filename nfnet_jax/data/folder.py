@@ -84,7 +84,8 @@ def _split(root: str, split: str) -> _Split:
     )
   # A link to the split or to a folder above it would make a class of all of them.
   above = search.identities_above(folder) | {search.identity(folder)}
-  classes, skipped = {}, []
+  classes: dict[str, list[search.Entry]] = {}
+  skipped = []
   for entry in search.visible(folder, _listing(folder)):
     if entry.kind == search.FOLDER and search.identity(entry.path) not in above:
       classes.setdefault(search.text(entry.name), []).append(entry)

@@ -67,7 +67,7 @@ def open_jpeg(content: bytes) -> JpegImagePlugin.JpegImageFile:
   return image
 
 
-def decode(image: JpegImagePlugin.JpegImageFile, window: tuple[int, int, int, int]) -> np.ndarray:
+def decode(image: JpegImagePlugin.JpegImageFile, window: tuple[int, ...]) -> np.ndarray:
   """Decodes a part of an image in colour or gray as `tf.io.decode_and_crop_jpeg` does.
 
   Args:
@@ -93,7 +93,8 @@ def decode(image: JpegImagePlugin.JpegImageFile, window: tuple[int, int, int, in
     strip = pixels[start + skipped - top : end - top]
     parts = [_upsampled(*plane, start, end)[skipped : end - start, columns] for plane in planes]
     if has_ycc:
-      _to_rgb(*parts, strip)
+      luma, blue, red = parts
+      _to_rgb(luma, blue, red, strip)
     else:
       np.stack(parts, axis=-1, out=strip, casting="unsafe")
   return pixels

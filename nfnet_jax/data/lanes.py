@@ -7,6 +7,7 @@ number of processes, and a process opens only the lanes that its examples come f
 """
 
 import math
+from typing import Any
 
 from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Share, Source
@@ -32,7 +33,7 @@ def stream(source: Source, share: Share, step: int, seed: int | None) -> tf.data
   begin = share.process_index * share.size
   first_lane, last_lane = begin // width, (begin + share.size - 1) // width
 
-  def is_mine(position: tf.Tensor, _) -> tf.Tensor:
+  def is_mine(position: tf.Tensor, _: Any) -> tf.Tensor:
     return position % share.batch_size // share.size == share.process_index
 
   # Lanes have `width` examples of every batch, one lane behind the other.

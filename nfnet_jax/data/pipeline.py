@@ -76,7 +76,7 @@ def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Bat
     np.zeros([0, len(source.class_names)], bool) if source.several_right else np.zeros(0, np.int32),
   )
   num_batches = -(-source.num_examples // share.batch_size)
-  return (_pad(*next(parts, nothing), share.size) for _ in range(num_batches))
+  return (_pad(next(parts, nothing), share.size) for _ in range(num_batches))
 
 
 def _everything(source: Source) -> Stream:
@@ -108,7 +108,7 @@ def _read(*args: Any, **kwargs: Any) -> Iterator[tuple[np.ndarray, ...]]:
   return batches
 
 
-_unfinished = weakref.WeakSet()
+_unfinished: weakref.WeakSet = weakref.WeakSet()
 
 
 @atexit.register
@@ -178,8 +178,9 @@ def _wait(waits: list[float], error: tf.errors.OpError) -> None:
   time.sleep(waits.pop(0))
 
 
-def _pad(images: np.ndarray, labels: np.ndarray, size: int) -> Batch:
+def _pad(part: tuple[np.ndarray, ...], size: int) -> Batch:
   """Fills a batch up to `size` examples."""
+  images, labels = part
   count = len(labels)
   missing = size - count
   batch = Batch(images, labels, np.ones(count, np.float32))

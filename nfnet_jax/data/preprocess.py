@@ -127,7 +127,7 @@ def prepare(image: np.ndarray, size: int, padding: int, resize: str) -> np.ndarr
     offset = (padding + 1) // 2
     pixels = _resize(image, size + padding)
     return pixels[offset : offset + size, offset : offset + size]
-  top, left, height, width = _central_window(*image.shape[:2], size, padding)
+  top, left, height, width = _central_window(image.shape[0], image.shape[1], size, padding)
   return _resize(image[top : top + height, left : left + width], size)
 
 

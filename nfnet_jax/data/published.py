@@ -37,11 +37,11 @@ def sizes(data: ConfigDict) -> tuple[int, int, int] | None:
   if data.name not in SIZES:
     return None
   num_classes, splits = SIZES[data.name]
-  counts = [
+  train, test = (
     _count(splits, split_expression(data.name, split))
     for split in (data.train_split, data.test_split)
-  ]
-  return None if None in counts else (num_classes, *counts)
+  )
+  return None if train is None or test is None else (num_classes, train, test)
 
 
 def split_expression(name: str, split: str) -> str:

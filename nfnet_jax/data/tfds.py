@@ -226,9 +226,9 @@ def _records(
   starts = tf.maximum(first, begins)
   counts = tf.minimum(first + count, ends) - starts
   parts = names, skips + starts - begins, counts
-  parts = [tf.boolean_mask(values, counts > 0) for values in parts]
+  held = tuple(tf.boolean_mask(values, counts > 0) for values in parts)
 
-  records = tf.data.Dataset.from_tensor_slices(tuple(parts)).interleave(_file_records, CYCLE, BLOCK)
+  records = tf.data.Dataset.from_tensor_slices(held).interleave(_file_records, CYCLE, BLOCK)
   if seed is None:
     return records
   # The buffer is that of the whole stream.

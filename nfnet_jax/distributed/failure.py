@@ -45,7 +45,7 @@ class _Failure(NamedTuple):
 class Watcher(threading.Thread):
   """Looks for failures of other processes, and for a standstill of this one."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     super().__init__(daemon=True)
     self.done = threading.Event()
     self._deadline, self._allowed = math.inf, ""
@@ -115,15 +115,20 @@ def exit_now(status: int, line: str) -> NoReturn:
 def _follow(first: _Failure) -> None:
   if _ending.acquire(blocking=False):
     if first.stacks:
-      faulthandler.dump_traceback(sys.__stderr__)
+      _show_stacks()
     _exit_as(first)
 
 
 def _stand_still(allowed: str) -> None:
   if _ending.acquire(blocking=False):
-    faulthandler.dump_traceback(sys.__stderr__)
+    _show_stacks()
     line = f"nothing moved for {allowed}; the stacks of all threads are above."
     _exit_as(_leave(_Failure(_index(), 1, line, stacks=True)))
+
+
+def _show_stacks() -> None:
+  if sys.__stderr__:
+    faulthandler.dump_traceback(sys.__stderr__)
 
 
 def _exit_as(first: _Failure) -> NoReturn:

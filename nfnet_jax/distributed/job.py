@@ -183,7 +183,7 @@ def _join(
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-  if None in (coordinator, num_processes, process_id):
+  if coordinator is None or num_processes is None or process_id is None:
     raise RequestError(
       f"--coordinator={coordinator}, --num_processes={num_processes} and --process_id={process_id} "
       "go together: give all three, or none and let the environment say."

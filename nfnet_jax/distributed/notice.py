@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class Notice:
   """Whether a run is told to stop."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._stop = False
     self._pressed: float | None = None  # when Ctrl-C was, by the monotonic clock
 

@@ -162,7 +162,8 @@ def evaluate_weights(
   variables = parallel.replicate((network.params, network.state), copy=False)
   metrics = evaluate(eval_step, {"": variables}, batches)
   known = {} if "size" in overrides else expected(network.model, dataset, split)
-  return {"model": network.model, "split": split, "size": size} | compared | metrics | known
+  about = {"model": network.model, "split": split, "size": size}
+  return {**about, **compared, **metrics, **known}
 
 
 def _arrays(path: str | pathlib.Path) -> dict[str, Any]:

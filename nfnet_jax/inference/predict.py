@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,13 +103,14 @@ def find_images(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
   Raises:
     RequestError: for a path that is no file or folder, or if there is no image.
   """
-  paths, found, skipped = list(paths), [], []
+  paths, skipped = list(paths), []
+  found: list[pathlib.Path] = []
   for path in paths:
     kind = search.kind_of(path)
     if kind == search.FOLDER:
-      images, others = _search(path)
+      images, beside = _search(path)
       found += map(pathlib.Path, images)
-      skipped += others
+      skipped += beside
     elif kind == search.FILE:
       found.append(path)
     elif kind == search.MISSING:
@@ -152,7 +154,7 @@ def predict(
   """
 
   @jax.jit
-  def apply(params, images):
+  def apply(params: hk.Params, images: jax.Array) -> jax.Array:
     return network.net.apply(params, network.state, None, augment.normalize(images))[0]
 
   size, batch_size = network.preprocessing.size, min(batch_size, len(paths))

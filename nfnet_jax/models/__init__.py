@@ -24,7 +24,7 @@ class ModelSpec(NamedTuple):
     test_resize: how its test images are cropped, see `nfnet_jax.data.image`.
   """
 
-  module: type[hk.Module]
+  module: Any
   kwargs: dict[str, Any]
   train_size: int
   test_size: int
@@ -88,8 +88,8 @@ def find(name: str) -> str:
   wanted = _plain(name) if isinstance(name, str) else ""
   if wanted in plain:
     return plain[wanted]
-  near = difflib.get_close_matches(wanted, plain, n=3, cutoff=0.4)
-  near = dict.fromkeys(plain[each] for each in near)
+  similar = difflib.get_close_matches(wanted, plain, n=3, cutoff=0.4)
+  near = dict.fromkeys(plain[each] for each in similar)
   hint = f"did you mean {' or '.join(near)}?" if near else "`nfnet-jax models` lists them."
   raise RequestError(f"unknown model {str(name)[:80]!r}: {hint}")
 
@@ -144,7 +144,9 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> hk.Tra
     others = ", ".join(sorted(taken.keys() - {"self", "num_classes", "name"}))
     raise RequestError(f"{name} takes no {foreign[0]}: leave it out. It takes {others}.")
 
-  def forward(images, is_training=False, example_ids=None):
+  def forward(
+    images: jax.Array, is_training: bool = False, example_ids: jax.Array | None = None
+  ) -> jax.Array | list[jax.Array]:
     return spec.module(num_classes, **kwargs)(images, is_training, example_ids)
 
   try:  # build the modules once, without parameters or computation, to find mistakes here
@@ -170,7 +172,7 @@ def feature_info(name: str, **overrides: Any) -> list[tuple[int, int]]:
   size = 64  # a multiple of every stride
   images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
 
-  def features(key, x):
+  def features(key: jax.Array, x: jax.Array) -> list[jax.Array]:
     params, state = net.init(key, x, False)
     return net.apply(params, state, None, x)[0]
 

@@ -18,6 +18,7 @@ from nfnet_jax.errors import RequestError
 from nfnet_jax.models import layers
 
 Array = jax.Array
+Block = Any  # a Haiku module as `run_blocks` wants it
 
 # Rematerialisation: which activations the backward pass finds in memory; it computes the others
 # again. "none": all. "block": what enters each block, for about a third more arithmetic. "stage":
@@ -27,7 +28,7 @@ REMAT = ("none", "block", "stage")
 
 def run_blocks(
   x: Array,
-  blocks: Sequence[hk.Module],
+  blocks: Sequence[Block],
   is_training: bool,
   example_ids: Array,
   *args: Any,
@@ -40,7 +41,7 @@ def run_blocks(
   `remat` means: see `REMAT`.
   """
   rates = [block.spec.stochdepth_rate for block in blocks]
-  keep = [None] * len(blocks)
+  keep: Any = [None] * len(blocks)
   if is_training and any(rates):
     # Drawn outside of what is computed twice.
     keep = layers.stochastic_depth(rates, example_ids)
@@ -69,7 +70,7 @@ def run_blocks(
   return x, outputs
 
 
-def _equals(blocks: Sequence[hk.Module], stage: range) -> list[list[int]]:
+def _equals(blocks: Sequence[Block], stage: range) -> list[list[int]]:
   """A stage's blocks in runs that differ in their place and parameters alone."""
 
   def kind(i: int) -> tuple:
@@ -78,30 +79,28 @@ def _equals(blocks: Sequence[hk.Module], stage: range) -> list[list[int]]:
   return [list(run) for _, run in itertools.groupby(stage, kind)]
 
 
-def _loop(x: Array, blocks: Sequence[hk.Module], keep: Sequence[Array | None], *args: Any) -> Array:
+def _loop(x: Array, blocks: Sequence[Block], keep: Any, *args: Any) -> Array:
   """Runs equal blocks as iterations of one loop, whose backward pass finds their inputs alone."""
   first = blocks[0]
-  block = hk.without_apply_rng(
-    hk.transform(lambda x, keep, beta: first(x, keep, *args, beta=beta))
-  ).apply
+  block = hk.transform(lambda x, keep, beta: first(x, keep, *args, beta=beta)).apply
 
   @functools.partial(jax.checkpoint, prevent_cse=False)  # the loop keeps its passes apart
   def step(x: Array, block_of: tuple) -> tuple[Array, None]:
     params, keep, beta = block_of
-    return block(params, x, keep, beta), None
+    return block(params, None, x, keep, beta), None
 
   stacked = jax.tree.map(
     lambda *leaves: jnp.stack(leaves),
     *(_params(each, first.module_name) for each in blocks),
   )
   betas = jnp.asarray([each.spec.beta for each in blocks], x.dtype)
-  keep = None if keep[0] is None else jnp.stack(keep)
-  return jax.lax.scan(step, x, (stacked, keep, betas))[0]
+  kept = None if keep[0] is None else jnp.stack(keep)
+  return jax.lax.scan(step, x, (stacked, kept, betas))[0]
 
 
-def _params(block: hk.Module, name: str) -> Mapping[str, Mapping[str, Array]]:
+def _params(block: Block, name: str) -> Mapping[str, Mapping[str, Array]]:
   """A block's parameters as those of the block `name`."""
-  params = {}
+  params: dict[str, dict[str, Array]] = {}
   for path, value in block.params_dict().items():
     module, _, leaf = path.removeprefix(block.module_name).rpartition("/")
     params.setdefault(name + module, {})[leaf] = value

@@ -41,8 +41,13 @@ _NONLINEARITIES: dict[str, Callable[[Array], Array]] = {
   "tanh": jnp.tanh,
 }
 
+
+def _scaled(f: Callable[[Array], Array], gamma: float) -> Callable[[Array], Array]:
+  return lambda x: f(x) * gamma
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-  name: (lambda x, f=f, gamma=GAMMAS[name]: f(x) * gamma) for name, f in _NONLINEARITIES.items()
+  name: _scaled(f, GAMMAS[name]) for name, f in _NONLINEARITIES.items()
 }
 
 NUMERICS = ("published", "timm")
@@ -159,7 +164,9 @@ class BatchNorm(hk.BatchNorm):
     axis = None if hk.running_init() else cross_replica_axis
     super().__init__(True, True, decay, cross_replica_axis=axis, name=name)
 
-  def __call__(self, x: Array, is_training: bool) -> Array:
+  def __call__(  # type: ignore[override]  # scale and offset are its own parameters, always
+    self, x: Array, is_training: bool
+  ) -> Array:
     """Normalises `[N, H, W, C]` over all axes but the last."""
     high = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     # Only training makes the running statistics, and initialisation has to.

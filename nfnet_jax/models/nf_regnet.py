@@ -5,7 +5,7 @@ Table, block, network, in that order. Parameters carry the published names, for 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
@@ -156,7 +156,7 @@ class NF_RegNet(hk.Module):
       first_stride=2,
     )
     self.initial_conv = style.conv(stem_width, 3, stride=2, name="initial_conv")
-    kwargs = {"style": style, "alpha": alpha, "se_ratio": se_ratio}
+    kwargs: dict[str, Any] = {"style": style, "alpha": alpha, "se_ratio": se_ratio}
     self.blocks = [NFBlock(spec, **kwargs, name="nf_block") for spec in specs]
     self.final_conv = style.conv(1280 * channels[-1] // 440, 1, name="final_conv")
     head = layers.Linear(num_classes, w_init=jnp.zeros, name="linear") if num_classes else None

@@ -6,6 +6,7 @@ Table, block, network, in that order. Parameters carry the published names, for 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import haiku as hk
 import jax
@@ -142,7 +143,7 @@ class NF_ResNet(hk.Module):
       stochdepth_rate=stochdepth_rate,
     )
     self.initial_conv = style.conv(stem_width, 7, stride=2, name="initial_conv")
-    kwargs = {"style": style, "alpha": alpha, "se_ratio": se_ratio}
+    kwargs: dict[str, Any] = {"style": style, "alpha": alpha, "se_ratio": se_ratio}
     self.blocks = [NFResBlock(spec, **kwargs, name="nf_res_block") for spec in specs]
     w_init = hk.initializers.RandomNormal(0.01)
     self.head = layers.Linear(num_classes, w_init=w_init, name="linear") if num_classes else None

@@ -5,7 +5,7 @@ Table, block, network, in that order. Parameters carry the published names, for 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
@@ -171,7 +171,7 @@ class NFNet(hk.Module):
       style.conv(channels, 3, stride=stride, name=f"stem_conv{i}")
       for i, (channels, stride) in enumerate([(16, 2), (32, 1), (64, 1), (stem_width, 2)])
     ]
-    kwargs = {"style": style, "alpha": alpha, "se_ratio": se_ratio}
+    kwargs: dict[str, Any] = {"style": style, "alpha": alpha, "se_ratio": se_ratio}
     self.blocks = [
       NFBlock(spec, **kwargs, use_two_convs=use_two_convs, name="nf_block") for spec in specs
     ]

@@ -79,7 +79,7 @@ def block_specs(
       f"widths={tuple(widths)} and depths={tuple(depths)} must name the same stages, "
       "each of at least one block."
     )
-  specs = []
+  specs: list[BlockSpec] = []
   expected_std = 1.0
   for stage, (out_channels, depth) in enumerate(zip(widths, depths, strict=True)):
     for index in range(depth):

@@ -137,6 +137,7 @@ class ResNet(hk.Module):
     norm = functools.partial(layers.BatchNorm, bn_decay, cross_replica_axis)
     self.initial_conv = layers.Conv2D(stem_width, 7, stride=2, name="initial_conv")
     self.initial_bn = None if preactivation else norm(name="initial_bn")
+    self.blocks: list[hk.Module]
     if preactivation:
       self.blocks = [ResBlockV2(spec, norm=norm, name="res_block_v2") for spec in specs]
     else:

@@ -117,7 +117,7 @@ def _bilinear(
   def call(a: Array, b: Array, **params: Any) -> Array:
     return primitive.bind(a, b, **params)
 
-  def batch(arrays: tuple[Array, Array], axes: tuple[Any, Any], **params: Any):
+  def batch(arrays: tuple[Array, Array], axes: tuple[Any, Any], **params: Any) -> tuple:
     a, b = arrays
     if merges and axes[1] is None:
       a = jnp.moveaxis(a, axes[0], 0)

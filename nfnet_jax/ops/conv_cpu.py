@@ -83,7 +83,7 @@ def kernel_gradient_by_image(x: Array, g: Array, kernel: tuple[int, int], stride
   x = _pad(x, kernel, stride)
   shape = g.shape[-1], taps * x.shape[-1]
 
-  def add_image(total, image):
+  def add_image(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
     x, g = image
     windows = [
       x[i : i + height : stride, j : j + width : stride]

@@ -35,10 +35,10 @@ class Cost(NamedTuple):
   matrix_bytes: int = 0
   reduced_bytes: int = 0
 
-  def __add__(self, other: "Cost") -> "Cost":
+  def __add__(self, other: "Cost") -> "Cost":  # type: ignore[override]  # a sum, not a chain
     return Cost(*map(sum, zip(self, other, strict=True)))
 
-  def __mul__(self, times: int) -> "Cost":
+  def __mul__(self, times: int) -> "Cost":  # type: ignore[override]  # a product, not copies
     return Cost(*(value * times for value in self))
 
 
@@ -88,23 +88,27 @@ def _equation_cost(eqn: core.JaxprEqn) -> Cost:
 
 def _conv_multiply_adds(eqn: core.JaxprEqn) -> int:
   """Output elements times the taps that each sums over, without the holes of a dilated input."""
-  kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
+  kernel, spec = _shape(eqn.invars[1]), eqn.params["dimension_numbers"].rhs_spec
   taps = math.prod(kernel[axis] for axis in spec[1:])  # all but the output channels
   holes = math.prod(eqn.params["lhs_dilation"])
-  return math.prod(eqn.outvars[0].aval.shape) * taps // holes
+  return math.prod(_shape(eqn.outvars[0])) * taps // holes
 
 
 def _our_conv_multiply_adds(eqn: core.JaxprEqn) -> int:
   """The same for a convolution and its gradients, which take one multiply-add for each of its."""
-  shapes = [variable.aval.shape for variable in (*eqn.invars, *eqn.outvars)]
+  shapes = [_shape(variable) for variable in (*eqn.invars, *eqn.outvars)]
   output, kernel = (shapes[i] for i in _OUR_CONVS[eqn.primitive.name])
   return math.prod(output) * math.prod(kernel[:3])
 
 
 def _dot_multiply_adds(eqn: core.JaxprEqn) -> int:
   contracted = eqn.params["dimension_numbers"][0][0]
-  shape = eqn.invars[0].aval.shape
-  return math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+  shape = _shape(eqn.invars[0])
+  return math.prod(_shape(eqn.outvars[0])) * math.prod(shape[axis] for axis in contracted)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+  return variable.aval.shape
 
 
 def _bytes(*variables: Any) -> int:

@@ -5,7 +5,8 @@ import importlib.metadata
 import importlib.util
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -74,7 +75,8 @@ def compile_step(config: ConfigDict, topology: Topology) -> dict:
   shards = len(devices)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((shards, *x.shape), x.dtype), batch)
   start = time.monotonic()
-  lowered = parallel.map_train_step(step, devices).lower(state, batch)
+  mapped: Any = parallel.map_train_step(step, devices)
+  lowered = mapped.lower(state, batch)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -116,17 +118,17 @@ def libtpu_version() -> str:
   return importlib.metadata.version("libtpu")
 
 
-def _step(config: ConfigDict, images: int) -> tuple[Callable, object, Batch]:
+def _step(config: ConfigDict, images: int) -> tuple[Callable, Any, Batch]:
   """The step of one device, and the shapes of its arguments."""
   run = build(config)
   count = images * images_per_example(config.augment)
   size = config.data.train_size
-  batch = Batch(
+  shapes: Any = (
     jax.ShapeDtypeStruct((count, size, size, 3), np.uint8),
     jax.ShapeDtypeStruct((count,), np.int32),
     jax.ShapeDtypeStruct((count,), np.float32),
   )
-  return run.train_step, jax.eval_shape(run.init), batch
+  return run.train_step, jax.eval_shape(run.init), Batch(*shapes)
 
 
 def _devices(topology: Topology) -> list[jax.Device]:
@@ -153,7 +155,7 @@ def _devices(topology: Topology) -> list[jax.Device]:
 
 
 @contextlib.contextmanager
-def _environment():
+def _environment() -> Iterator[None]:
   before = dict(os.environ)
   os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in before})
   try:

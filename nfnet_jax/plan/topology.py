@@ -102,12 +102,13 @@ def _distance(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[float, i
 def _shapes(kind: str) -> list[tuple[int, ...]]:
   """The slices that are let, from the smallest on, sizes ascending but for 2x2x1."""
   chip = CHIPS[kind]
+  shapes: list[tuple[int, ...]]
   if chip.axes == 2:  # powers of two, square or twice as long
     squares = [(2**i, 2**i) for i in range(1, 6)]
     oblongs = [(size, 2 * size) for size, _ in squares]
     if kind == "v3":
       oblongs = oblongs[1:]  # there are hosts of 2x2 chips only
-    shapes = squares + oblongs
+    shapes = [*squares, *oblongs]
   else:  # parts of a cube of 64 chips, and whole cubes
     cubes = [4 * i for i in range(1, 9)]
     shapes = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)]

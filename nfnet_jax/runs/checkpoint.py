@@ -75,7 +75,8 @@ def open_manager(directory: str, *, keep: int, resume_step: int | None) -> ocp.C
   except (OSError, SaveError) as error:
     raise RequestError(f"Cannot write checkpoints to {root} ({error}). Choose another.") from error
   steps = saved_steps(root)
-  if resume_step not in (steps or [None]):
+  known: list[int | None] = [*steps] or [None]
+  if resume_step not in known:
     raise RequestError(
       f"{root} holds checkpoints of steps {steps}, and the run would go on from {resume_step}. "
       "Resume from the newest, or choose an empty work directory."

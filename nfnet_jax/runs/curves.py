@@ -120,15 +120,16 @@ def figure(records: list[dict[str, Any]], title: str) -> "Figure":
     RequestError: if that leaves none.
   """
   from matplotlib.figure import Figure
+  from matplotlib.layout_engine import ConstrainedLayoutEngine
 
   drawn = [(panel, series) for panel in _PANELS if (series := _series(panel, records))]
   if not drawn:
     raise RequestError(f"{title} has no metrics to draw: none of its lines holds a finite value.")
   rows = [drawn] if len(drawn) < 3 else [drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]]
-  result = Figure(figsize=(11, 3.5 * len(rows) + 0.4), layout="constrained")
+  engine = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
+  result = Figure(figsize=(11, 3.5 * len(rows) + 0.4), layout=engine)
   title = title.encode(errors="replace").decode()  # A path may be any bytes.
   result.suptitle(title, fontsize=14, fontweight="bold", color=_INK, parse_math=False)
-  result.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
   bands = result.subfigures(len(rows), 1, squeeze=False)[:, 0]
   for band, row in zip(bands, rows, strict=True):
     for axes, (panel, series) in zip(
@@ -158,7 +159,7 @@ def _draw(axes: "Axes", panel: _Panel, series: list[tuple[_Curve, list[int], lis
   from matplotlib.ticker import LogLocator, MaxNLocator
 
   for curve, steps, values in series:
-    dots = {"marker": "o", "markersize": 3.5} if len(steps) <= _FEW_POINTS else {}
+    dots: dict[str, Any] = {"marker": "o", "markersize": 3.5} if len(steps) <= _FEW_POINTS else {}
     axes.plot(steps, values, label=curve.label, color=curve.colour, linewidth=1.4, **dots)
   axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold", color=_INK)
   axes.set_xlabel("step", color=_INK)

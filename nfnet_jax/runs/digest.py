@@ -63,4 +63,4 @@ def seal(record: dict[str, Any]) -> str:
 def _leaf_digest(leaf: Any) -> dict[str, Any]:
   array = np.asarray(leaf)
   data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-  return {**spec(array), "sha256": hashlib.sha256(data).hexdigest()}
+  return {**spec(array), "sha256": hashlib.sha256(data.data).hexdigest()}

@@ -92,10 +92,12 @@ class _PatientHandler(ocp.type_handlers.NumpyHandler):
     read = super().deserialize
     reads = [read([info], [arg]) for info, arg in zip(infos, args, strict=True)]
     results = await asyncio.gather(*reads, return_exceptions=True)
+    leaves = []
     for info, result in zip(infos, results, strict=True):
       if isinstance(result, BaseException):
         raise OSError(f"{info.name}: {reason(result)}") from result
-    return [leaf for (leaf,) in results]
+      leaves += result
+    return leaves
 
   async def _background_serialize(self, values: Any, infos: Any, args: Any = None) -> None:
     write = super()._background_serialize

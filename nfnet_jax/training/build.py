@@ -55,7 +55,7 @@ def build(config: ConfigDict) -> Run:
   )
   images = jnp.zeros((1, config.data.train_size, config.data.train_size, 3))
 
-  def init_net():
+  def init_net() -> tuple[hk.Params, hk.State]:
     key = jax.random.key(seeds_of(config.seed, config.seeding).init)
     return net.init(key, images, is_training=True)
 

@@ -41,20 +41,20 @@ def evaluate(
     `examples`, the number counted over all processes, and for each prefix the mean `loss`, and
     `top1` and `top5` accuracy in 0..1.
   """
-  totals = {prefix: collections.defaultdict(float) for prefix in weights}
+  totals: dict[str, dict[str, float]] = {p: collections.defaultdict(float) for p in weights}
 
   def add(sums: dict[str, Metrics]) -> None:
     for prefix, of_batch in jax.device_get(sums).items():
       for name, value in of_batch.items():
         totals[prefix][name] += float(value)
 
-  before = {}
+  before: dict[str, Metrics] = {}
   for batch in parallel.prefetch(batches):
     sums = {prefix: eval_step(*variables, batch) for prefix, variables in weights.items()}
     add(before)  # The devices are busy with this batch while the sums of the last are fetched.
     before = sums
   add(before)
-  metrics = {}
+  metrics: dict[str, float] = {}
   for prefix, sums in totals.items():
     examples = sums.pop("examples")
     metrics |= {prefix + name: total / examples for name, total in sums.items()}

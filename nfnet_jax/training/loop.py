@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import haiku as hk
@@ -257,7 +257,7 @@ def _conclude(workdir: epath.Path) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _progress_bar(config: ConfigDict, start: int):
+def _progress_bar(config: ConfigDict, start: int) -> Iterator[tqdm]:
   """A bar in images with images/s and time left; on a terminal only, logs go on elsewhere."""
   with (
     logging_redirect_tqdm(),

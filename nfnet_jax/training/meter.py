@@ -65,7 +65,7 @@ class Meter:
     """Means over the steps since the last report, and `images_per_second`; starts afresh."""
     self.wait()
     means = {name: float(np.mean([s[name] for s in self._steps])) for name in self._steps[0]}
-    if self._timed_steps:
+    if self._timed_steps and self._clock is not None:
       seconds = time.perf_counter() - self._clock
       means["images_per_second"] = self._timed_steps * self._batch_size / seconds
     self._steps = []

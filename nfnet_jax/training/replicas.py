@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from nfnet_jax.errors import RequestError
 
 AXIS = "devices"  # the name of the mapped axis: every replica on every process
 
 
-def index() -> ArrayLike:
+def index() -> jax.Array | int:
   """Which replica this is, from 0."""
   return jax.lax.axis_index(AXIS) if _are_several() else 0
 

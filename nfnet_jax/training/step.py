@@ -7,6 +7,7 @@ import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from nfnet_jax import agc, augment, losses, optim, seeds
@@ -44,7 +45,7 @@ class Augmentation(Protocol):
   mixup_alpha: float
   cutmix: bool
   randaugment_layers: int
-  randaugment_magnitude: int | None  # None where there are no layers
+  randaugment_magnitude: Any  # an integer; None where there are no layers
 
 
 def images_per_example(augmentation: Augmentation) -> int:
@@ -117,7 +118,9 @@ def make_train_step(
   augment.check_strength(augmentation.randaugment_layers, augmentation.randaugment_magnitude)
   step_seed = seeds.seeds_of(seed, seeding).steps
 
-  def loss_fn(params, net_state, batch, key, example_ids):
+  def loss_fn(
+    params: hk.Params, net_state: hk.State, batch: Batch, key: Array, example_ids: Array
+  ) -> tuple[Array, tuple[Metrics, hk.State]]:
     net_key, augment_key = jax.random.split(key)
     images, targets, labels = augmented(
       batch, augment_key, example_ids, augmentation, num_classes, label_smoothing
@@ -145,10 +148,11 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     metrics |= {"grad_norm": _norm(grads), "param_norm": optax.tree.norm(params)}
     metrics |= _clipped(opt_state)
-    ema = optim.update_ema(
+    ema_params, ema_net_state = optim.update_ema(
       (state.ema_params, state.ema_net_state), (params, net_state), state.step, ema_decay
     )
-    return TrainState(state.step + 1, params, net_state, *ema, opt_state), metrics
+    step = state.step + 1
+    return TrainState(step, params, net_state, ema_params, ema_net_state, opt_state), metrics
 
   return train_step
 
@@ -160,7 +164,7 @@ def augmented(
   augmentation: Augmentation,
   num_classes: int,
   label_smoothing: float,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array | np.ndarray]:
   """What the network is trained on: mixed, distorted and normalised images.
 
   Args:
@@ -248,8 +252,10 @@ def _accumulated(grad_fn: Callable, num_parts: int) -> Callable:
   if num_parts == 1:
     return grad_fn
 
-  def accumulated(params, net_state, batch, key, example_ids):
-    def add_part(carry, part):
+  def accumulated(
+    params: hk.Params, net_state: hk.State, batch: Batch, key: Array, example_ids: Array
+  ) -> tuple[Any, tuple[Metrics, hk.State]]:
+    def add_part(carry: tuple, part: tuple) -> tuple[tuple, None]:
       net_state, sums = carry
       grads, (metrics, net_state) = grad_fn(params, net_state, part[0], key, part[1])
       return (net_state, jax.tree.map(jnp.add, sums, (grads, metrics))), None

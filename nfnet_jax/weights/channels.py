@@ -1,5 +1,8 @@
 """The first convolution for images of another number of channels than its file's three."""
 
+import functools
+
+import jax.numpy as jnp
 import numpy as np
 
 from nfnet_jax.models import layers
@@ -25,7 +28,7 @@ def adapt(entries: dict[str, Entry], in_chans: int, numerics: str) -> dict[str, 
     if not fit.is_stem_kernel(name) or len(kernel.shape) != 4 or kernel.shape[2] != 3:
       continue
     shape = (*kernel.shape[:2], in_chans, kernel.shape[3])
-    adapted[name] = Entry(shape, kernel.dtype, lambda kernel=kernel: _repeated(kernel, in_chans))
+    adapted[name] = Entry(shape, kernel.dtype, functools.partial(_repeated, kernel, in_chans))
     gain = name.removesuffix("w") + "gain"
     if gain in entries:
       adapted[gain] = _corrected(entries[gain], kernel, in_chans, numerics)
@@ -50,7 +53,7 @@ def _corrected(gain: Entry, kernel: Entry, in_chans: int, numerics: str) -> Entr
 
 def _divisor(kernel: np.ndarray, numerics: str) -> np.ndarray:
   """What standardisation divides each output channel's centred kernel by, `[O]`."""
-  standard = layers.standardize_weight(kernel, np.ones(kernel.shape[-1], np.float32), numerics)
+  standard = layers.standardize_weight(jnp.asarray(kernel), jnp.ones(kernel.shape[-1]), numerics)
   centred = kernel - kernel.mean(axis=(0, 1, 2), dtype=np.float64)
   norm, unit = (np.sqrt(np.square(x, dtype=np.float64).sum((0, 1, 2))) for x in (centred, standard))
   # A constant kernel is 0 when it is centred, whatever it is divided by.

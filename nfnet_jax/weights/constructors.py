@@ -44,7 +44,7 @@ def table() -> dict[str, Constructor | None]:
 
   A table is for one pickle, whose texts it encodes once each, however often that is asked for.
   """
-  encoded = {}
+  encoded: dict[int, tuple[str, bytes]] = {}
 
   def encode(arguments: Any) -> bytes | None:
     """How protocol 2 writes bytes."""
@@ -53,6 +53,7 @@ def table() -> dict[str, Constructor | None]:
         if id(text) not in encoded:
           encoded[id(text)] = text, text.encode("latin1")
         return encoded[id(text)][1]
+    return None
 
   return {
     "haiku._src.data_structures.FlatMapping": _mapping,
@@ -104,7 +105,7 @@ def fill(box: Any, state: Any) -> None:
     case Box(None), (1, tuple(shape), Box(np.dtype() as dtype), bool(fortran), bytes(data)):
       box.value = _array(data, dtype, shape, "F" if fortran else "C")
     case Box(np.dtype() as dtype), (3, str(order), None, None, None, -1, -1, 0) if order in _ORDERS:
-      box.value = dtype.newbyteorder(order)
+      box.value = dtype.newbyteorder(order)  # type: ignore[arg-type]  # it is in _ORDERS
     case Box(np.dtype() as dtype), (3, "<" | "|" | "=", None, None, None, 2, 2, 64) if (
       dtype == _BFLOAT16
     ):
@@ -122,6 +123,7 @@ def _mapping(arguments: Any) -> dict | None:
   match arguments:
     case (dict(tree),):
       return tree  # not a copy of it: copies of copies could fill any memory
+  return None
 
 
 def _ordered(arguments: Any) -> Ordered | None:
@@ -138,18 +140,21 @@ def _dtype(arguments: Any) -> Box | None:
       return Box(_BFLOAT16)
     case (str(code), *_):
       raise RefusedError(f"the dtype {code[:20]!r}")
+  return None
 
 
 def _unfilled(arguments: Any) -> Box | None:
   match arguments:
     case (Name("numpy.ndarray"), (0,), b"b"):
       return Box()
+  return None
 
 
 def _scalar(arguments: Any) -> Box | None:
   match arguments:
     case (Box(np.dtype() as dtype), bytes(data)):
       return Box(_array(data, dtype, (), "C"))
+  return None
 
 
 def _from_buffer(arguments: Any) -> Box | None:
@@ -164,6 +169,7 @@ def _from_buffer(arguments: Any) -> Box | None:
     case (bytes() | bytearray() as data, Box(np.dtype() as dtype), tuple(shape), "K", tuple(axes)):
       if all(isinstance(axis, int) for axis in axes):
         return Box(_array(data, dtype, shape, "C").transpose(axes))
+  return None
 
 
 def _dill_array(arguments: Any) -> Box | None:
@@ -171,6 +177,7 @@ def _dill_array(arguments: Any) -> Box | None:
   match arguments:
     case (Name() as name, inner, state, None):
       return _filled(name, inner, state)
+  return None
 
 
 def _jax_array(arguments: Any) -> Box | None:
@@ -178,6 +185,7 @@ def _jax_array(arguments: Any) -> Box | None:
   match arguments:
     case (Name() as name, inner, state, dict()):
       return _filled(name, inner, state)
+  return None
 
 
 def _filled(name: Name, arguments: Any, state: Any) -> Box | None:
@@ -187,7 +195,7 @@ def _filled(name: Name, arguments: Any, state: Any) -> Box | None:
   return box
 
 
-def _array(data: bytes, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+def _array(data: bytes | bytearray, dtype: np.dtype, shape: tuple, order: Any) -> np.ndarray:
   if len(shape) > _MAX_RANK or not all(isinstance(n, int) and n >= 0 for n in shape):
     raise RefusedError("an array of impossible shape")
   return np.frombuffer(data, dtype).reshape(shape, order=order)

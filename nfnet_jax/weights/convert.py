@@ -180,7 +180,7 @@ def convert(
   about = {key: text for key, text in stored.metadata.items() if key not in _OF_THE_NETWORK}
   if "source" not in about:
     about |= {"source": stored.path.name, "source_sha256": _sha256(stored.path)}
-  arguments = {"to": to, "class_names": names, "provenance": about, "force": force}
+  arguments: dict[str, Any] = {"to": to, "class_names": names, "provenance": about, "force": force}
   return save_weights(out, params, model, state=state, **arguments, **overrides)
 
 

@@ -1,5 +1,6 @@
 """What a weights file announces, whatever its format."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -39,7 +40,7 @@ class Stored(NamedTuple):
 def entries_of(tree: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Entry]:
   """Arrays `{module: {name: array}}` as entries by `module/name`."""
   return {
-    f"{module}/{name}": Entry(array.shape, str(array.dtype), lambda array=array: array)
+    f"{module}/{name}": Entry(array.shape, str(array.dtype), functools.partial(np.asarray, array))
     for module, names in tree.items()
     for name, array in names.items()
   }

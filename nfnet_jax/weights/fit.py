@@ -54,7 +54,7 @@ def flatten(tree: hk.Params | hk.State) -> dict[str, Any]:
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """The inverse of `flatten`."""
-  tree = {}
+  tree: dict[str, dict[str, Any]] = {}
   for path, leaf in leaves.items():
     module, _, name = path.rpartition("/")
     tree.setdefault(module, {})[name] = leaf

@@ -115,7 +115,8 @@ def load_stored(
   if new_head:
     rng = jax.random.key(0) if rng is None else rng
     leaves |= _initial(new_head, rng, model, num_classes, in_chans, overrides)
-  return tuple(fit.unflatten({name: leaves[name] for name in names}) for names in (params, state))
+  of_params, of_state = (fit.unflatten({k: leaves[k] for k in each}) for each in (params, state))
+  return of_params, of_state
 
 
 def open_weights(path: str | pathlib.Path, *, averaged: bool = True) -> Stored:
@@ -227,7 +228,7 @@ def _initial(
   size = models.get_spec(model).train_size
 
   @jax.jit
-  def init(key):
+  def init(key: jax.Array) -> Any:
     params, _ = net.init(key, jnp.zeros((1, size, size, in_chans)), True)
     leaves = fit.flatten(params)
     return {name: leaves[name] for name in wanted}

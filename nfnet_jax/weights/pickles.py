@@ -10,7 +10,7 @@ is refused by name, and nothing is ever called but the functions of that table.
 import logging
 import pathlib
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,8 +76,12 @@ def interpret(
     RefusedError: for what is not in the table.
     Exception: for a damaged pickle, see `untrusted.reading`.
   """
-  stack, outer, memo = [], [], {}
-  for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+  stack: list[Any] = []
+  outer: list[list[Any]] = []
+  memo: dict[int, Any] = {}
+  source: Any = file  # `read` and `readline` are all that is asked of it
+  instructions: Iterable[tuple[Any, Any, Any]] = pickletools.genops(source)
+  for count, (opcode, argument, _) in enumerate(instructions):
     if count >= _MAX_INSTRUCTIONS:
       raise RefusedError(f"more than {_MAX_INSTRUCTIONS:,} instructions")
     match opcode.name:
@@ -128,7 +132,7 @@ _LITERALS = {
   *("BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
   *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
-_CONSTANTS = {
+_CONSTANTS: dict[str, Callable[[], Any]] = {
   **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
   **{"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict},
 }
@@ -192,7 +196,7 @@ def _variables(path: pathlib.Path, value: Any) -> dict[str, dict[str, np.ndarray
         logger.info("%s: read 'params' and 'state', not %s.", path, ", ".join(others[:10]))
     case _:
       parts = [mapping(value)]
-  tree = {}
+  tree: dict[str, dict[str, Any]] = {}
   for part in parts:
     for module, names in part.items():
       leaves = _leaves(names)

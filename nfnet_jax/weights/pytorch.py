@@ -154,12 +154,14 @@ def _tensor(arguments: Any) -> _Tensor | None:
       if 0 not in shape and last >= storage.size:
         raise RefusedError("a tensor that its storage does not hold")
       return _Tensor(storage, offset, shape, strides)
+  return None
 
 
 def _parameter(arguments: Any) -> _Tensor | None:
   match arguments:
     case (_Tensor() as tensor, bool(), Ordered()):
       return tensor
+  return None
 
 
 def _namespace(arguments: Any) -> Ordered | None:

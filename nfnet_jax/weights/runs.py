@@ -29,7 +29,7 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
 
   config = config_lib.load(workdir / "config.json")
   template = jax.eval_shape(build(config).init)
-  restored = checkpoint.restore_newest(workdir / "checkpoints", template)
+  restored = checkpoint.restore_newest(str(workdir / "checkpoints"), template)
   if restored is None:
     raise RequestError(f"{workdir} holds no checkpoint yet: train for longer, or look elsewhere.")
   step, state = restored

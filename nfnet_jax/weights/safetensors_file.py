@@ -7,6 +7,7 @@ every read says how much it got.
 import json
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -98,14 +99,14 @@ def _announced(name: str, about: Any) -> tuple[tuple[int, ...], np.dtype, tuple[
   raise ValueError(f"{name[:120]} has an impossible place")
 
 
-def _reader(place: _Place, shape: tuple[int, ...], dtype: np.dtype):
+def _reader(place: _Place, shape: tuple[int, ...], dtype: np.dtype) -> Callable[[], np.ndarray]:
   def read() -> np.ndarray:
     with reading(place.path, _KIND), place.path.open("rb") as file:
       if identity(file) != place.identity:
         raise RequestError(f"{place.path} was changed while it was read: start again.")
       array = np.empty(shape, dtype)
       file.seek(place.begin)
-      if file.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:
+      if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
         raise EOFError("it ends early")
       return array
 

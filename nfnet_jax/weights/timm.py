@@ -96,7 +96,7 @@ def name_table(depths: Iterable[int]) -> dict[str, Leaf]:
     Our names, for instance `NFNet/~/nf_block_3/~/conv1b/gain`, and layouts, by timm's names. Some,
     such as the convolutions of shortcuts, only some blocks have.
   """
-  table = {}
+  table: dict[str, Any] = {}
   for i in range(4):
     table |= _conv(f"stem.conv{i + 1}", f"NFNet/~/stem_conv{i}")
   places = [(stage, index) for stage, depth in enumerate(depths) for index in range(depth)]
