@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 # Square products of this size are near the peak; smaller ones for a CPU, which takes its time.
 PEAK_SIZE = {"cpu": 2048}
@@ -15,7 +16,7 @@ _PEAK_SIZE_OF_OTHERS = 8192
 _REPETITIONS = 10
 
 
-def matrix_peak(dtype: jnp.dtype, num_devices: int) -> float:
+def matrix_peak(dtype: DTypeLike, num_devices: int) -> float:
   """Floating-point operations per second of a large matrix product, on all devices at once.
 
   Two for each multiply-add; the best of several products, in JAX's default precision, which is

@@ -101,7 +101,7 @@ def measure_predict(
     raise RequestError(f"batch_size={batch_size} and image_size={pixels} must be at least 1.")
   if dtype not in config_lib.DTYPES:
     raise RequestError(f"unknown dtype={dtype!r}: choose one of {', '.join(config_lib.DTYPES)}.")
-  kwargs = {"dtype": config_lib.DTYPES[dtype]}
+  kwargs: dict[str, Any] = {"dtype": config_lib.DTYPES[dtype]}
   params, net_state = _random_variables(model, **kwargs)
   if not net_state:
     params, kwargs["folded"] = jax.jit(models.fold)(params), True

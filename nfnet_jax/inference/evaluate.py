@@ -162,8 +162,8 @@ def evaluate_weights(
   variables = parallel.replicate((network.params, network.state), copy=False)
   metrics = evaluate(eval_step, {"": variables}, batches)
   known = {} if "size" in overrides else expected(network.model, dataset, split)
-  about = {"model": network.model, "split": split, "size": size}
-  return {**about, **compared, **metrics, **known}
+  about: dict[str, float | int | str] = {"model": network.model, "split": split, "size": size}
+  return about | compared | metrics | known
 
 
 def _arrays(path: str | pathlib.Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from nfnet_jax.models import layers
 from nfnet_jax.models.blocks import check_remat, run_blocks
@@ -124,7 +125,7 @@ class NF_ResNet(hk.Module):
     folded: bool = False,
     remat: str = "none",
     features_only: bool = False,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     name: str = "NF_ResNet",
   ):
     super().__init__(name)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from nfnet_jax.models import layers
 from nfnet_jax.models.blocks import check_remat, run_blocks
@@ -149,7 +150,7 @@ class NFNet(hk.Module):
     folded: bool = False,
     remat: str = "none",
     features_only: bool = False,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     name: str = "NFNet",
   ):
     super().__init__(name)

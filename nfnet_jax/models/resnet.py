@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from nfnet_jax.models import layers
 from nfnet_jax.models.blocks import check_remat, run_blocks
@@ -118,7 +119,7 @@ class ResNet(hk.Module):
     stochdepth_rate: float = 0.0,
     remat: str = "none",
     features_only: bool = False,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     name: str = "ResNet",
   ):
     super().__init__(name)
