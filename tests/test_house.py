@@ -257,6 +257,7 @@ def test_every_dial_resolves(path, dials):
     config_file.read(f"{ROOT}/experiments/{path}.py:zzz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiments_resolve_and_make_a_step(path):
   config = config_file.read(str(path))

@@ -43,6 +43,7 @@ def test_labels_are_the_published_groups():
     assert (group["clipping"] is None) == (label == optim.HEAD), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", nfnet_jax.list_models())
 def test_labels_are_total(name):
   net = nfnet_jax.create_model(name, 10)

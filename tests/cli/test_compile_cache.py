@@ -39,6 +39,7 @@ def run(tmp_path):
   return start
 
 
+@pytest.mark.slow
 def test_programs_are_kept_in_the_users_cache_directory(run, tmp_path):
   kept = run()
   assert kept
@@ -48,16 +49,19 @@ def test_programs_are_kept_in_the_users_cache_directory(run, tmp_path):
   assert [(tmp_path / path).stat().st_mtime_ns for path in kept] == stamps
 
 
+@pytest.mark.slow
 def test_the_user_says_where(run, tmp_path):
   assert run(XDG_CACHE_HOME=f"{tmp_path}/a")[0].parts[:2] == ("a", "nfnet_jax")
 
 
+@pytest.mark.slow
 def test_jaxs_own_variables_come_first(run, tmp_path):
   assert run(JAX_ENABLE_COMPILATION_CACHE="false") == []
   assert {path.parts[0] for path in run(JAX_COMPILATION_CACHE_DIR=f"{tmp_path}/b")} == {"b"}
   assert not (tmp_path / ".cache").exists()
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_is_no_obstacle(run, tmp_path):
   (tmp_path / "file").write_text("")
   assert run(HOME=f"{tmp_path}/file") == []

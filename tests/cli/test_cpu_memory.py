@@ -30,6 +30,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 4)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_a_step_reuses_the_memory_of_the_one_before():
   command = [sys.executable, "-c", PROGRAM]

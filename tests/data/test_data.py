@@ -241,6 +241,7 @@ def test_digits_are_written_once(digits: ConfigDict) -> None:
   assert {path: path.stat().st_mtime_ns for path in files} == files
 
 
+@pytest.mark.slow
 def test_one_writes_the_digits_and_others_wait(
   tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +278,7 @@ def test_one_writes_the_digits_and_others_wait(
   assert data.describe(config)[2:4] == (1437, 360)
 
 
+@pytest.mark.slow
 def test_killed_writer_does_not_block_the_next(tmp_path: Path) -> None:
   # Killed as it starts on the second split, when the first one's files are there.
   code = """

@@ -15,6 +15,8 @@ from nfnet_jax.training.build import build
 from tests import tiny
 from tests.distributed.processes import finish, free_port, start
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

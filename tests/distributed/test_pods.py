@@ -114,6 +114,7 @@ def copy_up_to(step, workdir, target):
 # The same numbers.
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(alone, pair):
   assert_close(pair, alone, 5, 1e-6)
   counts = [
@@ -128,6 +129,7 @@ def test_two_processes_compute_what_one_does(alone, pair):
   assert [examples for _, examples, *_ in counts[0]] == [50, 50]
 
 
+@pytest.mark.slow
 def test_process_0_alone_writes_and_reports(pair, runs):
   assert sorted(path.name for path in pair.iterdir()) == [
     *("checkpoints", "classes.json", "config.json", "curves.png", "metrics.jsonl", "tensorboard"),
@@ -139,6 +141,7 @@ def test_process_0_alone_writes_and_reports(pair, runs):
   assert "step" not in second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_every_example_once_an_epoch(count, tmp_path_factory):
   directory = tmp_path_factory.getbasetemp() / "digits"
@@ -162,6 +165,7 @@ def test_every_example_once_an_epoch(count, tmp_path_factory):
   assert seen == digits + digits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "devices"), [(1, 4), (1, 2)])
 def test_going_on_with_other_processes_and_devices(pair, job, tmp_path, count, devices):
   workdir = copy_up_to(35, pair, tmp_path / "run")
@@ -170,6 +174,7 @@ def test_going_on_with_other_processes_and_devices(pair, job, tmp_path, count, d
   assert "going on after step 35" in logs(tmp_path, 1)[0]
 
 
+@pytest.mark.slow
 def test_evaluation_by_several_processes_that_slurm_started(pair, runs, tmp_path):
   """Found from the environment, and only process 0 prints."""
   port = processes.free_port()
@@ -197,6 +202,7 @@ def test_evaluation_by_several_processes_that_slurm_started(pair, runs, tmp_path
 # Interruptions.
 
 
+@pytest.mark.slow
 def test_killed_eight_times_told_to_stop_and_carried_on(pair, runs):
   """Each of the kills hits one process, in the middle of a step or of a save."""
   workdir, rng = runs / "killed", np.random.default_rng(0)
@@ -235,6 +241,7 @@ def test_killed_eight_times_told_to_stop_and_carried_on(pair, runs):
   assert lines_of(workdir) == lines_of(pair)
 
 
+@pytest.mark.slow
 def test_one_process_told_to_stop(alone, runs):
   workdir, log = runs / "stopped", runs / "stopped.log"
   process = start(train(workdir), log, devices=4, env={"FAULT": '{"what": "dawdle"}'})
@@ -249,6 +256,7 @@ def test_one_process_told_to_stop(alone, runs):
   assert lines_of(workdir) == lines_of(alone)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_one_process_stops_all(job, tmp_path):
   words = train(tmp_path / "run", steps=100_000, checkpoint_every=100_000, eval_every=100_000)
   started = job(*words, fault={"what": "dawdle"})
@@ -262,6 +270,7 @@ def test_ctrl_c_in_one_process_stops_all(job, tmp_path):
   assert "lost:" not in "".join(logs(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_an_exception_in_one_process_ends_all(job, tmp_path, victim):
   started = job(*train(tmp_path / "run"), fault={"process": victim, "step": 3, "what": "raise"})
@@ -278,6 +287,7 @@ def test_an_exception_in_one_process_ends_all(job, tmp_path, victim):
   assert "Traceback" not in texts[1 - victim]
 
 
+@pytest.mark.slow
 def test_a_standstill_ends_all_and_shows_where(job, tmp_path):
   # At the first batch, where nothing else that takes its time is going on in that process.
   fault = {"process": 1, "step": 0, "what": "sleep"}
@@ -303,6 +313,7 @@ def refused(started, directory):
   return [said for [said] in lines]
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_does_not_answer(tmp_path):
   address = f"localhost:{processes.free_port()}"
   flags = [f"--coordinator={address}", "--num_processes=2", "--join_timeout=2"]
@@ -312,6 +323,7 @@ def test_a_coordinator_that_does_not_answer(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_come(tmp_path):
   address = f"localhost:{processes.free_port()}"
   flags = [f"--coordinator={address}", "--num_processes=3", "--join_timeout=10"]
@@ -323,6 +335,7 @@ def test_processes_that_do_not_come(tmp_path):
     assert f"not all of 3 processes joined {address} within 10 s" in line
 
 
+@pytest.mark.slow
 def test_different_numbers_of_processes(tmp_path):
   words = [*train(tmp_path / "run"), f"--coordinator=localhost:{processes.free_port()}"]
   started = [
@@ -333,6 +346,7 @@ def test_different_numbers_of_processes(tmp_path):
     assert "process 1 was started as one of 3 and process 0 as one of 2" in line
 
 
+@pytest.mark.slow
 def test_different_configs(tmp_path):
   port = processes.free_port()
   flags = [f"--coordinator=localhost:{port}", "--num_processes=2"]
@@ -349,6 +363,7 @@ def test_different_configs(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_different_directories(pair, tmp_path):
   copy_up_to(35, pair, tmp_path / "0")
   copy_up_to(30, pair, tmp_path / "1")
@@ -361,6 +376,7 @@ def test_different_directories(pair, tmp_path):
     assert "process 0 holds step 35 and process 1 step 30" in line
 
 
+@pytest.mark.slow
 def test_a_directory_that_process_0_cannot_write(job, tmp_path):
   (tmp_path / "file").write_text("")
   for line in refused(job(*train(tmp_path / "file/run")), tmp_path):
@@ -423,6 +439,7 @@ def test_a_cluster_that_does_not_say_enough(monkeypatch):
 # Launching.
 
 
+@pytest.mark.slow
 def test_the_local_launcher(pair, tmp_path):
   workdir = copy_up_to(35, pair, tmp_path / "run")
   done = subprocess.run(

@@ -15,6 +15,8 @@ from nfnet_jax.weights import load_weights, open_weights, save_weights
 from nfnet_jax.weights.fit import init_shapes, unflatten
 from tests import golden, tiny
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("apple", "banana", "caf\u00e9")
 COUNTS = {"train": (8, 8, 8), "test": (1, 2, 5)}
 SMALL = {"widths": (16, 16), "depths": (1, 1), "group_size": 8}

@@ -12,6 +12,8 @@ from nfnet_jax import augment, create_model
 from nfnet_jax.__main__ import main
 from tests import golden
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys
 import jax, jax.export

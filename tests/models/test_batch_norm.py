@@ -54,6 +54,7 @@ def one():
   return run_steps(config(), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preactivation", [True, False])
 def test_statistics_and_their_counters_are_kept(one, preactivation):
   state = one if preactivation else run_steps(config(**{"model.preactivation": False}), 1)
@@ -67,6 +68,7 @@ def test_statistics_and_their_counters_are_kept(one, preactivation):
     assert (leaves["average"] != state.ema_net_state[module]["average"]).any()
 
 
+@pytest.mark.slow
 def test_eight_devices_together_equal_one(one):
   together = run_steps(config(**{"model.cross_replica_axis": "devices"}), 8)
   apart = run_steps(config(), 8)
@@ -75,6 +77,7 @@ def test_eight_devices_together_equal_one(one):
   assert difference(apart.params, one.params) > 10 * ATOL
 
 
+@pytest.mark.slow
 def test_an_accumulated_step_is_another_one(one):
   """Each part is normalised by itself, and updates the running statistics."""
   state = run_steps(config(accumulate=2), 1)

@@ -13,6 +13,8 @@ from nfnet_jax.ops import conv
 from tests import tiny
 from tests.models.test_remat import MODELS, small
 
+pytestmark = pytest.mark.slow
+
 
 def derivatives(loss, params):
   """Some of every mode and order, of a loss by parameters."""

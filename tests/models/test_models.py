@@ -140,6 +140,7 @@ def jitted(name, num_classes=1000):
 
 
 # 2e-5 separates right from wrong for F0; NF-ResNet-50's float32 rounding alone is 1e-5.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("published", "case", "seed", "size", "atol"),
   [
@@ -178,6 +179,7 @@ def block_outputs(net, params, images):
   return forward(params, images)
 
 
+@pytest.mark.slow
 def test_f0_block_statistics():
   """Mean square, variance and branch variance of each block (signal propagation plots)."""
   record = golden.load_npz("golden_F0_64.npz")
@@ -189,6 +191,7 @@ def test_f0_block_statistics():
   np.testing.assert_allclose(variance, record["avg_var"][1:], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("published", "case", "num_stored"),
   [
@@ -200,6 +203,7 @@ def test_gradients(published, case, num_stored):
   check_gradients(published, case, num_stored, "float32")
 
 
+@pytest.mark.slow
 def test_gradients_of_nf_resnet50():
   # In float64, because float32 loses up to 2e-4 of a SkipInit gain's gradient, where large terms
   # cancel; the record itself is 9e-5 off there.
@@ -243,6 +247,7 @@ def golden_slice(ours, theirs):
 # --- behaviour
 
 
+@pytest.mark.slow
 def test_logits_do_not_depend_on_the_rest_of_the_batch():
   net = tiny()
   params = params_of(net)
@@ -253,6 +258,7 @@ def test_logits_do_not_depend_on_the_rest_of_the_batch():
   np.testing.assert_allclose(apply(images)[:2], apply(images[:2]), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_draws_of_an_example_do_not_depend_on_the_rest_of_the_batch():
   net = tiny(stochdepth_rate=0.5, drop_rate=0.5)
   params = params_of(net)
@@ -267,6 +273,7 @@ def test_draws_of_an_example_do_not_depend_on_the_rest_of_the_batch():
   assert np.abs(whole[4:] - apply(images[4:], jnp.array([0, 1]))).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_per_example_gradients_average_to_the_batch_gradient():
   net = tiny()
   params = params_of(net)

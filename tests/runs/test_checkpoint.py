@@ -138,6 +138,7 @@ def damages(path, rng):
   yield from (data[: len(data) // 2], b"", rng.bytes(len(data)), None)
 
 
+@pytest.mark.slow
 def test_damage_anywhere_is_skipped_or_harmless(tmp_path, caplog):
   save_all(tmp_path, [1, 2])
   rng = np.random.default_rng(0)
@@ -391,6 +392,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_killed_while_saving(tmp_path, caplog):
   command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)]
   path = os.pathsep.join(filter(None, sys.path))

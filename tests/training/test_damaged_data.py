@@ -10,6 +10,8 @@ from nfnet_jax.runs import metrics
 from nfnet_jax.training import loop
 from tests.data import examples
 
+pytestmark = pytest.mark.slow
+
 TINY = {
   "data.name": "folder",
   "model.name": "nfnet_micro",

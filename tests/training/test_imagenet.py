@@ -17,6 +17,8 @@ from nfnet_jax.cli import config_file
 from nfnet_jax.runs import metrics
 from tests.data import examples as data_examples
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = Path(__file__).parents[2] / "experiments/imagenet_nfnet.py"
 NUM_TRAIN, NUM_VALIDATION = 40, 21
 TINY = [

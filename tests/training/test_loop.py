@@ -31,6 +31,8 @@ from nfnet_jax.training import loop
 from nfnet_jax.training.build import build
 from tests.distributed import processes
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = ROOT / "experiments/digits.py"
 

@@ -18,6 +18,8 @@ from nfnet_jax.weights.fit import unflatten
 from nfnet_jax.weights.load import open_weights
 from tests.weights.torch_files import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 LEAVES = {
   "NFNet/~/linear/w": RNG.standard_normal((4, 3)).astype(np.float32),
