@@ -45,8 +45,8 @@ def split(content: bytes) -> tuple[bytes, bytes]:
   exif, kept, at, reach = b"", [content[:2]], 2, len(content)
   while len(content) >= at + 4 and content[at] == 0xFF and content[at + 1] not in _SCAN:
     marker = content[at + 1]
-    if marker == 0xFF:
-      at = _FILL.match(content, at).end() - 1
+    if marker == 0xFF and (fill := _FILL.match(content, at)):
+      at = fill.end() - 1
       continue
     end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
     body = content[at + 4 : end]
