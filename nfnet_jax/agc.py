@@ -260,11 +260,10 @@ def _reduced_axes(axis: Axis, shape: tuple[int, ...], name: str) -> tuple[int, .
 
 
 def _check_number(name: str, value: ArrayLike) -> None:
+  single = isinstance(value, numbers.Real) and value >= 0
   if isinstance(value, jax.Array | np.ndarray):
-    valid = value.shape == ()
-  else:
-    valid = isinstance(value, numbers.Real) and value >= 0
-  if not valid:
+    single = value.shape == ()
+  if not single:
     raise ValueError(f"{name} must be a single number, 0 or more, but is {value!r}.")
 
 
