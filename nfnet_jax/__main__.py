@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+import nfnet_jax
 from nfnet_jax.cli import compile_cache
 from nfnet_jax.cli.interrupt import insisting
 from nfnet_jax.cli.stdout import say
@@ -18,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one verb.
 
   Args:
-    argv: the words behind the program's name; `sys.argv` by default.
+    argv: the words after the program's name; `sys.argv` by default.
 
   Returns:
     The exit status: 0 done, 1 it failed, 2 the request was wrong, 130 interrupted.
@@ -36,6 +37,9 @@ def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
       say(_usage())
       return 0 if argv else 2
+    if argv == ["--version"]:
+      say(f"nfnet_jax {nfnet_jax.__version__}")
+      return 0
     _quieten()
     compile_cache.enable()
     verb = argv[0]

@@ -1,17 +1,20 @@
 """What users get: files, none replaced unasked, each whole or not at all; and lines of JSON."""
 
 import contextlib
+import errno
 import json
 import math
 import pathlib
 import re
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
-from nfnet_jax.errors import RequestError
+from nfnet_jax.errors import RequestError, RunError
 
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _ESCAPED = re.compile("[\udc80-\udcff]")  # bytes of names, as Python holds them
 
 
@@ -28,25 +31,38 @@ def check_free(path: pathlib.Path, force: bool) -> None:
     raise RequestError(f"cannot write {path}: {error.strerror}.") from error
 
 
-def write(path: pathlib.Path, content: bytes | bytearray) -> None:
-  """Writes or replaces a file; raises RequestError if it cannot, and leaves nothing then."""
+def write(contents: Mapping[pathlib.Path, bytes | bytearray]) -> None:
+  """Writes or replaces files, all of them or none.
+
+  Raises:
+    RequestError: if one of them cannot be written there.
+    RunError: if the disk is full or fails.
+  """
   try:
-    replace(path, content)
+    _replace(contents)
   except (OSError, ValueError) as error:
+    kind = RunError if getattr(error, "errno", None) in _OF_THE_DISK else RequestError
     reason = getattr(error, "strerror", None) or error
-    raise RequestError(f"cannot write {path}: {reason}.") from error
+    raise kind(f"cannot write {' and '.join(map(str, contents))}: {reason}.") from error
 
 
 def replace(path: epath.Path | pathlib.Path, content: bytes | bytearray) -> None:
   """Writes or replaces a file; raises OSError if it cannot, and leaves nothing then."""
-  # A name that no other file has, and that is no longer than names may be.
-  partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+  _replace({path: content})
+
+
+def _replace(contents: Mapping[Any, bytes | bytearray]) -> None:
+  # Names that no other files have, and that are no longer than names may be.
+  partials = {path: path.with_name(f".{secrets.token_hex(8)}.partial") for path in contents}
   try:
-    partial.write_bytes(content)
-    partial.replace(path)
+    for path, content in contents.items():
+      partials[path].write_bytes(content)
+    for path, partial in partials.items():
+      partial.replace(path)
   except BaseException:
-    with contextlib.suppress(OSError, ValueError):
-      partial.unlink(missing_ok=True)
+    for partial in partials.values():
+      with contextlib.suppress(OSError, ValueError):
+        partial.unlink(missing_ok=True)
     raise
 
 

@@ -32,8 +32,8 @@ def export(
   ```
 
   Such a file has no place for anything else. What a program must know to use it is in `OUT.json`:
-  the names of the classes, and how images become pixels. That is written first, so that no export
-  is ever without it, and `sha256` in it tells that the two belong together.
+  the names of the classes, and how images become pixels. The two are written together, and
+  `sha256` in `OUT.json` tells that they belong to each other.
 
   Args:
     path, model: of the weights, see `inference.load_network`.
@@ -47,7 +47,8 @@ def export(
     `nfnet_jax.data.preprocess`) and `sha256` of `out`.
 
   Raises:
-    RequestError: if a file exists or cannot be written, or as `weights.load_weights`.
+    RunError: if the disk is full.
+    RequestError: if a file exists or cannot be written there, or as `weights.load_weights`.
   """
   out = pathlib.Path(os.path.expanduser(out))
   about_path = out.with_name(out.name + ".json")
@@ -69,6 +70,5 @@ def export(
     **network.preprocessing._asdict(),
     "sha256": hashlib.sha256(content).hexdigest(),
   }
-  output.write(about_path, json.dumps(about, indent=2).encode() + b"\n")
-  output.write(out, content)
+  output.write({about_path: json.dumps(about, indent=2).encode() + b"\n", out: content})
   return {"out": str(out), "about": str(about_path), "bytes": len(content)} | about

@@ -88,7 +88,7 @@ def run(
     files, rows = zip(*done, strict=True)
     content = io.BytesIO()
     np.savez(content, images=np.array(files), features=np.stack(rows))
-    output.write(pathlib.Path(features), content.getvalue())
+    output.write({pathlib.Path(features): content.getvalue()})
     yield {"features": features, "images": len(done)}
   if errors:
     verb = "predicted" if any(isinstance(e, NotFiniteError) for e in errors) else "read"

@@ -85,7 +85,7 @@ def save_weights(
     **(provenance or {}),
   }
   content = _encode(leaves, to, metadata)
-  output.write(path, content)
+  output.write({path: content})
   _report(path, to, metadata | about_timm)
   return {
     **{"out": str(path), "sha256": hashlib.sha256(content).hexdigest(), "leaves": len(leaves)},

@@ -46,7 +46,9 @@ def load_weights(
       `rng`; the file's own is then not used, so that its number of classes may differ.
     in_chans: channels of the images. If the file's are 3, the first kernel is summed over them
       for 1 channel, and repeated and scaled by `3 / in_chans` for other numbers, as timm does; its
-      gain makes up for what weight standardisation would undo of that.
+      gain makes up for what weight standardisation would undo of that. On gray images 1 channel
+      and multiples of 3 give what the file's network gives; other numbers do not, since they
+      repeat the first colours more often.
     averaged: of a run directory or a training script's checkpoint, the EMA weights or the raw
       ones.
     rng: key for "reset"; `jax.random.key(0)` by default.

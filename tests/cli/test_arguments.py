@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+import nfnet_jax
 from nfnet_jax import benchmark, inference, models, plan, weights
 from nfnet_jax import config as config_lib
 from nfnet_jax.__main__ import main
@@ -260,3 +261,8 @@ def test_no_command_line_ends_in_a_traceback(calls, capsys, tmp_path, monkeypatc
   for name, args, _ in calls:
     if name in ("run", "measure_train", "measure_input", "plan") and len(args) > 1:
       assert keys_lib.problems(config_lib.flatten(args[0].to_dict())) == []
+
+
+def test_version(capsys):
+  assert main(["--version"]) == 0
+  assert capsys.readouterr().out == f"nfnet_jax {nfnet_jax.__version__}\n"

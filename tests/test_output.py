@@ -1,0 +1,31 @@
+"""Files that users get: all of those that belong together, or none."""
+
+import resource
+
+import pytest
+
+from nfnet_jax import output
+from nfnet_jax.errors import RequestError, RunError
+
+
+def test_files_that_belong_together_are_written_together(tmp_path):
+  small, large = tmp_path / "small", tmp_path / "large"
+  output.write({small: b"old", large: b"old"})
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as if the disk were full
+  try:
+    with pytest.raises(RunError, match=r"cannot write .*small and .*large: File too large"):
+      output.write({small: b"new", large: bytes(2000)})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+    "small": b"old",
+    "large": b"old",
+  }
+  output.write({small: b"new", large: bytes(2000)})
+  assert (small.read_bytes(), large.read_bytes()) == (b"new", bytes(2000))
+
+
+def test_a_place_that_cannot_be_is_a_wrong_request(tmp_path):
+  with pytest.raises(RequestError, match="No such file or directory"):
+    output.write({tmp_path / "no/where": b""})
