@@ -122,6 +122,7 @@ def test_no_array_is_written_but_momentum_and_parameters():
   assert compiled.memory_analysis().temp_size_in_bytes < shape.size * 4 / 10
 
 
+@pytest.mark.slow
 def test_global_norm_clipping_is_a_choice():
   params = tree("init:")
   grads = jax.tree.map(lambda x: 100 * jnp.ones_like(x), params)

@@ -81,6 +81,7 @@ def _white_on_black(n, key=KEY, **kwargs):
   return np.asarray(images) / 255, np.asarray(ratios)
 
 
+@pytest.mark.slow
 def test_every_other_output_is_mixup_and_the_rest_cutmix():
   images, ratios = _white_on_black(64)
   np.testing.assert_allclose(images.mean((1, 2, 3)), ratios, atol=1e-6)
@@ -103,6 +104,7 @@ def test_no_method_is_refused():
     _white_on_black(2, mixup_alpha=0.0, cutmix=False)
 
 
+@pytest.mark.slow
 def test_mixing_depends_on_key_and_example_and_not_on_the_share_of_a_device():
   source = jax.random.uniform(jax.random.key(1), (16, 8, 8, 3)) * 255
   mix = jax.jit(lambda images, key, ids: augment.mix(*augment.pairs(images), key, ids))

@@ -126,6 +126,7 @@ def test_help_gives_defaults_and_what_is_needed(capsys):
   assert "How many classes to give. Default: 5." in out
 
 
+@pytest.mark.slow
 def test_models_lists_every_network(monkeypatch, capsys):
   count = models.count_params
   # The others' counts take a second each, and are tested with the networks.
@@ -367,6 +368,7 @@ def test_a_data_set_without_images(refused_training, tmp_path):
   assert f"No images in {tmp_path}/train" in line
 
 
+@pytest.mark.slow
 def test_training_on_a_damaged_image(refused, tmp_path):
   data_examples.write_folder(tmp_path / "images", num_train=16)
   bad = tmp_path / "images/train/b/4.PNG"
@@ -377,6 +379,7 @@ def test_training_on_a_damaged_image(refused, tmp_path):
   assert "Remove or replace the file." in line
 
 
+@pytest.mark.slow
 def test_evaluating_on_a_damaged_image(refused, resolved, tmp_path):
   data_examples.write_folder(tmp_path / "images", num_train=16)
   bad = tmp_path / "images/test/b/1.PNG"

@@ -80,6 +80,7 @@ def check(result: dict, logits: np.ndarray, right: list[list[int]]) -> None:
     assert result[f"top{k}"] == pytest.approx(accuracy(logits, right, k), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_few_classes_are_guessed_among_themselves(network, tmp_path, capsys):
   path, logits = network
   store(tmp_path, "imagenet_a", "test", [NAMES[k] for k in FEW])
@@ -96,6 +97,7 @@ def test_few_classes_are_guessed_among_themselves(network, tmp_path, capsys):
   assert data.describe(config).class_names == tuple(NAMES[k] for k in classes)
 
 
+@pytest.mark.slow
 def test_any_of_several_right_classes_counts(network, tmp_path, capsys):
   path, logits = network
   store(tmp_path, "imagenet2012_real", "validation", SEVERAL)
@@ -116,6 +118,7 @@ def test_any_of_several_right_classes_counts(network, tmp_path, capsys):
     config_lib.resolve(config_lib.default(), info)
 
 
+@pytest.mark.slow
 def test_folders_named_by_synsets(network, tmp_path, capsys):
   path, logits = network
   for i, k in enumerate(FEW):

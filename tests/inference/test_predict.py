@@ -58,6 +58,7 @@ def words(weights, *others):
   return ["predict", f"--weights={weights}", "--model=nfnet_micro", "--num_classes=10", *others]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])
 def test_a_file_says_its_network_itself(weights, params, images, capsys, tmp_path, kind):
   """By its metadata, or else by its shapes."""
@@ -272,6 +273,7 @@ def test_images_are_turned_upright(images):
   np.testing.assert_array_equal(upright, np.rot90(plain, -1))
 
 
+@pytest.mark.slow
 def test_evaluating_weights(weights, params, capsys, tmp_path):
   flags = [f"--weights={weights}", "--model=nfnet_micro", "--dataset=digits"]
   assert main(["evaluate", *flags, f"--data_dir={tmp_path}", "--batch_size=200"]) == 0

@@ -85,6 +85,7 @@ def test_an_accumulated_step_is_another_one(one):
   assert difference(state.params, one.params) > 10 * ATOL
 
 
+@pytest.mark.slow
 def test_evaluation_uses_the_running_statistics(one):
   run = build(config())
   batch = tiny.batch(5, 16, 32)

@@ -57,6 +57,7 @@ def params_of(net):
 # --- names, shapes, table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("published", PUBLISHED)
 def test_parameters_are_the_published_ones(published):
   name, overrides = PUBLISHED[published]

@@ -11,6 +11,8 @@ from nfnet_jax.training.build import build
 from nfnet_jax.training.step import images_per_example
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 
 def lower(**changes):
   """The parameters' shapes, and the step of a tiny run, traced for all devices."""
