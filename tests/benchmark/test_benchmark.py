@@ -36,6 +36,7 @@ def words(tmp_path):
   return [f"--config={EXPERIMENT}"] + [f"--config.{k}={v}" for k, v in changes.items()]
 
 
+@pytest.mark.slow
 def test_reports_host_and_step(words, capsys):
   assert main(["benchmark", "input", "--batches=5", *words]) == 0
   result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -112,6 +113,7 @@ def check_step(result, batch_size, num_devices):
   assert result["peak_host_bytes"] > result["program_bytes"] > 1e4
 
 
+@pytest.mark.slow
 def test_a_training_step(words, small_peak, capsys):
   flags = ["--batch_size=16", "--image_size=24", "--steps=3", "--config.data.dir=nowhere"]
   assert main(["benchmark", "train", *words, *flags]) == 0

@@ -13,6 +13,8 @@ from nfnet_jax.__main__ import main
 from nfnet_jax.runs import metrics
 from tests.cli.test_cli import EXPERIMENT, TINY
 
+pytestmark = pytest.mark.slow
+
 NUM_CLASSES = 12
 
 

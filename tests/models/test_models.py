@@ -78,6 +78,7 @@ def test_every_model_is_tested_and_listed():
   assert models.count_params("nf_regnet_b0") == 8595372
 
 
+@pytest.mark.slow
 def test_initial_values():
   """Reference section 4: fan-in normal kernels, open gains, closed SkipInit, small classifier."""
   net = tiny(widths=(64,), depths=(1,), group_size=32, num_classes=1000)

@@ -23,6 +23,7 @@ def logits(model, params, images, overrides):
   return np.asarray(jax.jit(lambda x: net.apply(params, {}, None, x)[0])(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numerics", ["published", "timm"])
 @pytest.mark.parametrize("model", NETWORKS)
 def test_gray_pictures_give_what_they_give_in_colour(model, numerics, tmp_path):

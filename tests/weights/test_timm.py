@@ -109,6 +109,7 @@ def test_every_published_leaf_maps_one_to_one(model):
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(96, 96), (65, 65), (70, 97)])
 @pytest.mark.parametrize("numerics", ["timm", "published"])
 def test_logits_of_weights_from_timm(tiny, size, numerics):
