@@ -7,6 +7,7 @@ makes no difference.
 import collections
 import functools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -24,6 +25,8 @@ MAX_BYTES = 1 << 24  # of a file of names
 
 _IMAGENET = pathlib.Path(__file__).with_name("imagenet_classes.txt")
 _LISTED = 5
+
+log = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -71,6 +74,11 @@ def choose(
     raise RequestError(
       f"The network has {num_classes} classes without names, and the data set {len(names)}"
       f" ({names[0]!r}, ...): choose a set of the network's classes."
+    )
+  if not by_number:
+    log.warning(
+      "the network does not know its classes by name: they are taken for the data set's, %s",
+      _enumerate(names),
     )
   return tuple(range(num_classes))
 

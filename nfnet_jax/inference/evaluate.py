@@ -60,9 +60,11 @@ def evaluate_workdir(
   config.update_from_flattened_dict({k: v for k, v in changes.items() if v is not None})
   parallel.check_batch_size(config.batch_size)
   agreement.on_config("evaluate", config)
-  info = data.describe(config.data, test_only=True)
   num_classes = config.model.num_classes
   names = classes.load(workdir, num_classes)
+  if names:  # The classes are compared with these, and no longer with those of the training images.
+    config.data.train_split = config.data.test_split
+  info = data.describe(config.data, test_only=True)
   if names is None and info.num_classes != num_classes:
     raise RequestError(
       f"the run in {workdir} has {num_classes} classes, but data set {config.data.name!r} has "

@@ -23,7 +23,10 @@ from nfnet_jax.weights.load import class_names as class_names_of
 from nfnet_jax.weights.load import load_stored, open_weights, settle
 
 # Metadata that follow from the network itself; all others are passed on.
-_OF_THE_NETWORK = ("format", "model", "numerics", "num_classes", "class_names", "overrides")
+_OF_THE_NETWORK = (
+  *("format", "model", "numerics", "num_classes", "class_names", "overrides"),
+  "data_sha256",
+)
 # Metadata are text; these are JSON.
 _JSON = ("num_classes", "class_names", "overrides", "preprocessing")
 
@@ -191,14 +194,18 @@ def _encode(leaves: dict[str, np.ndarray], to: str, metadata: dict[str, str]) ->
     leaves = timm.to_timm(leaves)
   # Not np.ascontiguousarray, which makes vectors of scalars.
   arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
-  return _sort_metadata(safetensors.numpy.save(arrays, metadata))
+  return _finish(safetensors.numpy.save(arrays, metadata))
 
 
-def _sort_metadata(content: bytes) -> bytes:
-  """The library writes metadata in random order; the same weights are to give the same bytes."""
+def _finish(content: bytes) -> bytes:
+  """Adds a digest of the data, for the format has none, and sorts the metadata.
+
+  The library writes them in random order, and the same weights are to give the same bytes.
+  """
   end = 8 + int.from_bytes(content[:8], "little")
   header = json.loads(content[8:end])
-  header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+  digest = {"data_sha256": hashlib.sha256(memoryview(content)[end:]).hexdigest()}
+  header["__metadata__"] = dict(sorted((header["__metadata__"] | digest).items()))
   text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
   text += b" " * (-len(text) % 8)
   return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[end:]])

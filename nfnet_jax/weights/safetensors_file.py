@@ -4,6 +4,7 @@ The library maps a file into memory, and the process dies if the file is cut sho
 every read says how much it got.
 """
 
+import hashlib
 import json
 import math
 import pathlib
@@ -39,8 +40,11 @@ class _Place(NamedTuple):
 def read_safetensors(path: pathlib.Path) -> Stored:
   """Reads the header; tensors are read when they are asked for.
 
+  Our own files hold a digest of their tensors, with which they are compared first.
+
   Raises:
-    RequestError: unless the tensors fill the file without gap or overlap.
+    RequestError: unless the tensors fill the file without gap or overlap, and are those of the
+      digest.
   """
   with reading(path, _KIND), path.open("rb") as file:
     known = identity(file)
@@ -64,6 +68,9 @@ def read_safetensors(path: pathlib.Path) -> Stored:
       end = next_end
     if start + end != size:
       raise ValueError(f"it has {size} bytes and announces {start + end}")
+    digest = metadata.get("data_sha256")
+    if digest and digest != hashlib.file_digest(file, "sha256").hexdigest():
+      raise ValueError("its numbers are not those that were written: their SHA-256 is another one")
   return Stored(path, "safetensors", entries, metadata)
 
 

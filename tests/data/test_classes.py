@@ -49,6 +49,14 @@ def test_classes_are_found_by_name(names, known, columns):
   assert classes.choose(names, len(known or names), known) == columns
 
 
+def test_classes_of_a_network_without_names_are_said_to_be_guessed(caplog):
+  assert classes.choose("abc", 3) == (0, 1, 2)
+  assert "taken for the data set's, 'a', 'b', 'c'" in caplog.text
+  caplog.clear()
+  assert classes.choose("012", 3) == classes.choose("abc", 3, "abc") == (0, 1, 2)
+  assert caplog.text == ""
+
+
 def test_imagenets_classes_are_found_by_name_or_by_number():
   few = IMAGENET[7], IMAGENET[3]
   assert classes.choose(few, 1000) == (7, 3)

@@ -156,6 +156,7 @@ def test_a_class_without_an_image_may_be_guessed(run, folder, done, tmp_path):
   workdir, _ = run
   name = NAMES[2]
   shutil.copytree(folder / "test" / name, tmp_path / "test" / name)
+  (tmp_path / "train/other").mkdir(parents=True)  # no affair of an evaluation's
   lines = done("predict", f"--weights={workdir}", "--top=3", tmp_path)
   shares = [{each["name"]: each["probability"] for each in line["top"]}[name] for line in lines]
   where = f"--data_dir={tmp_path}", "--batch_size=8"

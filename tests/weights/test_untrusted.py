@@ -280,6 +280,21 @@ def test_no_bit_of_an_archive_is_flipped_unseen(tmp_path):
         np.testing.assert_array_equal(found, leaf, strict=True)
 
 
+@pytest.mark.parametrize("to", ["safetensors", "timm"])
+def test_no_bit_of_our_safetensors_is_flipped_unseen(params, tmp_path, to):
+  path = tmp_path / "f"
+  save_weights(path, params, "nfnet_micro" if to == "safetensors" else "nfnet_f0", to=to, **TINY)
+  open_weights(path)
+  content = path.read_bytes()
+  start = 8 + int.from_bytes(content[:8], "little")
+  for at in (start, (start + len(content)) // 2, len(content) - 1):
+    damaged = bytearray(content)
+    damaged[at] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(RequestError, match="their SHA-256 is another one"):
+      open_weights(path)
+
+
 def test_a_safetensors_file_that_is_cut_while_it_is_open(params, tmp_path):
   path = tmp_path / "f"
   save_weights(path, params, "nfnet_micro", **TINY)
