@@ -24,35 +24,35 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     The exit status: 0 done, 1 it failed, 2 the request was wrong, 130 interrupted.
   """
-  if argv is not None:
-    return _run(list(argv))
-  status = _run(sys.argv[1:])
-  # Python takes seconds to end; a second Ctrl-C then ends it at once.
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
-  return status
-
-
-def _run(argv: list[str]) -> int:
   try:
-    if not argv or argv[0] in ("-h", "--help", "help"):
-      say(_usage())
-      return 0 if argv else 2
-    if argv == ["--version"]:
-      say(f"nfnet_jax {nfnet_jax.__version__}")
-      return 0
-    _quieten()
-    compile_cache.enable()
-    verb = argv[0]
-    if verb not in VERBS:
-      raise RequestError(f"unknown verb {short(verb)}: choose one of {', '.join(VERBS)}.")
-    with insisting():
-      VERBS[verb](argv[1:])
+    try:
+      return _run(list(sys.argv[1:] if argv is None else argv))
+    finally:
+      if argv is None:
+        # To tidy up and to end Python takes seconds, which the next Ctrl-C cuts short.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
   except (Exception, KeyboardInterrupt) as error:
     status, line = verdict(error)
     if line is None:
       raise
     print(f"nfnet-jax: {line}", file=sys.stderr)
     return status
+
+
+def _run(argv: list[str]) -> int:
+  if not argv or argv[0] in ("-h", "--help", "help"):
+    say(_usage())
+    return 0 if argv else 2
+  if argv == ["--version"]:
+    say(f"nfnet_jax {nfnet_jax.__version__}")
+    return 0
+  _quieten()
+  compile_cache.enable()
+  verb = argv[0]
+  if verb not in VERBS:
+    raise RequestError(f"unknown verb {short(verb)}: choose one of {', '.join(VERBS)}.")
+  with insisting():
+    VERBS[verb](argv[1:])
   return 0
 
 

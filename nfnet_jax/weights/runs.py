@@ -33,7 +33,7 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
   if restored is None:
     raise RequestError(f"{workdir} holds no checkpoint yet: train for longer, or look elsewhere.")
   step, state = restored
-  which = "averaged" if averaged else "raw"
+  which = "EMA" if averaged else "raw"
   params, net_state = (
     (state.ema_params, state.ema_net_state) if averaged else (state.params, state.net_state)
   )
