@@ -127,6 +127,7 @@ def test_a_training_step(words, small_peak, capsys):
   assert result["multiply_adds"] == 3 * forward
 
 
+@pytest.mark.slow
 def test_the_step_is_that_of_a_run(small_peak, monkeypatch):
   seen = []
   built = build(tiny.config())
@@ -146,6 +147,7 @@ def test_the_step_is_that_of_a_run(small_peak, monkeypatch):
   assert result["images_per_second"] == 16 / 3  # three ticks of the clock a step
 
 
+@pytest.mark.slow
 def test_predictions(small_peak, capsys):
   words = ["--model=nfnet_micro", "--batch_size=2", "--steps=3", "--dtype=bfloat16"]
   assert main(["benchmark", "predict", *words]) == 0
@@ -170,6 +172,7 @@ def test_the_compiler_is_timed_and_the_cache_told_apart(small_peak):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
 
 
+@pytest.mark.slow
 def test_no_data_libraries_are_needed():
   """On a GPU machine without TensorFlow, TFDS and scikit-learn."""
   program = """

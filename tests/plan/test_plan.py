@@ -69,6 +69,7 @@ def test_the_network_is_as_fast_as_its_links():
   assert topology.parse("gpu:h200x16").egress == 50e9
 
 
+@pytest.mark.slow
 def test_the_papers_own_steps_are_as_expected():
   plans = [json.loads(line) for line in PLANS.read_text().splitlines()]
   found = []
@@ -82,6 +83,7 @@ def test_the_papers_own_steps_are_as_expected():
   assert len(found) >= 4
 
 
+@pytest.mark.slow
 def test_recorded_plans_are_what_a_plan_gives():
   result = plan_lib.plan(config("F0"), "v3:8x8", compiles=False)
   recorded = [json.loads(line) for line in PLANS.read_text().splitlines()]

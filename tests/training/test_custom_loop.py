@@ -64,6 +64,7 @@ def assert_close(ours, theirs, atol=1e-6):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=atol), ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_loop_of_mapped_and_of_jitted_steps(net, variables):
   """Both train, alike, and neither takes the caller's arrays."""
   tx = chain()
@@ -126,6 +127,7 @@ def test_what_is_replicated_stays(num_devices):
   jax.tree.map(np.testing.assert_array_equal, first, again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map_gives_the_gradient_of_the_mean(accumulate, check_vma):
@@ -184,6 +186,7 @@ def test_several_clippings_are_reported_each():
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [41, 47, 55])
 def test_counters_are_the_same_on_any_number_of_devices(count):
   """Their mean in float32 is rounded: of 41 ones, 0.99999994."""

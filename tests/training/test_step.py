@@ -72,6 +72,7 @@ AUGMENT = {
 }
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one_with_all_augmentation():
   config = tiny.config(**AUGMENT)
   state, history = run_steps(config, 8, sources=32)
@@ -130,6 +131,7 @@ def test_the_step_is_compiled_once():
   assert not compiled
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_global_batch():
   config = tiny.config(**{"model.stochdepth_rate": 0.0, "model.drop_rate": 0.0})
   run = build(config)
@@ -150,6 +152,7 @@ def test_metrics_are_those_of_the_global_batch():
   assert 0 < metrics["clipped_share"] <= 1
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_master_weights():
   state, history = run_steps(tiny.config(dtype="bfloat16"), 8, steps=2)
   floats = [x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
