@@ -85,8 +85,8 @@ def test_tensorflow_sees_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_describe(tiny: ConfigDict, folder: ConfigDict) -> None:
-  assert data.describe(tiny) == (30, tuple(str(i) for i in range(30)), 23, 7, False)
-  assert data.describe(folder) == (3, ("a", "b", "c"), 9, 4, False)
+  assert data.describe(tiny)[:5] == (30, tuple(str(i) for i in range(30)), 23, 7, False)
+  assert data.describe(folder)[:5] == (3, ("a", "b", "c"), 9, 4, False)
 
 
 def test_train_batches_are_uint8_images(uninterrupted: list[Batch]) -> None:
