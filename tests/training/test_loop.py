@@ -400,7 +400,10 @@ def test_a_new_classifier_for_given_weights(command, finished, tmp_path):
   [
     ({"init.weights": "nowhere"}, "there is no weights file and no run directory nowhere"),
     ({"init.head": "reset"}, "without init.weights"),
-    ({"init.weights": "{finished}", "init.head": "keep"}, "unknown init.head='keep': choose one of reset"),
+    (
+      {"init.weights": "{finished}", "init.head": "keep"},
+      "unknown init.head='keep': choose one of reset",
+    ),
     ({"init.weights": "{finished}", "model.widths": "(16,32)"}, "widths=[16, 16], not [16, 32]"),
     ({"init.weights": "{finished}", "model.name": "nfnet_f0"}, "holds model='nfnet_micro'"),
   ],
