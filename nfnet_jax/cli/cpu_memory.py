@@ -1,6 +1,6 @@
 """On a CPU, memory that a step has used stays with the process, for the next step to use.
 
-XLA asks the C library for every step's temporaries and frees them behind it. glibc gives blocks as
+XLA asks the C library for every step's temporaries and frees them after it. glibc gives blocks as
 large as these back to the system each time, which hands them out again page by page, cleared: up to
 a quarter of a step is spent on that. It can be told not to; but what worker threads allocate it
 takes from the system whatever it is told, so that the steps have to run in the main thread.
@@ -21,7 +21,7 @@ _NEVER, _GROW_BY = -1, 64 << 20  # bytes
 def keep() -> None:
   """Has this process keep memory that it frees, if it computes on the CPU; else changes nothing.
 
-  Call it from the main thread, before JAX computes anything and behind `jax.distributed`'s start:
+  Call it from the main thread, before JAX computes anything and after `jax.distributed`'s start:
   it starts JAX's backends. The process then holds on to the most it ever needed at once. Other C
   libraries than glibc are left alone.
   """

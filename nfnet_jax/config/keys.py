@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from nfnet_jax import models, optim, seeds
 from nfnet_jax.config.values import Key, Path, problem
+from nfnet_jax.data import formats
 from nfnet_jax.models import layers
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -99,8 +100,8 @@ KEYS: dict[str, Key] = {
   "data.dir": Key(None, Path, "The directory of the data. Unless given, the one that TFDS takes."),
   "data.train_split": Key("train", str, "The split to train on, such as train[10000:]."),
   "data.test_split": Key("test", str, "The split to test on."),
-  "data.train_size": _whole(None, 1, 2048, "Pixels of a training image's side."),
-  "data.test_size": _whole(None, 1, 2048, "Pixels of a test image's side."),
+  "data.train_size": _whole(None, 1, formats.MAX_SIZE, "Pixels of a training image's side."),
+  "data.test_size": _whole(None, 1, formats.MAX_SIZE, "Pixels of a test image's side."),
   "data.crop_area": Key(
     (0.08, 1.0),
     tuple[float, float],
@@ -118,7 +119,9 @@ KEYS: dict[str, Key] = {
     ("squash", "central"),
     "squash makes a test image a square and crops its centre, central crops first.",
   ),
-  "data.test_padding": _whole(32, 0, 1024, "Pixels that the centre crop leaves out."),
+  "data.test_padding": _whole(
+    32, 0, formats.MAX_PADDING, "Pixels that the centre crop leaves out."
+  ),
   "data.exif_orientation": Key(
     None,
     bool,

@@ -16,6 +16,8 @@ IMAGE_ENDINGS = (
   *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 
+# Of an image as a network gets it: the sides, and what the centre crop leaves out.
+MAX_SIZE, MAX_PADDING = 2048, 1024
 # Phones take photographs of 200 megapixels (16320 x 12240); decoding takes 10 to 20 bytes a pixel.
 MAX_PIXELS = 1 << 28
 MAX_SIDE = 65535  # JPEG's own

@@ -103,7 +103,7 @@ def _decode_turned(encoded: tf.Tensor, shape: tf.Tensor, window: Window) -> tf.T
 
 
 def _is_plain_jfif(encoded: tf.Tensor) -> tf.Tensor:
-  """Whether a JPEG has the usual header, its tables right behind it, and no EXIF after them."""
+  """Whether a JPEG has the usual header, its tables right after it, and no EXIF after them."""
   header, tables = tf.strings.substr(encoded, 2, 4), tf.strings.substr(encoded, 20, 2)
   start = tf.strings.substr(encoded, 0, jpeg_lib.EXIF_REACH)
   has_exif = tf.strings.regex_full_match(start, r"\C*Exif\C*")

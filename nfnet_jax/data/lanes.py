@@ -36,7 +36,7 @@ def stream(source: Source, share: Share, step: int, seed: int | None) -> tf.data
   def is_mine(position: tf.Tensor, _: Any) -> tf.Tensor:
     return position % share.batch_size // share.size == share.process_index
 
-  # Lanes have `width` examples of every batch, one lane behind the other.
+  # Lanes have `width` examples of every batch, one lane after the other.
   lanes = tf.data.Dataset.range(first_lane, last_lane + 1).interleave(
     lambda lane: _lane(source, share.batch_size, width, lane, step, seed),
     cycle_length=last_lane + 1 - first_lane,

@@ -31,20 +31,18 @@ class Preprocessing(NamedTuple):
 
   def checked(self) -> "Preprocessing":
     """Itself; raises RequestError for values that make no image."""
-    pixels = isinstance(self.size, int) and 1 <= self.size <= _MOST_PIXELS
-    padding = isinstance(self.padding, int) and 0 <= self.padding <= _MOST_PADDING
+    pixels = isinstance(self.size, int) and 1 <= self.size <= formats.MAX_SIZE
+    padding = isinstance(self.padding, int) and 0 <= self.padding <= formats.MAX_PADDING
     if not pixels or not padding or self.resize not in RESIZES:
       raise RequestError(
         f"size={self.size!r:.80}, padding={self.padding!r:.80}, resize={self.resize!r:.80} make no "
-        f"image: give a size of 1 to {_MOST_PIXELS}, a padding of 0 to {_MOST_PADDING}, and "
-        f"{' or '.join(RESIZES)}."
+        f"image: give a size of 1 to {formats.MAX_SIZE}, a padding of 0 to {formats.MAX_PADDING}, "
+        f"and {' or '.join(RESIZES)}."
       )
     return self
 
 
 RESIZES = ("squash", "central")
-# As in `config.KEYS`; a weights file may ask for more memory than there is.
-_MOST_PIXELS, _MOST_PADDING = 2048, 1024
 
 
 def load(path: str | os.PathLike | BinaryIO, how: Preprocessing) -> np.ndarray:

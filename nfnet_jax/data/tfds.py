@@ -220,7 +220,7 @@ def _records(
   names = tf.gather([file.filename for file in files], order)
   skips = tf.gather(tf.constant([file.skip for file in files], tf.int64), order)
   takes = tf.gather(tf.constant([file.take for file in files], tf.int64), order)
-  # Of each file what lies between `first` and `first + count`, one file behind the other.
+  # Of each file what lies between `first` and `first + count`, one file after the other.
   ends = tf.cumsum(takes)
   begins = ends - takes
   starts = tf.maximum(first, begins)

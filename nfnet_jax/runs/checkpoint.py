@@ -94,7 +94,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, *, read_back: bo
 
   Args:
     manager: from `open_manager`.
-    step: number of updates behind this state.
+    step: number of updates that led to this state.
     state: any pytree of arrays, none of them of size 0. It may be changed or donated afterwards.
     read_back: whether to wait until the checkpoint is written, read it and compare every bit.
 

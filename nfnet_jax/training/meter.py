@@ -30,7 +30,7 @@ class Meter:
     self._batch_size = batch_size
     self._pending: tuple[int, Metrics] | None = None
     self._steps: list[dict[str, float]] = []
-    self._clock: float | None = None  # starts behind the first step, which compiles
+    self._clock: float | None = None  # starts after the first step, which compiles
     self._timed_steps = 0
 
   def add(self, step: int, metrics: Metrics) -> None:
