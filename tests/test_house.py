@@ -31,7 +31,7 @@ ROWS = (
   {"data.formats", "data.png", "output"},
   {"data.jpeg"},
   {"data.reader"},
-  {"agc", "losses", "augment", "ops", "plan.flops", "runs.metrics", "data.preprocess"},
+  {"agc", "losses", "sam", "augment", "ops", "plan.flops", "runs.metrics", "data.preprocess"},
   {
     "cli.backend",
     "cli.interrupt",
@@ -49,6 +49,7 @@ ROWS = (
   {"config", "cli.flags"},
   {"cli.arguments", "distributed.agreement"},
   {"training.replicas"},
+  {"training.gradients"},
   {"training.step"},
   {"training.build", "training.meter", "training.parallel"},
   {"runs.checkpoint", "runs.provenance", "training.evaluate"},

@@ -50,8 +50,8 @@ def measure_input(config: ConfigDict, batches: int = 50, with_step: bool = True)
   """
   if batches < WINDOWS:
     raise RequestError(f"--batches={batches}: give {WINDOWS} or more, one for each window.")
-  parallel.check_batch_size(config.batch_size, config.accumulate)
   config = config_lib.checked(config)
+  parallel.check_step(config)
   config = config_lib.resolve(config, data.describe(config.data))
   size = config.batch_size * images_per_example(config.augment)
   stream = data.train_batches(config.data, seed=config.seed, batch_size=size)

@@ -37,10 +37,10 @@ def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
     RequestError: if config and machine do not fit together.
   """
   _check_steps(steps)
-  parallel.check_batch_size(config.batch_size, config.accumulate)
   config = config_lib.resolve(
     config, IMAGENET._replace(num_classes=config.model.num_classes or IMAGENET.num_classes)
   )
+  parallel.check_step(config)
   run, num_devices = build(config), jax.device_count()
   pixels, num_images = (
     config.data.train_size,

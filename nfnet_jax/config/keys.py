@@ -55,7 +55,7 @@ KEYS: dict[str, Key] = {
   "accumulate": _whole(
     *(1, 1, 2**20),
     "Parts in which a device computes the gradient of its images, to save memory. The step is the "
-    "same, but with BatchNorm, which normalises each part by itself.",
+    "same, but with BatchNorm, which normalises each part by itself, and with SAM by a share.",
   ),
   "dtype": _choice(
     "float32", tuple(DTYPES), "What is computed in; the weights are kept in float32."
@@ -167,6 +167,16 @@ KEYS: dict[str, Key] = {
   ),
   "optimizer.agc_eps": _number(
     1e-3, 0, 1e6, "The least norm that AGC takes a unit's weights to have."
+  ),
+  "sam.rho": _number(
+    *(0.0, 0, 1e3),
+    "How far SAM moves the weights uphill before their gradient is taken: 0.05 in the paper's "
+    "fine-tuning, 0 for no SAM.",
+  ),
+  "sam.share": _number(
+    *(0.2, 0, 1),
+    "Share of its images by which each device finds its own way uphill; 0.2 in the paper. 1 finds "
+    "one way for all devices, by the whole batch.",
   ),
   "log_every": _whole(50, 1, _EVER, "Steps from one line of training metrics to the next."),
   "eval_every": _whole(1000, 1, _EVER, "Steps from one evaluation to the next."),

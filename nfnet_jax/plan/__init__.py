@@ -51,8 +51,8 @@ def plan(config: ConfigDict, topology: str, compiles: bool = True) -> dict:
       config makes no run, or libtpu is missing.
   """
   machine = topology_lib.parse(topology)
-  parallel.check_batch_size(config.batch_size, config.accumulate, machine.num_devices)
   config = config_lib.resolve(config, data.outline(config.data))
+  parallel.check_step(config, machine.num_devices)
   models.create_model(  # what makes no network is refused before anything takes time
     config.model.name, config.model.num_classes, **config_lib.model_kwargs(config)
   )
@@ -88,9 +88,10 @@ def _attempts(
   first = models.REMAT.index(config.model.remat)
   parts = config.accumulate
   settings = [(remat, parts) for remat in models.REMAT[first:]]
-  # Batches that are normalised part by part are another run.
+  # Where parts are normalised each by itself, or ascend so, more of them are another run.
   is_normalised = models.get_spec(config.model.name).module is resnet.ResNet
-  while not is_normalised and examples % (2 * parts) == 0:
+  ascends = config.sam.rho > 0 and config.sam.share < 1
+  while not (is_normalised or ascends) and examples % (2 * parts) == 0:
     parts *= 2
     settings += [(remat, parts) for remat in models.REMAT[max(first, 1) :]]
   for remat, accumulate in settings:

@@ -14,8 +14,8 @@ from nfnet_jax import config as config_lib
 
 # Where the training step comes from: a change of these makes another program.
 _SOURCES = (
-  *("agc", "augment", "config", "data/batch", "losses", "models", "ops", "optim", "seeds"),
-  *("training", "plan/flops", "plan/program", "plan/compiler"),
+  *("agc", "augment", "config", "data/batch", "losses", "models", "ops", "optim", "sam"),
+  *("seeds", "training", "plan/flops", "plan/program", "plan/compiler"),
 )
 # What the step does not see.
 _IGNORED = ("data.dir", "data.name", "data.test_size", "epochs", "seed", "log_every", "eval_every")

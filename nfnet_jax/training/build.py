@@ -72,6 +72,7 @@ def build(config: ConfigDict) -> Run:
     ema_decay=config.ema_decay,
     seed=config.seed,
     seeding=config.seeding,
+    sam=config.sam,
   )
   fold = lambda params: params  # noqa: E731
   if not net_state:

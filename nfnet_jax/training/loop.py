@@ -75,7 +75,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   """
   # Whatever can be refused is refused before anything is written.
   config, workdir = config_lib.checked(config), epath.Path(workdir).expanduser()
-  parallel.check_batch_size(config.batch_size, config.accumulate)
+  parallel.check_step(config)
   info = data.describe(config.data)
   config = config_lib.resolve(config, info, record_lib.recorded_config(workdir))
   agreement.on_training(config, info)

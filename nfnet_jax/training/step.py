@@ -12,7 +12,7 @@ import optax
 
 from nfnet_jax import agc, augment, losses, optim, seeds
 from nfnet_jax.data.batch import Batch
-from nfnet_jax.training import replicas
+from nfnet_jax.training import gradients, replicas
 
 Array = jax.Array
 Metrics = dict[str, Array]
@@ -81,6 +81,7 @@ def make_train_step(
   ema_decay: float,
   seed: int,
   seeding: int = seeds.NEWEST,
+  sam: gradients.SamConfig | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Builds the training step of one replica, to be mapped over the axis `AXIS`.
 
@@ -106,6 +107,8 @@ def make_train_step(
     ema_decay: see `optim.update_ema`.
     seed: of the run.
     seeding: how keys follow from it, see `nfnet_jax.seeds`.
+    sam: how the gradient is taken uphill from the weights, see `gradients.make_grad_fn`; it is not,
+      unless given. Loss and accuracy are then those uphill, and network statistics as well.
 
   Returns:
     A function of `TrainState` and this replica's `Batch` (without padding;
@@ -113,7 +116,8 @@ def make_train_step(
     metrics, both identical on all replicas.
 
   Raises:
-    RequestError: if RandAugment's layers or magnitude are out of range.
+    RequestError: if RandAugment's layers or magnitude are out of range. The function raises it if
+      SAM's share of a replica's examples is none.
   """
   augment.check_strength(augmentation.randaugment_layers, augmentation.randaugment_magnitude)
   step_seed = seeds.seeds_of(seed, seeding).steps
@@ -134,7 +138,7 @@ def make_train_step(
     }
     return metrics["loss"], (metrics, net_state)
 
-  grad_fn = _accumulated(jax.grad(loss_fn, has_aux=True), accumulate)
+  grad_fn = gradients.make_grad_fn(loss_fn, accumulate, sam)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     _check_batch(batch)
@@ -245,29 +249,6 @@ def _clipped(opt_state: optax.OptState) -> Metrics:
 def _norm(tree: Any) -> Array:
   """The global norm out of the norms of units, which clipping has made the compiler compute."""
   return optax.tree.norm(jax.tree.map(agc.unitwise_norm, tree))
-
-
-def _accumulated(grad_fn: Callable, num_parts: int) -> Callable:
-  """The same function of (params, net_state, batch, key, example_ids), one part after another."""
-  if num_parts == 1:
-    return grad_fn
-
-  def accumulated(
-    params: hk.Params, net_state: hk.State, batch: Batch, key: Array, example_ids: Array
-  ) -> tuple[Any, tuple[Metrics, hk.State]]:
-    def add_part(carry: tuple, part: tuple) -> tuple[tuple, None]:
-      net_state, sums = carry
-      grads, (metrics, net_state) = grad_fn(params, net_state, part[0], key, part[1])
-      return (net_state, jax.tree.map(jnp.add, sums, (grads, metrics))), None
-
-    parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), (batch, example_ids))
-    metrics = replicas.own({"loss": jnp.zeros(()), "top1": jnp.zeros(())})
-    zeros = jax.tree.map(jnp.zeros_like, params), metrics
-    (net_state, sums), _ = jax.lax.scan(add_part, (net_state, zeros), parts)
-    grads, metrics = jax.tree.map(lambda x: x / num_parts, sums)
-    return grads, (metrics, net_state)
-
-  return accumulated
 
 
 def _check_batch(batch: Batch) -> None:
