@@ -10,11 +10,11 @@ import io
 import re
 
 import numpy as np
-from PIL import JpegImagePlugin
+from PIL import Image, JpegImagePlugin
 
 from nfnet_jax.data.formats import check_size
 
-_STRIP = 512  # rows of pixels computed at once; even
+_STRIP = 1 << 18  # pixels computed at once
 _BLOCK = 8  # pixels on a side of what is transformed together
 _SEGMENTS = {*range(0xE0, 0xF0), 0xFE}  # what applications add
 _NEEDED = {0xE0, 0xEE}  # tell the decoder how colours are stored
@@ -24,13 +24,16 @@ _SCAN = {0x00, 0x01, *range(0xD0, 0xDB)}  # what has no length, and where the pi
 # bytes alone: training searches them in every file.
 EXIF_REACH = 1024
 
-# libjpeg's conversion to RGB, with the same roundings.
-_CENTRED = np.arange(256) - 128
-_HALF = 1 << 15
-_RED = (91881 * _CENTRED + _HALF >> 16).astype(np.int16)
-_BLUE = (116130 * _CENTRED + _HALF >> 16).astype(np.int16)
-_GREEN_OF_BLUE = (-22554 * _CENTRED + _HALF).astype(np.int32)
-_GREEN_OF_RED = (-46802 * _CENTRED).astype(np.int32)
+# libjpeg's conversion from luma, blue and red to RGB: factors and an offset for each colour. Pillow
+# adds a half and rounds down in float32, as libjpeg does with integers: its sums for green are
+# exact, and those for red and blue far enough from whole numbers.
+_RED, _BLUE = 91881 / 65536, 116130 / 65536
+_GREEN_OF_BLUE, _GREEN_OF_RED = -22554 / 65536, -46802 / 65536
+_TO_RGB = (
+  *(1, 0, _RED, -128 * _RED),
+  *(1, _GREEN_OF_BLUE, _GREEN_OF_RED, -128 * (_GREEN_OF_BLUE + _GREEN_OF_RED)),
+  *(1, _BLUE, 0, -128 * _BLUE),
+)
 
 
 def split(content: bytes) -> tuple[bytes, bytes]:
@@ -67,36 +70,38 @@ def open_jpeg(content: bytes) -> JpegImagePlugin.JpegImageFile:
   return image
 
 
-def decode(image: JpegImagePlugin.JpegImageFile, window: tuple[int, ...]) -> np.ndarray:
+def decode(
+  image: JpegImagePlugin.JpegImageFile,
+  window: tuple[int, ...],
+  rows: np.ndarray,
+  columns: np.ndarray,
+) -> np.ndarray:
   """Decodes a part of an image in colour or gray as `tf.io.decode_and_crop_jpeg` does.
 
   Args:
     image: from `open_jpeg`, not yet loaded; of mode "RGB" or "L".
-    window: top, left, height and width.
+    window: top, left, height and width of the part.
+    rows, columns: which of the image's rows and columns, all within the part, are wanted.
 
   Returns:
-    `[height, width, 3]` uint8.
+    `[len(rows), len(columns), 3]` uint8.
   """
-  top, left, height, width = window
-  pixels = np.empty((height, width, 3), np.uint8)
   has_ycc = image.mode == "RGB" and _has_ycc(image)
   if has_ycc:
     image.draft("YCbCr", None)
   image.decoderconfig = (1, 1)  # in full size, and in draft mode: the fast transform
   if image.mode == "L":
-    pixels[:] = np.asarray(image)[top : top + height, left : left + width, None]
-    return pixels
+    gray = np.asarray(image)[rows].take(columns, axis=1)
+    return np.repeat(gray[..., None], 3, axis=2)
+  _, left, _, width = window
   begin, planes = _planes(image, left, width)
-  columns = slice(left - begin, left - begin + width)
-  for start in range(top - top % 2, top + height, _STRIP):
-    end, skipped = min(start + _STRIP, top + height), max(top - start, 0)
-    strip = pixels[start + skipped - top : end - top]
-    parts = [_upsampled(*plane, start, end)[skipped : end - start, columns] for plane in planes]
-    if has_ycc:
-      luma, blue, red = parts
-      _to_rgb(luma, blue, red, strip)
-    else:
-      np.stack(parts, axis=-1, out=strip, casting="unsafe")
+  pixels = np.empty((len(rows), len(columns), 3), np.uint8)
+  strip = max(_STRIP // len(columns), 1)
+  for start in range(0, len(rows), strip):
+    parts = [_upsampled(*plane, rows[start : start + strip], columns - begin) for plane in planes]
+    merged = Image.merge("RGB", [Image.fromarray(part) for part in parts])
+    merged = merged.convert("RGB", _TO_RGB) if has_ycc else merged
+    pixels[start : start + strip] = np.asarray(merged)
   return pixels
 
 
@@ -129,39 +134,38 @@ def _planes(
     if repeats not in ((2, 1), (1, 2), (2, 2)) or not is_wide:
       repeats = 1, 1
     rows, columns = map(int, repeats)
-    planes.append((plane[::rows, begin : left + width : columns].copy(), rows, columns))
+    plane = np.ascontiguousarray(plane[::rows, begin : left + width : columns])
+    planes.append((plane, rows, columns))
   image.close()  # frees half of the memory
   return begin, planes
 
 
-def _upsampled(plane: np.ndarray, rows: int, columns: int, start: int, end: int) -> np.ndarray:
-  """Pixels from row `start`, an even one, to row `end` (or one more)."""
-  if rows == columns == 1:
-    return plane[start:end].astype(np.int16)
-  first, last = start // rows, -(-end // rows)
-  near = np.arange(first, last)
-  values = plane[near].astype(np.int16)
-  if rows == 2:
-    above, below = plane[np.maximum(near - 1, 0)], plane[np.minimum(near + 1, len(plane) - 1)]
-    values = _interleaved(3 * values + above, 3 * values + below, axis=0)
-  if columns == 1:
-    values[::2] += 1
-    values[1::2] += 2
-    return values >> 2
-  before = np.concatenate([values[:, :1], values[:, :-1]], axis=1)
-  behind = np.concatenate([values[:, 1:], values[:, -1:]], axis=1)
-  shift, roundings = (2, (1, 2)) if rows == 1 else (4, (8, 7))
-  pair = 3 * values + before + roundings[0], 3 * values + behind + roundings[1]
-  return _interleaved(*pair, axis=1) >> shift
+def _upsampled(
+  plane: np.ndarray, row_repeat: int, column_repeat: int, rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
+  """A colour at some pixels, `[len(rows), len(columns)]` uint8, from samples for each or for two.
+
+  Halfway samples are three parts of the nearer one and one of the other, rounded by turns.
+  """
+  if row_repeat == 1:
+    values = plane[rows]
+  else:
+    nearer, other = _neighbours(rows, len(plane))
+    values = np.multiply(plane[nearer], 3, dtype=np.uint16)
+    values += plane[other]
+  if column_repeat == 1:
+    values = values.take(columns, axis=1)
+    return values if row_repeat == 1 else ((values + (1 + rows % 2)[:, None]) >> 2).astype(np.uint8)
+  nearer, other = _neighbours(columns, plane.shape[1])
+  wide = np.multiply(values[:, nearer], 3, dtype=np.uint16)
+  wide += values[:, other]
+  shift, rounding = (2, 1 + columns % 2) if row_repeat == 1 else (4, 8 - columns % 2)
+  wide += rounding.astype(np.uint16)
+  wide >>= shift
+  return wide.astype(np.uint8)
 
 
-def _interleaved(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
-  shape = [2 * n if i == axis else n for i, n in enumerate(first.shape)]
-  return np.stack([first, second], axis + 1).reshape(shape)
-
-
-def _to_rgb(luma: np.ndarray, blue: np.ndarray, red: np.ndarray, out: np.ndarray) -> None:
-  """Writes `[rows, columns, 3]` uint8."""
-  green = (_GREEN_OF_BLUE[blue] + _GREEN_OF_RED[red] >> 16).astype(np.int16)
-  for channel, difference in enumerate((_RED[red], green, _BLUE[blue])):
-    np.clip(luma + difference, 0, 255, out=out[..., channel], casting="unsafe")
+def _neighbours(pixels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """Of `count` samples, each standing for two pixels: a pixel's own and the next one to it."""
+  own = pixels // 2
+  return own, np.clip(own + pixels % 2 * 2 - 1, 0, count - 1)

@@ -58,25 +58,30 @@ def load(path: str | os.PathLike | BinaryIO, how: Preprocessing) -> np.ndarray:
   Raises:
     RequestError: as `read_image`.
   """
-  if how.resize == "squash":
-    return prepare(read_image(path), *how)
+  shape = 0, 0
 
   def window(height: int, width: int) -> tuple[int, int, int, int]:
-    return _central_window(height, width, how.size, how.padding)
+    nonlocal shape
+    part = _window(height, width, how)
+    shape = part[2:]
+    return part
 
   # At the borders of a part, colours differ a little from those within the whole image.
-  return _resize(read_image(path, window=window), how.size)
+  pixels = read_image(path, window=window, picks=lambda length: np.unique(_taps(length, how)[0]))
+  return _resampled(pixels, *shape, how)
 
 
 def read_image(
-  path: str | os.PathLike | BinaryIO, upright: bool = True, window: reader.Window = reader.whole
+  path: str | os.PathLike | BinaryIO,
+  upright: bool = True,
+  window: reader.Window = reader.whole,
+  picks: reader.Picks = np.arange,
 ) -> np.ndarray:
   """Reads an image in any of the formats of docs/images.md, told apart by its content.
 
   Args:
     path: of the image file, or the file itself, open.
-    upright: whether to turn the image as its EXIF orientation says.
-    window: chooses a part of the image, from its height and width: top, left, height, width.
+    upright, window, picks: see `reader.read`.
 
   Returns:
     `[height, width, 3]` uint8, in RGB.
@@ -92,7 +97,7 @@ def read_image(
     reason = getattr(error, "strerror", None) or error
     raise RequestError(f"cannot read image {path}: {reason}.") from error
   try:
-    return reader.read(content, upright, window)
+    return reader.read(content, upright, window, picks)
   except RequestError as error:
     if formats.find(content) is None and not formats.is_heic(content):
       raise RequestError(f"{path} is not an image.") from None
@@ -121,39 +126,54 @@ def prepare(image: np.ndarray, size: int, padding: int, resize: str) -> np.ndarr
   Returns:
     `[size, size, 3]` float32, about 0..255.
   """
-  if resize == "squash":
-    offset = (padding + 1) // 2
-    pixels = _resize(image, size + padding)
-    return pixels[offset : offset + size, offset : offset + size]
-  top, left, height, width = _central_window(image.shape[0], image.shape[1], size, padding)
-  return _resize(image[top : top + height, left : left + width], size)
+  how = Preprocessing(size, padding, resize)
+  height, width = image.shape[:2]
+  top, left, height, width = _window(height, width, how)
+  rows, columns = (np.unique(_taps(length, how)[0]) for length in (height, width))
+  pixels = image[top + rows].take(left + columns, axis=1)
+  return _resampled(pixels, height, width, how)
 
 
-def _central_window(height: int, width: int, size: int, padding: int) -> tuple[int, int, int, int]:
-  side = max(size * min(height, width) // (size + padding), 1)
+def _window(height: int, width: int, how: Preprocessing) -> tuple[int, int, int, int]:
+  """The part of an image that is resized."""
+  if how.resize == "squash":
+    return 0, 0, height, width
+  side = max(how.size * min(height, width) // (how.size + how.padding), 1)
   return (height - side + 1) // 2, (width - side + 1) // 2, side, side
 
 
-def _resize(image: np.ndarray, size: int) -> np.ndarray:
-  """Bicubic, to a square. The work does not depend on the image's size."""
-  height, width, _ = image.shape
-  (rows, row_weights), (columns, column_weights) = _taps(height, size), _taps(width, size)
-  # Four pixels make one: of each row only those that are needed.
-  result = np.zeros((size, size * _TAPS, 3), np.float32)
-  for k in range(_TAPS):
-    result += row_weights[:, k, None, None] * image[rows[:, k, None], columns.reshape(1, -1)]
-  return np.einsum("ok,rokc->roc", column_weights, result.reshape(size, size, _TAPS, 3))
+def _resampled(pixels: np.ndarray, height: int, width: int, how: Preprocessing) -> np.ndarray:
+  """Bicubic, from those rows and columns alone that count. The work hardly grows with the image."""
+  rows_done = _along_rows(pixels.reshape(len(pixels), -1), height, how)
+  turned = rows_done.T.reshape(-1, 3 * how.size)  # a row for each column
+  return _along_rows(turned, width, how).reshape(how.size, 3, how.size).transpose(2, 0, 1)
+
+
+def _along_rows(pixels: np.ndarray, length: int, how: Preprocessing) -> np.ndarray:
+  """`[size, n]` float32 from those of `length` rows `[_, n]` that count."""
+  taps, weights = _taps(length, how)
+  taps = np.searchsorted(np.unique(taps), taps)
+  resized = np.empty((how.size, pixels.shape[1]), np.float32)
+  for start in range(0, how.size, _ROWS):
+    block = slice(start, start + _ROWS)
+    four = pixels[taps[block]].astype(np.float32)
+    np.einsum("rk,rkn->rn", weights[block], four, out=resized[block])
+  return resized
 
 
 _TAPS = 4
+_ROWS = 32  # resized at once
 
 
-def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-  """For each of `size` pixels, which four make it and their weights.
+def _taps(length: int, how: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+  """For each pixel of the result, which four of `length` pixels make it and their weights.
 
   They are those of Keys' cubic convolution (a = -1/2), normalised at the borders.
   """
-  centres = (np.arange(size) + 0.5) * (length / size) - 0.5
+  padding = how.padding if how.resize == "squash" else 0
+  offset = (padding + 1) // 2
+  pixels = np.arange(offset, offset + how.size)
+  centres = (pixels + 0.5) * (length / (how.size + padding)) - 0.5
   # TensorFlow looks its weights up in a table of 1024 steps a pixel.
   centres = np.floor(centres) + np.rint((centres - np.floor(centres)) * 1024) / 1024
   taps = np.floor(centres).astype(int)[:, None] + np.arange(-1, _TAPS - 1)

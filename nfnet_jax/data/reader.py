@@ -4,21 +4,28 @@ Training and evaluation read plain JPEG and PNG with TensorFlow (`nfnet_jax.data
 same pixels, and leave everything else to this module.
 """
 
+import contextlib
 import importlib
 import io
+import math
+import threading
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, JpegImagePlugin
 
 from nfnet_jax.data import formats, jpeg, orientation, png
 from nfnet_jax.errors import RequestError
 
 # From an image's height and width to the wanted part: top, left, height, width.
 Window = Callable[[int, int], tuple[int, int, int, int]]
+# From a side of that part to the rows or columns in it that are wanted, in ascending order.
+Picks = Callable[[int], np.ndarray]
 
 BACKGROUND = (255, 255, 255)  # what shines through transparent pixels
 _STRIP = 1 << 22  # pixels converted at once
+# Larger ones are decoded one at a time: threads that read ahead are not to fill the memory.
+_LARGE, _ONE_LARGE = 1 << 25, threading.Lock()
 
 
 def whole(height: int, width: int) -> tuple[int, int, int, int]:
@@ -26,16 +33,19 @@ def whole(height: int, width: int) -> tuple[int, int, int, int]:
   return 0, 0, height, width
 
 
-def read(content: bytes, upright: bool = True, window: Window = whole) -> np.ndarray:
-  """Reads an image, or a part of it.
+def read(
+  content: bytes, upright: bool = True, window: Window = whole, picks: Picks = np.arange
+) -> np.ndarray:
+  """Reads an image, a part of it, or some of that part's rows and columns.
 
   Args:
     content: of the image file.
     upright: whether to turn it as its EXIF orientation says.
     window: chooses the part from height and width of the image, after it is turned.
+    picks: chooses the rows of that part from its height, and the columns from its width.
 
   Returns:
-    `[height, width, 3]` uint8, in RGB.
+    `[rows, columns, 3]` uint8, in RGB.
 
   Raises:
     RequestError: it is no image, a damaged one, or too large. The message is to follow the name of
@@ -46,16 +56,16 @@ def read(content: bytes, upright: bool = True, window: Window = whole) -> np.nda
     if kind is None:
       heic = "a HEIC photograph, which is not read: save it as JPEG"
       raise RequestError(f"it is {heic if formats.is_heic(content) else 'not an image'}")
-    if kind.name == "JPEG":
-      return _read_jpeg(content, upright, window)
-    exif, content = png.split(content) if kind.name == "PNG" else (b"", content)
-    reader = getattr(importlib.import_module(kind.plugin), kind.reader)
-    with reader(io.BytesIO(content)) as image:
-      formats.check_size(*image.size)
-      exif = exif or image.info.get("exif", b"")
-      if kind.name == "PNG" and image.mode == "L" and "transparency" in image.info:
-        image.info["transparency"] *= png.scale(content)
-      return _cut(_rgb(image), _turn(exif, upright), window)
+    image, exif = _open(kind, content)
+    with image, _ONE_LARGE if math.prod(image.size) > _LARGE else contextlib.nullcontext():
+      turn = orientation.TURNS[orientation.of_exif(exif) if upright else 1]
+      if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode in ("RGB", "L"):
+        pixels = jpeg.decode(image, *_stored(image.size, turn, window, picks))
+      else:
+        image.load()  # TIFF turns its images itself.
+        _, rows, columns = _stored(image.size, turn, window, picks)
+        pixels = _rgb(image, rows, columns)
+      return orientation.upright(pixels, turn)
   except RequestError:
     raise
   except MemoryError:
@@ -70,38 +80,47 @@ def jpeg_orientation(content: bytes) -> int:
   return orientation.of_exif(jpeg.split(content)[0])
 
 
-def _turn(exif: bytes, upright: bool) -> np.ndarray:
-  return orientation.TURNS[orientation.of_exif(exif) if upright else 1]
+def _open(kind: formats.Format, content: bytes) -> tuple[ImageFile.ImageFile, bytes]:
+  """An image, not yet loaded, and its EXIF metadata."""
+  if kind.name == "JPEG":
+    exif, content = jpeg.split(content)
+    return jpeg.open_jpeg(content), exif
+  exif, content = png.split(content) if kind.name == "PNG" else (b"", content)
+  image = getattr(importlib.import_module(kind.plugin), kind.reader)(io.BytesIO(content))
+  formats.check_size(*image.size)
+  if kind.name == "PNG" and image.mode == "L" and "transparency" in image.info:
+    image.info["transparency"] *= png.scale(content)
+  return image, exif or image.info.get("exif", b"")
 
 
-def _read_jpeg(content: bytes, upright: bool, window: Window) -> np.ndarray:
-  """Decodes no more than is needed, as TensorFlow does."""
-  exif, content = jpeg.split(content)
-  image = jpeg.open_jpeg(content)
-  turn = _turn(exif, upright)
-  if image.mode not in ("RGB", "L"):
-    return _cut(_rgb(image), turn, window)
-  width, height = image.size
-  shape = (width, height) if turn[0] else (height, width)
-  stored = orientation.stored_window(window(*shape), shape, turn)
-  return orientation.upright(jpeg.decode(image, tuple(map(int, stored))), turn)
+def _stored(
+  size: tuple[int, int], turn: np.ndarray, window: Window, picks: Picks
+) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+  """The wanted part of an image as it is stored, and which of the image's rows and columns."""
+  shape = size if turn[0] else size[::-1]
+  part = window(*shape)
+  rows, columns = picks(part[2]), picks(part[3])
+  if turn[1]:
+    rows = part[2] - 1 - rows[::-1]
+  if turn[2]:
+    columns = part[3] - 1 - columns[::-1]
+  if turn[0]:
+    rows, columns = columns, rows
+  stored = tuple(map(int, orientation.stored_window(part, shape, turn)))
+  return stored, stored[0] + rows, stored[1] + columns
 
 
-def _cut(pixels: np.ndarray, turn: np.ndarray, window: Window) -> np.ndarray:
-  pixels = orientation.upright(pixels, turn)
-  top, left, height, width = window(*pixels.shape[:2])
-  return pixels[top : top + height, left : left + width]
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-  """Converts an image of any mode strip by strip, which takes less memory."""
-  image.load()
-  width, height = image.size  # TIFF turns its images itself.
-  pixels = np.empty((height, width, 3), np.uint8)
-  rows = max(_STRIP // width, 1)
-  for top in range(0, height, rows):
-    strip = image.crop((0, top, width, min(top + rows, height)))
-    pixels[top : top + rows] = _deep(strip, image) if image.mode[0] in "IF" else _shallow(strip)
+def _rgb(image: Image.Image, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+  """Converts pixels of an image of any mode strip by strip, which takes less memory."""
+  left, right = int(columns[0]), int(columns[-1]) + 1
+  pixels = np.empty((len(rows), len(columns), 3), np.uint8)
+  height = max(_STRIP // (right - left), 1)
+  for top in range(int(rows[0]), int(rows[-1]) + 1, height):
+    first, last = np.searchsorted(rows, (top, top + height))
+    if first < last:
+      strip = image.crop((left, top, right, int(rows[last - 1]) + 1))
+      values = _deep(strip, image) if image.mode[0] in "IF" else _shallow(strip)
+      pixels[first:last] = values[rows[first:last] - top].take(columns - left, axis=1)
   return pixels
 
 

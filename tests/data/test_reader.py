@@ -14,7 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from nfnet_jax import data
-from nfnet_jax.data import formats, image, preprocess, reader
+from nfnet_jax.data import formats, image, jpeg, preprocess, reader
 from nfnet_jax.data.preprocess import Preprocessing
 from nfnet_jax.errors import RequestError
 from tests.data import examples, zoo
@@ -118,6 +118,35 @@ def test_parts_of_jpegs_are_the_same_to_the_border() -> None:
     window.assign(part)
     ours = reader.read(content, window=lambda *_, part=part: part)
     assert difference(ours, decode(content).numpy()) == 0, (i, part)
+
+
+def test_rows_and_columns_are_those_of_the_whole_image() -> None:
+  for i, (name, (content, _)) in enumerate(ZOO.items()):
+    whole = reader.read(content)
+    part = 1, 2, whole.shape[0] - 1, whole.shape[1] - 2
+    cut = reader.read(content, window=lambda *_, part=part: part)
+    if formats.find(content).name != "JPEG":
+      np.testing.assert_array_equal(cut, whole[1:, 2:], name)
+    picks = np.unique(np.random.default_rng(i).integers(0, min(cut.shape[:2]), 5))
+    few = reader.read(content, window=lambda *_, part=part: part, picks=lambda _, p=picks: p)
+    np.testing.assert_array_equal(few, cut[picks][:, picks], name)
+    for size in (9, 40):  # not all of them count, and all do
+      squashed = preprocess.load(io.BytesIO(content), Preprocessing(size, 3, "squash"))
+      expected = preprocess.prepare(whole, size, 3, "squash")
+      np.testing.assert_array_equal(squashed, expected, name)
+
+
+def test_colours_are_converted_as_libjpeg_does() -> None:
+  """In 16-bit fractions: all pairs of blue and red, with some lumas."""
+  values = np.arange(256)
+  luma = np.append(values[::37], 255)[:, None, None]
+  planes = np.broadcast_arrays(luma, values[:, None], values)
+  images = [Image.fromarray(plane.reshape(-1, 256).astype(np.uint8)) for plane in planes]
+  ours = np.asarray(Image.merge("RGB", images).convert("RGB", jpeg._TO_RGB)).reshape(-1, 3)
+  y, blue, red = planes[0], planes[1] - 128, planes[2] - 128
+  sums = 91881 * red, -22554 * blue - 46802 * red, 116130 * blue
+  expected = np.stack([y + (each + 32768 >> 16) for each in sums], -1).clip(0, 255)
+  np.testing.assert_array_equal(ours, expected.reshape(-1, 3))
 
 
 def write_folder(root: pathlib.Path) -> None:
