@@ -60,11 +60,21 @@ setuptools.setup(
   ],
   extras_require={
     "data": DATA,
+    "onnx": ["onnx>=1.18"],
     "gpu": ["jax[cuda12]>=0.10,<0.13"],
     # The TPU compiler, for `nfnet-jax plan` on any Linux machine.
     "plan": ["jax[tpu]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
-    "test": [*DATA, "hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],
+    "test": [
+      *DATA,
+      "hypothesis",
+      "mypy",
+      "onnx>=1.18",
+      "onnxruntime",
+      "pytest",
+      "pytest-xdist",
+      "ruff",
+    ],
   },
   entry_points={"console_scripts": ["nfnet-jax=nfnet_jax.__main__:main"]},
 )

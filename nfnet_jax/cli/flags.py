@@ -108,6 +108,7 @@ FLAGS: dict[str, dict[str, Key]] = {
     "weights": _WEIGHTS,
     **_NETWORK,
     "out": _OUT,
+    "to": Key("jax", str, "Names the format to write.", choices=("jax", "onnx")),
     "num_classes": _NUM_CLASSES,
     "size": _PIXELS,
     "force": _FORCE,
@@ -161,7 +162,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
   ),
   "predict": ("nfnet-jax predict --weights=runs/digits photo.jpg folder/",),
   "convert": ("nfnet-jax convert --weights=F0_haiku.npz --to=timm --out=dm_nfnet_f0.safetensors",),
-  "export": ("nfnet-jax export --weights=F0_haiku.npz --out=f0.jax",),
+  "export": (
+    "nfnet-jax export --weights=F0_haiku.npz --out=f0.jax",
+    "nfnet-jax export --weights=F0_haiku.npz --to=onnx --out=f0.onnx",
+  ),
   "benchmark input": ("nfnet-jax benchmark input --config=experiments/digits.py --batches=20",),
   "benchmark train": (
     "nfnet-jax benchmark train --model=nfnet_f0 --batch_size=8 --image_size=192",

@@ -140,7 +140,7 @@ def convert(argv: Sequence[str]) -> None:
 
 
 def export(argv: Sequence[str]) -> None:
-  """Write network and weights as one file that predicts with JAX alone; prints JSON."""
+  """Write network and weights as one file, for JAX alone or for ONNX; prints JSON."""
   values = parse("export", argv, about=export.__doc__, required=("weights", "out"))
   backend.name()  # refuses before anything is read
   from nfnet_jax.inference import export as export_lib

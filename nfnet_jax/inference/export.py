@@ -1,17 +1,25 @@
-"""One file that predicts with JAX alone: network and weights, through `jax.export`."""
+"""One file with network and weights, which predicts with JAX alone or with any ONNX runtime."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from nfnet_jax import augment, inference, output
+from nfnet_jax.errors import RequestError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+
+# An ONNX file is a protocol buffer, which holds no more than 2 GiB; 4 MiB are for the graph.
+_MAX_ONNX_BYTES = 2**31 - 2**22
+
+Predict = Callable[[jax.Array], jax.Array]
 
 
 def export(
@@ -19,25 +27,33 @@ def export(
   out: str | pathlib.Path,
   model: str | None = None,
   *,
+  to: str = "jax",
   force: bool = False,
   **overrides: Any,
 ) -> dict[str, Any]:
   """Writes a network with its weights, standardised once, as one file.
 
-  It maps `[N, size, size, 3]` float32 pixels in 0..255 to `[N, num_classes]` logits, for any `N`,
-  on CPU, GPU and TPU:
+  It maps `[N, size, size, 3]` float32 pixels in 0..255 to `[N, num_classes]` logits, for any `N`.
+  A file for JAX runs on CPU, GPU and TPU, without this package:
 
   ```
   predict = jax.export.deserialize(bytearray(open(out, "rb").read())).call
   ```
 
-  Such a file has no place for anything else. What a program must know to use it is in `OUT.json`:
-  the names of the classes, and how images become pixels. The two are written together, and
-  `sha256` in `OUT.json` tells that they belong to each other.
+  A file for ONNX calls its input "images" and its output "logits":
+
+  ```
+  (logits,) = onnxruntime.InferenceSession(out).run(["logits"], {"images": images})
+  ```
+
+  What else a program must know is in `OUT.json`: the names of the classes, and how images become
+  pixels. The two files are written together, and `sha256` in `OUT.json` tells that they belong to
+  each other.
 
   Args:
     path, model: of the weights, see `inference.load_network`.
     out: the new file.
+    to: "jax" or "onnx"; ONNX needs the package `onnx`.
     force: whether to replace existing files.
     **overrides: as for `inference.load_network`; `size` among them.
 
@@ -48,21 +64,23 @@ def export(
 
   Raises:
     RunError: if the disk is full.
-    RequestError: if a file exists or cannot be written there, or as `weights.load_weights`.
+    RequestError: if a file exists or cannot be written there, if the network does not fit into an
+      ONNX file, or as `weights.load_weights`.
   """
   out = pathlib.Path(os.path.expanduser(out))
   about_path = out.with_name(out.name + ".json")
   for each in (out, about_path):
     output.check_free(each, force)
+  encode = {"jax": _for_jax, "onnx": _for_onnx}[to]
+  if to == "onnx" and importlib.util.find_spec("onnx") is None:
+    raise RequestError("--to=onnx needs the package onnx: `pip install onnx`.")
   network = inference.load_network(path, model, **overrides)
   size = network.preprocessing.size
 
   def predict(images: jax.Array) -> jax.Array:
     return network.net.apply(network.params, network.state, None, augment.normalize(images))[0]
 
-  (batch,) = jax.export.symbolic_shape("batch")
-  images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
-  content = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(images).serialize()
+  content = encode(predict, size, network.params)
   about = {
     "model": network.model,
     "num_classes": network.num_classes,
@@ -72,3 +90,21 @@ def export(
   }
   output.write({about_path: json.dumps(about, indent=2).encode() + b"\n", out: content})
   return {"out": str(out), "about": str(about_path), "bytes": len(content)} | about
+
+
+def _for_jax(predict: Predict, size: int, params: Any) -> bytes | bytearray:
+  (batch,) = jax.export.symbolic_shape("batch")
+  images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+  return jax.export.export(jax.jit(predict), platforms=PLATFORMS)(images).serialize()
+
+
+def _for_onnx(predict: Predict, size: int, params: Any) -> bytes:
+  from nfnet_jax.inference import onnx_graph
+
+  num_bytes = sum(array.nbytes for array in jax.tree.leaves(params))
+  if num_bytes > _MAX_ONNX_BYTES:
+    raise RequestError(
+      f"the network's weights take {num_bytes / 2**30:.2f} GiB, and an ONNX file holds 2 GiB: "
+      "export it with --to=jax."
+    )
+  return onnx_graph.build(predict, (size, size, 3), "logits").SerializeToString()
