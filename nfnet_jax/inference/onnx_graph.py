@@ -1,7 +1,7 @@
 """From a JAX function to an ONNX graph.
 
-A network is traced, and every JAX primitive in it becomes an ONNX operator (`onnx_operators`). Those
-of this package's networks in evaluation mode are covered; others are refused by name.
+A network is traced, and every JAX primitive in it becomes an ONNX operator (`onnx_operators`). The
+primitives of this package's networks in evaluation mode are covered. Others are refused by name.
 """
 
 from collections.abc import Callable, Sequence
