@@ -101,14 +101,16 @@ def warmup_cosine(peak: float, warmup_steps: float, steps: int, final: float = 0
 
 
 def make_optimizer(
-  optimizer: OptimizerConfig, schedule: Schedule, labels: Any
+  optimizer: OptimizerConfig, schedule: Schedule, labels: Any, multipliers: Any = None
 ) -> optax.GradientTransformation:
   """The published training rule, from top to bottom.
 
   Args:
     optimizer: the `optimizer` section of the config.
     schedule: learning rate as a function of the step.
-    labels: from `param_labels`.
+    labels: from `param_labels`, of the parameters that are trained.
+    multipliers: tree of numbers like the labels, by which the learning rate of each parameter is
+      multiplied, see `nfnet_jax.groups`; None for 1.
 
   Returns:
     An optax transformation; its updates are added to the parameters.
@@ -134,7 +136,15 @@ def make_optimizer(
     decayed_nesterov(optimizer.momentum, optimizer.weight_decay, mask=is_decayed),
     # Behind the momentum, so that the buffer does not hold the learning rate.
     optax.scale_by_learning_rate(schedule),
+    *([_scale_by(multipliers)] if {*jax.tree.leaves(multipliers)} - {1.0} else []),
   )
+
+
+def _scale_by(multipliers: Any) -> optax.GradientTransformation:
+  def scaled(updates: Any, _: Any) -> Any:
+    return jax.tree.map(lambda u, m: u if m == 1 else u * m, updates, multipliers)
+
+  return optax.stateless(scaled)
 
 
 def decayed_nesterov(

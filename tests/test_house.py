@@ -44,7 +44,7 @@ ROWS = (
     "seeds",
   },
   {"models", "data", "runs.curves", "distributed.job", "distributed.notice"},
-  {"optim", "cli.cpu_memory"},
+  {"optim", "groups", "cli.cpu_memory"},
   {"config.keys"},
   {"config", "cli.flags"},
   {"cli.arguments", "distributed.agreement"},

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from nfnet_jax import models, optim, seeds
-from nfnet_jax.config.values import Key, Path, problem
+from nfnet_jax.config.values import Key, Path, Rates, problem
 from nfnet_jax.data import formats
 from nfnet_jax.models import layers
 
@@ -161,6 +161,17 @@ KEYS: dict[str, Key] = {
   "optimizer.weight_decay": _number(
     2e-5, 0, 1e6, "Multiple of the weights that is added to their gradients."
   ),
+  "optimizer.groups": Key(
+    *((), Rates),
+    "Multipliers of the learning rate by regular expression: each parameter has that of the first "
+    "one that matches its whole name, such as NFNet/~/nf_block_3/~/conv1b/w, or else 1. "
+    "(('.*/nf_block_[0-2]/.*', 0.1), ('.*/stem_.*', 0)) slows blocks down and freezes the stem.",
+    *(0, 1e6),
+  ),
+  "optimizer.layer_decay": _number(
+    1.0, 0, 1, "A further multiplier: to the power of the blocks from a layer to the classifier."
+  ),
+  "optimizer.head_multiplier": _number(1.0, 0, 1e6, "A further multiplier, of the classifier."),
   "optimizer.clip": _choice("agc", optim.CLIPPERS, "How gradients are clipped."),
   "optimizer.clipping": _number(
     0.01, 0, 1e9, "The clipping threshold: AGC's lambda, or the largest global norm."

@@ -8,11 +8,15 @@ import re
 from typing import Any, NamedTuple, get_args, get_origin
 
 Path = pathlib.Path
+Rates = tuple[tuple[str, float], ...]  # numbers by regular expression
 
 _MAX_STAGES = 16
 # Bytes. File systems allow 255 for a part of a path, and files in progress need some; Linux allows
 # 4096 for a path, and a run has files below its directory.
 _MAX_NAME, _MAX_PATH = 240, 3000
+_PAIRS = (
+  "pairs of a regular expression and a multiplier of at least 0, such as (('.*block.*', 0.1),)"
+)
 _WANTED = {
   True: "two numbers, 0 < low <= high",  # of a range
   False: "whole numbers, one for each stage",
@@ -26,7 +30,7 @@ class Key(NamedTuple):
   Attributes:
     default: the value unless one is given; None leaves it open.
     kind: `bool`, `int`, `float`, `str`, `Path` (text whose `~` is expanded), or a type of tuples:
-      `tuple[int, ...]`, `tuple[float, float]`.
+      `tuple[int, ...]`, `tuple[float, float]`, `Rates` (which may be written as a dictionary).
     help: full sentences on what it is.
     least, greatest: bounds of a number, or of each number of a tuple.
     below: a bound that a number may not reach.
@@ -65,6 +69,8 @@ def parse(key: Key, text: str) -> Any:
     value = ast.literal_eval(text) if text.isascii() else text
   except (KeyError, TypeError, ValueError, SyntaxError, MemoryError, RecursionError):
     raise wanted from None
+  if key.kind is Rates and isinstance(value, dict):
+    return tuple(value.items())
   return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
@@ -74,12 +80,16 @@ def normalise(key: Key, value: Any) -> Any:
     return os.path.expanduser(os.fspath(value))
   if key.kind is float and isinstance(value, int | float) and not isinstance(value, bool):
     return float(value) + 0.0 if abs(value) < 1e300 else value  # -0.0 becomes 0.0
+  if key.kind is Rates and isinstance(value, tuple | list):
+    return tuple(tuple(pair) if isinstance(pair, list) else pair for pair in value)
   return tuple(value) if key.type is tuple and isinstance(value, list) else value
 
 
 def problem(name: str, key: Key, value: Any) -> str | None:
   """What is wrong with the value of a key or flag, in one sentence; None if nothing is."""
   given = f"{name}={short(value)}"
+  if key.kind is Rates:
+    return _problem_of_rates(given, key, value)
   if key.type is tuple:
     return _problem_of_tuple(given, key, value)
   if key.kind in (int, float):
@@ -120,6 +130,20 @@ def _problem_of_tuple(given: str, key: Key, value: Any) -> str | None:
     return f"{given}: give {_WANTED[is_range]}; each {wrong}"
   if is_range and not 0 < value[0] <= value[1]:
     return f"{given}: give {_WANTED[is_range]}."
+  return None
+
+
+def _problem_of_rates(given: str, key: Key, value: Any) -> str | None:
+  pairs = value if isinstance(value, tuple) else (value,)
+  for pair in pairs:
+    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+      return f"{given}: give {_PAIRS}."
+    if wrong := _problem_of_number(float, key, pair[1]):
+      return f"{given}: give {_PAIRS}; the multiplier of {short(pair[0])} {wrong}"
+    try:
+      re.compile(pair[0])
+    except (re.error, RecursionError, OverflowError) as error:
+      return f"{given}: {short(pair[0])} is no regular expression: {error}."
   return None
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import models, optim
+from nfnet_jax import groups, models, optim
 from nfnet_jax.seeds import seeds_of
 from nfnet_jax.training import step
 
@@ -26,6 +26,7 @@ class Run(NamedTuple):
     train_step, eval_step: of one replica, see `nfnet_jax.training.step`.
     eval_net: the network of `eval_step`.
     fold: gives the parameters that `eval_net` takes: weights standardised, once for all batches.
+    multipliers: of each parameter's learning rate, see `nfnet_jax.groups`.
   """
 
   net: hk.TransformedWithState
@@ -36,6 +37,7 @@ class Run(NamedTuple):
   eval_step: Callable
   eval_net: hk.TransformedWithState
   fold: Callable[[hk.Params], hk.Params]
+  multipliers: Any
 
 
 def build(config: ConfigDict) -> Run:
@@ -60,8 +62,11 @@ def build(config: ConfigDict) -> Run:
     return net.init(key, images, is_training=True)
 
   params, net_state = jax.eval_shape(init_net)
-  labels = optim.param_labels(params)
-  tx = optim.make_optimizer(optimizer, schedule, labels)
+  multipliers = groups.multipliers(params, optimizer)
+  labels, rates = (
+    groups.split(tree, multipliers)[0] for tree in (optim.param_labels(params), multipliers)
+  )
+  tx = optim.make_optimizer(optimizer, schedule, labels, rates)
   train_step = step.make_train_step(
     net,
     tx,
@@ -73,6 +78,7 @@ def build(config: ConfigDict) -> Run:
     seed=config.seed,
     seeding=config.seeding,
     sam=config.sam,
+    multipliers=multipliers,
   )
   fold = lambda params: params  # noqa: E731
   if not net_state:
@@ -83,6 +89,6 @@ def build(config: ConfigDict) -> Run:
   # Compiled, because the forward pass that names the parameters is then never computed; without
   # optimisation, because XLA takes seconds of a CPU for every random draw that it optimises.
   options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-  init = jax.jit(lambda: step.init_state(*init_net(), tx), compiler_options=options)
-  init_from = jax.jit(lambda params, state: step.init_state(params, state, tx))
-  return Run(net, schedule, init, init_from, train_step, eval_step, eval_net, fold)
+  init = jax.jit(lambda: step.init_state(*init_net(), tx, multipliers), compiler_options=options)
+  init_from = jax.jit(lambda params, state: step.init_state(params, state, tx, multipliers))
+  return Run(*(net, schedule, init, init_from, train_step, eval_step, eval_net, fold, multipliers))

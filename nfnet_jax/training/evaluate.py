@@ -8,7 +8,7 @@ import jax
 
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.training import parallel
-from nfnet_jax.training.step import Metrics, TrainState
+from nfnet_jax.training.step import Metrics, TrainState, averaged
 
 Variables = tuple[hk.Params, hk.State]
 
@@ -22,7 +22,7 @@ def weights_of(state: TrainState, fold: Callable[[hk.Params], hk.Params]) -> dic
   """
   return {
     "": (fold(state.params), state.net_state),
-    "ema_": (fold(state.ema_params), state.ema_net_state),
+    "ema_": (fold(averaged(state)), state.ema_net_state),
   }
 
 

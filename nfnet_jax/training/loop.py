@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import data, weights
+from nfnet_jax import data, groups, weights
 from nfnet_jax.data import classes
 from nfnet_jax.distributed import agreement, failure
 from nfnet_jax.distributed import job as job_lib
@@ -99,7 +99,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     del restored, given  # The state is a copy, and they are as large.
     agreement.on_state(start, state)
     untested = _is_untested(workdir, config, start)
-    _announce(config, info, state.params, start, began)
+    _announce(config, info, groups.sizes(state.params, built.multipliers), start, began)
     if start == config.steps and not untested:
       return _conclude(workdir)
     state = parallel.replicate(state, copy=False)
@@ -210,17 +210,23 @@ def _due(step: int, every: int, config: ConfigDict) -> bool:
 
 
 def _announce(
-  config: ConfigDict, info: data.DatasetInfo, params: Any, start: int, began: Mapping[str, Any]
+  config: ConfigDict,
+  info: data.DatasetInfo,
+  trained: list[groups.Group],
+  start: int,
+  began: Mapping[str, Any],
 ) -> None:
   log.info(
     "%s, %s parameters, %d classes; %s: %d images to train on, %d to test on",
     config.model.name,
-    f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}",
+    f"{sum(group.size for group in trained):,}",
     info.num_classes,
     config.data.name,
     info.num_train,
     info.num_test,
   )
+  if summary := groups.summary(trained):
+    log.info("%s", summary)
   if start == config.steps:
     log.info("finished: all %d steps are done, nothing is left to train", start)
     return

@@ -1,5 +1,6 @@
 """One step of training and of evaluation, as pure functions of state and batch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nfnet_jax import agc, augment, losses, optim, seeds
+from nfnet_jax import agc, augment, groups, losses, optim, seeds
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.training import gradients, replicas
 
@@ -27,8 +28,9 @@ class TrainState(NamedTuple):
     step: number of updates so far, int32.
     params: float32 master weights of the network.
     net_state: the network's running statistics; empty for normalizer-free networks.
-    ema_params, ema_net_state: moving averages of the two.
-    opt_state: of the optax chain.
+    ema_params: moving average of the parameters that are trained; see `averaged`.
+    ema_net_state: moving average of the running statistics.
+    opt_state: of the optax chain, for the parameters that are trained.
   """
 
   step: Array
@@ -53,8 +55,16 @@ def images_per_example(augmentation: Augmentation) -> int:
   return 2 if augmentation.mixup_alpha > 0 or augmentation.cutmix else 1
 
 
+def averaged(state: TrainState) -> hk.Params:
+  """The EMA weights of the whole network; frozen ones are their own average."""
+  return hk.data_structures.merge(state.params, state.ema_params)
+
+
 def init_state(
-  params: hk.Params, net_state: hk.State, tx: optax.GradientTransformation
+  params: hk.Params,
+  net_state: hk.State,
+  tx: optax.GradientTransformation,
+  multipliers: Any = None,
 ) -> TrainState:
   """State before the first step, with the averages at the initial values.
 
@@ -64,9 +74,11 @@ def init_state(
   Args:
     params, net_state: of the network, from its `init` or from `load_variables`.
     tx: the training rule.
+    multipliers: as of `make_train_step`.
   """
   step = jnp.zeros((), jnp.int32)
-  state = TrainState(step, params, net_state, params, net_state, tx.init(params))
+  trained, _ = groups.split(params, multipliers)
+  state = TrainState(step, params, net_state, trained, net_state, tx.init(trained))
   return jax.tree.map(jnp.copy, state)  # One buffer cannot be donated twice either.
 
 
@@ -82,6 +94,7 @@ def make_train_step(
   seed: int,
   seeding: int = seeds.NEWEST,
   sam: gradients.SamConfig | None = None,
+  multipliers: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Builds the training step of one replica, to be mapped over the axis `AXIS`.
 
@@ -96,7 +109,7 @@ def make_train_step(
   Args:
     net: the network. It gets `example_ids`, by which it has to draw for each example: what it draws
       without them is the same on all replicas and in all parts.
-    tx: the training rule.
+    tx: the training rule; it sees the parameters that are trained, and no others.
     num_classes: number of classes.
     label_smoothing: see `losses.soft_labels`.
     augmentation: what is done to the images here, on the device.
@@ -109,6 +122,8 @@ def make_train_step(
     seeding: how keys follow from it, see `nfnet_jax.seeds`.
     sam: how the gradient is taken uphill from the weights, see `gradients.make_grad_fn`; it is not,
       unless given. Loss and accuracy are then those uphill, and network statistics as well.
+    multipliers: `groups.multipliers`, of which only those that are 0 count here: the gradient is
+      taken with respect to the other parameters alone. None to train all.
 
   Returns:
     A function of `TrainState` and this replica's `Batch` (without padding;
@@ -123,14 +138,15 @@ def make_train_step(
   step_seed = seeds.seeds_of(seed, seeding).steps
 
   def loss_fn(
-    params: hk.Params, net_state: hk.State, batch: Batch, key: Array, example_ids: Array
+    frozen: hk.Params, trained: hk.Params, net_state: hk.State, batch: Batch, key: Array, ids: Array
   ) -> tuple[Array, tuple[Metrics, hk.State]]:
+    params = hk.data_structures.merge(trained, frozen)
     net_key, augment_key = jax.random.split(key)
     images, targets, labels = augmented(
-      batch, augment_key, example_ids, augmentation, num_classes, label_smoothing
+      batch, augment_key, ids, augmentation, num_classes, label_smoothing
     )
     logits, net_state = net.apply(
-      params, net_state, net_key, images, is_training=True, example_ids=example_ids
+      params, net_state, net_key, images, is_training=True, example_ids=ids
     )
     metrics = {
       "loss": jnp.mean(losses.cross_entropy(logits, targets)),
@@ -138,23 +154,25 @@ def make_train_step(
     }
     return metrics["loss"], (metrics, net_state)
 
-  grad_fn = gradients.make_grad_fn(loss_fn, accumulate, sam)
-
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     _check_batch(batch)
     num_examples = batch.labels.shape[0] // images_per_example(augmentation)
     example_ids = replicas.index() * num_examples + jnp.arange(num_examples)
     key = jax.random.fold_in(jax.random.key(step_seed), state.step)
-    mean = grad_fn(*replicas.own((state.params, state.net_state)), batch, key, example_ids)
+    before, frozen = groups.split(state.params, multipliers)
+    part_loss = functools.partial(loss_fn, replicas.own(frozen))
+    grad_fn = gradients.make_grad_fn(part_loss, accumulate, sam)
+    mean = grad_fn(*replicas.own((before, state.net_state)), batch, key, example_ids)
     # The only communication of the step. Clipping acts on the mean over the global batch.
     grads, (metrics, net_state) = replicas.mean(mean)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics |= {"grad_norm": _norm(grads), "param_norm": optax.tree.norm(params)}
+    updates, opt_state = tx.update(grads, state.opt_state, before)
+    trained = optax.apply_updates(before, updates)
+    metrics |= {"grad_norm": _norm(grads), "param_norm": optax.tree.norm(trained)}
     metrics |= _clipped(opt_state)
     ema_params, ema_net_state = optim.update_ema(
-      (state.ema_params, state.ema_net_state), (params, net_state), state.step, ema_decay
+      (state.ema_params, state.ema_net_state), (trained, net_state), state.step, ema_decay
     )
+    params = hk.data_structures.merge(trained, frozen)
     step = state.step + 1
     return TrainState(step, params, net_state, ema_params, ema_net_state, opt_state), metrics
 

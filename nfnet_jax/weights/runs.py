@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 from etils import epath
@@ -25,6 +26,7 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
   from nfnet_jax import config as config_lib
   from nfnet_jax.data import classes
   from nfnet_jax.runs import checkpoint
+  from nfnet_jax.training import step as step_lib
   from nfnet_jax.training.build import build
 
   config = config_lib.load(workdir / "config.json")
@@ -34,9 +36,8 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
     raise RequestError(f"{workdir} holds no checkpoint yet: train for longer, or look elsewhere.")
   step, state = restored
   which = "EMA" if averaged else "raw"
-  params, net_state = (
-    (state.ema_params, state.ema_net_state) if averaged else (state.params, state.net_state)
-  )
+  params: Any = step_lib.averaged(state) if averaged else state.params
+  net_state = state.ema_net_state if averaged else state.net_state
   names = classes.load(epath.Path(workdir), config.model.num_classes)
   if names is None and config.data.name == "imagenet2012":
     names = tuple(classes.imagenet())  # of a run of a time when they were not kept

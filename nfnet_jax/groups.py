@@ -1,0 +1,180 @@
+"""What of a network is trained, and how fast: learning-rate multipliers by a parameter's name.
+
+A parameter's name is its module and its own, `NFNet/~/nf_block_3/~/conv1b/w`. Its multiplier is the
+product of three:
+
+* that of the first pattern in `optimizer.groups` that matches the whole name, as `re.fullmatch`
+  does; 1 without one. A pattern `.*nf_block_1/.*` thus leaves `nf_block_10` alone.
+* `optimizer.layer_decay` to the power of the layer's depth: 0 for what follows the last block, 1
+  for the last block, one more for each block before it, and one more for the stem.
+* `optimizer.head_multiplier` for the classifier.
+
+A parameter whose multiplier is 0 is frozen: it stays the same, bit for bit, and costs no gradient,
+no momentum and no average. Running statistics of BatchNorm are no parameters, and go on.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import haiku as hk
+
+from nfnet_jax.errors import RequestError
+
+Pairs = Iterable[tuple[str, float]]
+
+# A block's module, the first one of which has no number.
+_BLOCK = re.compile(r"[^/]+/~/[^/]*?block[^/]*?(?:_(\d+))?(?:/.*)?")
+_STEM = re.compile(r"[^/]+/~/(?:stem|initial)[^/]*(?:/.*)?")
+_HEAD = re.compile(r"[^/]+/~/linear/[^/]+")
+_LISTED_NAMES = 8
+
+
+class GroupsConfig(Protocol):
+  """The keys of `config.optimizer` that `multipliers` reads; see `nfnet_jax.config`."""
+
+  groups: Pairs
+  layer_decay: float
+  head_multiplier: float
+
+
+class Group(NamedTuple):
+  """Parameters with one multiplier.
+
+  Attributes:
+    multiplier: of the learning rate.
+    arrays: how many arrays they are.
+    size: how many numbers they are.
+  """
+
+  multiplier: float
+  arrays: int
+  size: int
+
+
+def multipliers(params: hk.Params, optimizer: GroupsConfig) -> dict[str, dict[str, float]]:
+  """The learning rate's multiplier of every parameter.
+
+  Args:
+    params: `{module: {name: array}}`; shapes will do.
+    optimizer: the `optimizer` section of the config.
+
+  Returns:
+    The same tree with a number at each leaf.
+
+  Raises:
+    RequestError: if a pattern is the first match of no parameter, or everything is frozen.
+  """
+  names = list(_names(params))
+  of_name = _by_pattern(names, [(pattern, rate) for pattern, rate in optimizer.groups])
+  depths = {name: _depth(name, _num_blocks(names)) for name in names}
+  for name in names:
+    of_name[name] *= optimizer.layer_decay ** depths[name]
+    of_name[name] *= optimizer.head_multiplier if _HEAD.fullmatch(name) else 1.0
+  if not any(of_name.values()):
+    raise RequestError(
+      f"optimizer.groups={_short(optimizer.groups)} and "
+      f"optimizer.head_multiplier={optimizer.head_multiplier:g} freeze all {len(names)} parameters "
+      f"({_excerpt(names)}), so that nothing is trained: give some a multiplier above 0."
+    )
+  return {m: {n: of_name[f"{m}/{n}"] for n in leaves} for m, leaves in params.items()}
+
+
+def split(tree: Any, multipliers: Any) -> tuple[Any, Any]:
+  """What is trained of a tree that is like the parameters, and what is frozen.
+
+  `haiku.data_structures.merge` puts them together again.
+
+  Args:
+    tree: `{module: {name: leaf}}`.
+    multipliers: see there; None if all of it is trained.
+  """
+  if multipliers is None:
+    return tree, {}
+
+  def is_trained(module: str, name: str, _: Any) -> bool:
+    return multipliers[module][name] > 0
+
+  return hk.data_structures.partition(is_trained, tree)
+
+
+def sizes(params: hk.Params, multipliers: Any) -> list[Group]:
+  """The parameters by multiplier, the largest first; frozen ones come last."""
+  found: dict[float, list[int]] = {}
+  for module, leaves in params.items():
+    for name, leaf in leaves.items():
+      found.setdefault(multipliers[module][name], []).append(leaf.size)
+  return [Group(rate, len(found[rate]), sum(found[rate])) for rate in sorted(found, reverse=True)]
+
+
+def summary(groups: list[Group]) -> str:
+  """A sentence on what is trained; "" where everything is, at the same rate."""
+  if [group.multiplier for group in groups] == [1.0]:
+    return ""
+  total = sum(group.size for group in groups)
+  trained = sum(group.size for group in groups if group.multiplier)
+  listed = ", ".join(
+    f"{group.size:,} in {group.arrays} arrays "
+    + (f"at {group.multiplier:.3g} of the learning rate" if group.multiplier else "frozen")
+    for group in groups
+  )
+  return f"{trained:,} of {total:,} parameters are trained: {listed}"
+
+
+def _names(params: Any) -> Iterator[str]:
+  return (f"{module}/{name}" for module, leaves in params.items() for name in leaves)
+
+
+def _by_pattern(names: list[str], groups: list[tuple[str, float]]) -> dict[str, float]:
+  """The multiplier of the first pattern that matches each name."""
+  taken: dict[str, tuple[int, float]] = {}
+  for index, (pattern, rate) in enumerate(groups):
+    matching = [name for name in names if re.fullmatch(pattern, name)]
+    new = [name for name in matching if name not in taken]
+    if not new:
+      raise RequestError(_unmatched(pattern, names, matching, groups[:index]))
+    taken |= dict.fromkeys(new, (index, rate))
+  return {name: float(taken[name][1]) if name in taken else 1.0 for name in names}
+
+
+def _unmatched(
+  pattern: str, names: list[str], matching: list[str], before: list[tuple[str, float]]
+) -> str:
+  given = f"optimizer.groups: {pattern!r}"
+  if matching:
+    first = next(p for p, _ in before if re.fullmatch(p, matching[0]))
+    return (
+      f"{given} has no effect: earlier patterns match all of its {len(matching)} parameters, such "
+      f"as {first!r} {matching[0]}, and the first match counts. Put it before them."
+    )
+  parts = [name for name in names if re.search(pattern, name)]
+  if parts:
+    return (
+      f"{given} matches no parameter: a pattern has to match a whole name, such as {parts[0]}. "
+      f"Write {f'.*{pattern}.*'!r}."
+    )
+  return f"{given} matches no parameter: they are called {_excerpt(names)}."
+
+
+def _excerpt(names: list[str]) -> str:
+  """Names from all over the network."""
+  step = -(-len(names) // _LISTED_NAMES)
+  shown = names[::step]
+  more = len(names) - len(shown)
+  return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _short(groups: Pairs) -> str:
+  text = str(tuple(groups))
+  return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _num_blocks(names: list[str]) -> int:
+  return len({match[1] for match in map(_BLOCK.fullmatch, names) if match})
+
+
+def _depth(name: str, num_blocks: int) -> int:
+  """How many blocks, the stem and this one included, are from here to the classifier."""
+  if match := _BLOCK.fullmatch(name):
+    return num_blocks - int(match[1] or 0)
+  return num_blocks + 1 if _STEM.fullmatch(name) else 0
