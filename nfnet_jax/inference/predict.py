@@ -9,12 +9,11 @@ from typing import Any
 
 import haiku as hk
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nfnet_jax import augment, inference, output
+from nfnet_jax.data import ahead, search
 from nfnet_jax.data import classes as classes_lib
-from nfnet_jax.data import preprocess, search
 from nfnet_jax.errors import RequestError
 
 log = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ def run(
   """
   if top < 1 or (batch_size is not None and batch_size < 1):
     raise RequestError(f"top={top} and batch_size={batch_size} must be at least 1.")
-  paths = find_images(map(pathlib.Path, images))
+  paths = find_images(images)
   # Batches are filled up, and a single image is not to cost as much as eight.
   batch_size = batch_size or min(
     len(paths), _BATCH_SIZE.get(jax.default_backend(), _BATCH_SIZE_OF_OTHERS)
@@ -75,72 +74,76 @@ def run(
   names = network.class_names
   if classes:
     names = classes_lib.read_list(os.path.expanduser(classes), network.num_classes)
-  done, errors = [], []
+  done, num_errors, verb = [], 0, "read"
   for path, result in predict(network, paths, batch_size):
     if isinstance(result, RequestError):
-      errors.append(result)
-      yield {"image": str(path), "error": str(result)}
+      num_errors += 1
+      verb = "predicted" if isinstance(result, NotFiniteError) else verb
+      yield {"image": path, "error": str(result)}
     elif features:
-      done.append((str(path), result))
+      done.append((path, result))
     else:
-      yield {"image": str(path), "top": top_classes(result, top, names)}
+      yield {"image": path, "top": top_classes(result, top, names)}
   if features and done:
     files, rows = zip(*done, strict=True)
     content = io.BytesIO()
     np.savez(content, images=np.array(files), features=np.stack(rows))
     output.write({pathlib.Path(features): content.getvalue()})
     yield {"features": features, "images": len(done)}
-  if errors:
-    verb = "predicted" if any(isinstance(e, NotFiniteError) for e in errors) else "read"
+  if num_errors:
     raise RequestError(
-      f"{len(errors)} of {len(paths)} images could not be {verb}; see their errors."
+      f"{num_errors} of {len(paths)} images could not be {verb}; see their errors."
     )
 
 
-def find_images(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+def find_images(paths: Iterable[str | os.PathLike]) -> list[str]:
   """The files among `paths`, whatever their names, and the images below the folders.
 
   Raises:
     RequestError: for a path that is no file or folder, or if there is no image.
   """
-  paths, skipped = list(paths), []
-  found: list[pathlib.Path] = []
-  for path in paths:
+  named, found = [str(pathlib.Path(path)) for path in paths], []
+  skipped: list[tuple[str, str]] = []
+  for path in named:
     kind = search.kind_of(path)
     if kind == search.FOLDER:
       images, beside = _search(path)
-      found += map(pathlib.Path, images)
+      found += images
       skipped += beside
     elif kind == search.FILE:
       found.append(path)
     elif kind == search.MISSING:
-      raise RequestError(f"there is no image or folder {search.shown(str(path))}.")
+      raise RequestError(f"there is no image or folder {search.shown(path)}.")
     else:
-      raise RequestError(
-        f"{search.shown(str(path))} is {kind}: name image files, or folders of them."
-      )
+      raise RequestError(f"{search.shown(path)} is {kind}: name image files, or folders of them.")
   others = search.summary(skipped, os.curdir) if skipped else ""
   if not found:
-    if not paths:
+    if not named:
       raise RequestError("no image is named: name image files, or folders of them.")
-    where = ", ".join(search.shown(str(path)) for path in paths)
+    where = ", ".join(map(search.shown, named))
     raise RequestError(f"no image in {where}{others and f' ({others})'}: name a file.")
   if skipped:
     log.warning("%s", others)
   return found
 
 
-def _search(folder: pathlib.Path) -> search.Found:
+def _search(folder: str) -> search.Found:
   try:
-    return search.images_below(str(folder))
+    found = search.images_below(folder)
   except OSError as error:
-    raise RequestError(f"cannot search {search.shown(str(folder))}: {error.strerror}.") from error
+    raise RequestError(f"cannot search {search.shown(folder)}: {error.strerror}.") from error
+  if folder == os.curdir:  # A file is called as if it had been named itself.
+    here = os.path.join(folder, "")
+    return found._replace(images=[path.removeprefix(here) for path in found.images])
+  return found
 
 
 def predict(
-  network: inference.Network, paths: Sequence[pathlib.Path], batch_size: int
-) -> Iterator[tuple[pathlib.Path, np.ndarray | RequestError]]:
+  network: inference.Network, paths: Sequence[str], batch_size: int
+) -> Iterator[tuple[str, np.ndarray | RequestError]]:
   """What the network gives for each image, in order, batch by batch.
+
+  Images are read in other threads, some batches ahead (see `nfnet_jax.data.ahead`).
 
   Args:
     network: with its weights.
@@ -157,24 +160,17 @@ def predict(
   def apply(params: hk.Params, images: jax.Array) -> jax.Array:
     return network.net.apply(params, network.state, None, augment.normalize(images))[0]
 
-  size, batch_size = network.preprocessing.size, min(batch_size, len(paths))
-  for start in range(0, len(paths), batch_size):
-    batch = paths[start : start + batch_size]
-    images = np.zeros((batch_size, size, size, 3), np.float32)
-    errors = {}
-    for i, path in enumerate(batch):
-      try:
-        images[i] = preprocess.load(path, network.preprocessing)
-      except RequestError as error:
-        errors[i] = error
-    results = np.asarray(apply(network.params, images)) if len(errors) < len(batch) else images
-    for i, (path, result) in enumerate(zip(batch, results, strict=False)):
-      if i not in errors and not np.isfinite(result).all():
+  for batch in ahead.batches(paths, network.preprocessing, min(batch_size, len(paths))):
+    errors = dict(batch.errors)
+    if len(errors) < len(batch.paths):
+      results = np.asarray(apply(network.params, batch.pixels))
+    for i, path in enumerate(batch.paths):
+      if i not in errors and not np.isfinite(results[i]).all():
         errors[i] = NotFiniteError(
-          f"the network computes numbers for {search.shown(str(path))} that are not finite: its"
+          f"the network computes numbers for {search.shown(path)} that are not finite: its"
           " weights are damaged or too large."
         )
-      yield path, errors.get(i, result)
+      yield path, errors[i] if i in errors else results[i]
 
 
 def top_classes(logits: np.ndarray, k: int, names: Sequence[str] | None) -> list[dict]:
@@ -184,7 +180,8 @@ def top_classes(logits: np.ndarray, k: int, names: Sequence[str] | None) -> list
     `class` (its index), `name` if there are names, and `probability` of each. Synsets of ImageNet's
     are names that nobody can read: then `name` is what they are called, and `synset` the synset.
   """
-  probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits)))
+  weights = np.exp(logits - np.max(logits))
+  probabilities = weights / weights.sum()
   order = np.argsort(-probabilities, kind="stable")[:k]
   return [
     {"class": int(i), **(_named(names[i]) if names else {}), "probability": float(p)}

@@ -187,10 +187,20 @@ def test_folders_are_searched_by_the_rule_and_files_taken_as_named(images, tmp_p
   named = [tmp_path / "._a.png", tmp_path / "b" / "3.pdf"]
   found = predict_lib.find_images(iter([*named, tmp_path]))
   in_order = ("a.PNG", "b/4.png", "b/album.jpg/2.png")
-  assert found == [*named, *(tmp_path / name for name in in_order)]
+  assert found == [str(path) for path in (*named, *(tmp_path / name for name in in_order))]
   assert "3 skipped: " in caplog.text
   for name in ("b/3.pdf", "b/up", "pipe.png"):
     assert f"{name} (" in caplog.text
+
+
+def test_files_of_this_folder_have_no_dot_before_their_names(images, monkeypatch):
+  monkeypatch.chdir(images)
+  names = ["a.png", "b.png", "c.png", "d.jpg"]
+  assert predict_lib.find_images(["."]) == names
+  assert predict_lib.find_images([f"../{images.name}/", "./a.png"]) == [
+    *(f"../{images.name}/{name}" for name in names),
+    "a.png",
+  ]
 
 
 def test_a_folder_without_an_image_says_what_it_has(tmp_path):
