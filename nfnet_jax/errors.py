@@ -1,4 +1,4 @@
-"""Two exceptions that say all there is to say: the command line prints them without a traceback."""
+"""Exceptions that say all there is to say: the command line prints them without a traceback."""
 
 
 class RequestError(ValueError):
@@ -15,6 +15,10 @@ class RunError(RuntimeError):
   The message is one or two sentences: what happened, with the values, what is kept and what to do.
   The command line exits with status 1.
   """
+
+
+class DivergedError(RunError):
+  """Loss, gradients or parameters stopped being finite."""
 
 
 _FULL = "RESOURCE_EXHAUSTED: "

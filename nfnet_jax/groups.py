@@ -15,9 +15,10 @@ no momentum and no average. Running statistics of BatchNorm are no parameters, a
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import haiku as hk
+from ml_collections import ConfigDict
 
 from nfnet_jax.errors import RequestError
 
@@ -28,14 +29,6 @@ _BLOCK = re.compile(r"[^/]+/~/[^/]*?block[^/]*?(?:_(\d+))?(?:/.*)?")
 _STEM = re.compile(r"[^/]+/~/(?:stem|initial)[^/]*(?:/.*)?")
 _HEAD = re.compile(r"[^/]+/~/linear/[^/]+")
 _LISTED_NAMES = 8
-
-
-class GroupsConfig(Protocol):
-  """The keys of `config.optimizer` that `multipliers` reads; see `nfnet_jax.config`."""
-
-  groups: Pairs
-  layer_decay: float
-  head_multiplier: float
 
 
 class Group(NamedTuple):
@@ -52,12 +45,12 @@ class Group(NamedTuple):
   size: int
 
 
-def multipliers(params: hk.Params, optimizer: GroupsConfig) -> dict[str, dict[str, float]]:
+def multipliers(params: hk.Params, optimizer: ConfigDict) -> dict[str, dict[str, float]]:
   """The learning rate's multiplier of every parameter.
 
   Args:
     params: `{module: {name: array}}`; shapes will do.
-    optimizer: the `optimizer` section of the config.
+    optimizer: the `optimizer` section of a config, see `config/keys.py`.
 
   Returns:
     The same tree with a number at each leaf.

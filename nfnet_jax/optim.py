@@ -5,12 +5,13 @@ adaptive gradient clipping, coupled weight decay, warm-up and cosine decay.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
 from nfnet_jax import agc
 from nfnet_jax.errors import RequestError
@@ -21,16 +22,6 @@ Schedule = Callable[[Array | int], Array]
 GAIN_BIAS, HEAD, WEIGHT = "gain_bias", "head", "weight"
 _GAIN_BIAS_NAMES = ("gain", "bias", "skip_gain", "b", "scale", "offset")
 CLIPPERS = ("agc", "global_norm", "none")
-
-
-class OptimizerConfig(Protocol):
-  """The keys of `config.optimizer` that `make_optimizer` reads; see `nfnet_jax.config`."""
-
-  clip: str
-  clipping: float
-  agc_eps: float
-  weight_decay: float
-  momentum: float
 
 
 def param_labels(params: Any) -> Any:
@@ -101,12 +92,12 @@ def warmup_cosine(peak: float, warmup_steps: float, steps: int, final: float = 0
 
 
 def make_optimizer(
-  optimizer: OptimizerConfig, schedule: Schedule, labels: Any, multipliers: Any = None
+  optimizer: ConfigDict, schedule: Schedule, labels: Any, multipliers: Any = None
 ) -> optax.GradientTransformation:
   """The published training rule, from top to bottom.
 
   Args:
-    optimizer: the `optimizer` section of the config.
+    optimizer: the `optimizer` section of a config, see `config/keys.py`.
     schedule: learning rate as a function of the step.
     labels: from `param_labels`, of the parameters that are trained.
     multipliers: tree of numbers like the labels, by which the learning rate of each parameter is

@@ -14,7 +14,7 @@ from nfnet_jax.data import DatasetInfo, published
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
 from nfnet_jax.plan import flops
-from nfnet_jax.training import parallel
+from nfnet_jax.training import gradients, parallel
 from nfnet_jax.training.build import build
 from nfnet_jax.training.step import images_per_example
 
@@ -40,7 +40,7 @@ def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
   config = config_lib.resolve(
     config, IMAGENET._replace(num_classes=config.model.num_classes or IMAGENET.num_classes)
   )
-  parallel.check_step(config)
+  gradients.check_step(config)
   run, num_devices = build(config), jax.device_count()
   pixels, num_images = (
     config.data.train_size,

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from nfnet_jax.errors import RequestError
+
 Array = jax.Array | np.ndarray
 
 
@@ -22,3 +24,29 @@ class Batch(NamedTuple):
   images: Array
   labels: Array
   mask: Array
+
+
+def check(batch: Batch, *, several_right: bool = False) -> None:
+  """Refuses arrays that are no batch; it looks at shapes and dtypes only, so it works in a trace.
+
+  Args:
+    batch: what a step is given.
+    several_right: whether labels may be `[N, num_classes]` bool.
+
+  Raises:
+    RequestError: with the shapes and dtypes that the arrays have.
+  """
+  images, labels, mask = batch
+  n = images.shape[0] if images.ndim == 4 and images.shape[3] == 3 else 0
+  is_labels = labels.shape == (n,) and labels.dtype == np.int32
+  is_labels |= several_right and labels.ndim == 2 and len(labels) == n and labels.dtype == bool
+  if not (n and is_labels and mask.shape == (n,)):
+    or_bool = " (or [N, num_classes] bool)" if several_right else ""
+    found = ", ".join(
+      f"{name} {array.dtype}{list(array.shape)}" for name, array in batch._asdict().items()
+    )
+    raise RequestError(
+      f"a step takes images [N, H, W, 3], labels [N] int32{or_bool} and mask [N], N at least 1, "
+      f"but was given {found}: make it such a nfnet_jax.data.Batch, and for a mapped step split it "
+      "over the devices by training.parallel.shard."
+    )

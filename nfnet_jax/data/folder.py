@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 from nfnet_jax.data import search
 from nfnet_jax.data.formats import IMAGE_ENDINGS
 from nfnet_jax.data.host_tf import tf
-from nfnet_jax.data.source import Source
+from nfnet_jax.data.source import Source, fingerprint
 from nfnet_jax.errors import RequestError
-from nfnet_jax.runs import digest
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +149,7 @@ def _source(split: _Split) -> Source:
     locate=lambda record: record[0],
     files=(),
     remedy="Remove or replace the file.",
-    fingerprint=digest.of_names(path.removeprefix(split.folder) for path, _ in labelled),
+    fingerprint=fingerprint(path.removeprefix(split.folder) for path, _ in labelled),
   )
 
 

@@ -1,6 +1,8 @@
 """What every kind of stored data set looks like to the pipeline."""
 
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -57,6 +59,11 @@ class Share(NamedTuple):
   def size(self) -> int:
     """Images that this process reads of each batch."""
     return self.batch_size // self.process_count
+
+
+def fingerprint(names: Iterable[str]) -> str:
+  """A `Source.fingerprint`: one digest of names in their order."""
+  return hashlib.sha256(b"\0".join(map(os.fsencode, names))).hexdigest()
 
 
 def is_upright(data: ConfigDict) -> bool:

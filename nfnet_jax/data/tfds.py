@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 
 from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.published import split_expression
-from nfnet_jax.data.source import Record, Source
+from nfnet_jax.data.source import Record, Source, fingerprint
 from nfnet_jax.errors import RequestError
-from nfnet_jax.runs import digest
 
 # Files that a lane reads at once, and records taken from each in turn. They shape the order, so
 # they are fixed.
@@ -168,7 +167,7 @@ def _source(
     files=tuple(file.filename for file in files),
     remedy=REMEDY,
     several_right=several,
-    fingerprint=digest.of_names(
+    fingerprint=fingerprint(
       f"{os.path.basename(file.filename)}[{file.skip}:{file.skip + file.take}]" for file in files
     ),
   )

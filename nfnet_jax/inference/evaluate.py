@@ -11,17 +11,15 @@ import jax.numpy as jnp
 from etils import epath
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import data, inference, weights
+from nfnet_jax import data, inference, models, weights
 from nfnet_jax.data import classes
 from nfnet_jax.distributed import agreement
 from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.errors import RequestError
-from nfnet_jax.runs import checkpoint
 from nfnet_jax.training import parallel
-from nfnet_jax.training.build import build
-from nfnet_jax.training.evaluate import evaluate, weights_of
-from nfnet_jax.training.step import make_eval_step
+from nfnet_jax.training.evaluate import evaluate, make_eval_step
 from nfnet_jax.weights.accuracy import expected
+from nfnet_jax.weights.runs import restore_weights
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +71,11 @@ def evaluate_workdir(
   names = names or data.former_classes(config.data, config.data.test_split)
   logits = _with_others(data.choose_classes(info, num_classes, names), num_classes)
   agreement.on_data(info, logits)
-  run = build(config)
-  restored = checkpoint.restore_newest(workdir / "checkpoints", jax.eval_shape(run.init))
-  if restored is None:
-    raise RequestError(f"{workdir} holds no checkpoint yet: train for longer, or look elsewhere.")
-  step, state = restored
-  agreement.on_state(step, state)
-  net = _giving(run.eval_net, logits, num_classes)
+  step, restored = restore_weights(workdir, config)
+  agreement.on_state(step, restored)
+  kwargs = config_lib.model_kwargs(config)
+  net, fold = models.create_folded(config.model.name, num_classes, **kwargs)
+  net = _giving(net, logits, num_classes)
   eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=num_classes))
   batches = data.test_batches(
     config.data,
@@ -88,8 +84,9 @@ def evaluate_workdir(
     process_count=jax.process_count(),
   )
   batches = job_lib.watched(batches, config.stall_timeout)
-  variables = parallel.replicate(weights_of(state, run.fold), copy=False)
-  del restored, state  # The weights are on the devices; the rest of the state is not needed.
+  folded = {prefix: (fold(params), state) for prefix, (params, state) in restored.items()}
+  variables = parallel.replicate(folded, copy=False)
+  del restored, folded  # The weights are on the devices.
   metrics = evaluate(eval_step, variables, batches)
   return {"step": step, "split": config.data.test_split} | metrics
 

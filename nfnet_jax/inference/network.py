@@ -6,7 +6,6 @@ import pathlib
 from typing import Any, NamedTuple
 
 import haiku as hk
-import jax
 
 from nfnet_jax import models, weights
 from nfnet_jax.data import classes as classes_lib
@@ -71,12 +70,8 @@ def load_network(
   preprocessing = _preprocessing(models.get_spec(model), stored.metadata, size)
   names = _class_names(stored, classes)
   params, state = weights.load_stored(stored, model, num_classes=classes, **overrides)
-  if not state:
-    numerics = overrides.get("numerics", "published")
-    params = jax.jit(models.fold, static_argnums=1)(params, numerics)
-    overrides = overrides | {"folded": True}
-  net = models.create_model(model, 0 if features else classes, **overrides)
-  return Network(model, classes, net, params, state, preprocessing, names)
+  net, fold = models.create_folded(model, 0 if features else classes, **overrides)
+  return Network(model, classes, net, fold(params), state, preprocessing, names)
 
 
 def _preprocessing(spec: models.ModelSpec, said: dict[str, str], size: int | None) -> Preprocessing:

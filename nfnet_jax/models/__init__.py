@@ -1,8 +1,10 @@
 """The table of networks and the one function that builds them."""
 
 import difflib
+import functools
 import inspect
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -199,6 +201,28 @@ def fold(params: hk.Params, numerics: str = "published") -> hk.Params:
       gain = folded[module].pop("gain")
       folded[module]["w"] = layers.standardize_weight(leaves["w"], gain, numerics)
   return folded
+
+
+def create_folded(
+  name: str, num_classes: int = 1000, **overrides: Any
+) -> tuple[hk.TransformedWithState, Callable[[hk.Params], hk.Params]]:
+  """Builds a network that is only to predict, and what its parameters are prepared by.
+
+  Args:
+    name, num_classes, **overrides: as for `create_model`.
+
+  Returns:
+    The network, and a function from the parameters of the network that was trained to those that it
+    takes: folded (see `fold`) for normalizer-free networks, the same for others.
+
+  Raises:
+    RequestError: as `create_model`.
+  """
+  if "folded" not in inspect.signature(get_spec(name).module.__init__).parameters:
+    return create_model(name, num_classes, **overrides), lambda params: params
+  net = create_model(name, num_classes, **overrides | {"folded": True})
+  numerics = overrides.get("numerics", "published")
+  return net, jax.jit(functools.partial(fold, numerics=numerics))
 
 
 def count_params(name: str, num_classes: int = 1000, **overrides: Any) -> int:

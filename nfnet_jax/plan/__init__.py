@@ -16,7 +16,7 @@ from nfnet_jax.plan import topology as topology_lib
 from nfnet_jax.plan.published import TABLE
 from nfnet_jax.plan.report import report
 from nfnet_jax.plan.topology import Topology
-from nfnet_jax.training import parallel
+from nfnet_jax.training import gradients
 
 __all__ = ["plan", "report"]
 
@@ -52,7 +52,7 @@ def plan(config: ConfigDict, topology: str, compiles: bool = True) -> dict:
   """
   machine = topology_lib.parse(topology)
   config = config_lib.resolve(config, data.outline(config.data))
-  parallel.check_step(config, machine.num_devices)
+  gradients.check_step(config, machine.num_devices)
   models.create_model(  # what makes no network is refused before anything takes time
     config.model.name, config.model.num_classes, **config_lib.model_kwargs(config)
   )

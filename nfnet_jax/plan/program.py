@@ -18,7 +18,8 @@ from nfnet_jax.plan import compiler, flops
 from nfnet_jax.plan.topology import Topology
 from nfnet_jax.training import parallel
 from nfnet_jax.training.build import build
-from nfnet_jax.training.step import AXIS, images_per_example
+from nfnet_jax.training.replicas import AXIS
+from nfnet_jax.training.step import images_per_example
 
 # What libtpu would ask the machine for, on a machine that has no TPU; and no log of its own.
 _ENVIRONMENT = {

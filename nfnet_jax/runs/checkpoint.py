@@ -150,7 +150,7 @@ def finish(manager: ocp.CheckpointManager) -> None:
 
 
 def restore_newest(
-  directory: str, template: Any, *, step: int | None = None
+  directory: str, template: Any, *, step: int | None = None, partial: bool = False
 ) -> tuple[int, Any] | None:
   """Restores the newest checkpoint whose every leaf equals its digest.
 
@@ -161,6 +161,8 @@ def restore_newest(
     directory: where the checkpoints are.
     template: pytree of arrays or `jax.ShapeDtypeStruct`: the structure, shapes and dtypes wanted.
     step: restore this step and no other.
+    partial: whether the template is a dictionary of some of the state's fields. What they hold has
+      to agree as a whole; the other fields are neither read nor verified.
 
   Returns:
     The step, and the state as a tree like `template` with NumPy leaves; None if there is no
@@ -181,12 +183,14 @@ def restore_newest(
   skipped = []
   for candidate in reversed(steps):
     try:
-      return candidate, _read(root / str(candidate), template)
+      return candidate, _read(root / str(candidate), template, partial)
     except _DamagedError as error:
       logger.warning("Skipped checkpoint %s: %s.", root / str(candidate), error)
       skipped.append(f"step {candidate}: {error}")
   if skipped and step is None and saved_steps(root) != steps:
-    return restore_newest(directory, template)  # A run that goes on has replaced them meanwhile.
+    return restore_newest(
+      directory, template, partial=partial
+    )  # A run that goes on has replaced them meanwhile.
   if skipped:
     raise CheckpointError(
       f"None of the checkpoints in {root} can be restored ({'; '.join(skipped)}). Nothing was "
@@ -233,15 +237,14 @@ def _set_aside(path: epath.Path) -> None:
   logger.warning("Moved %s, which does not verify, to %s.", path, target)
 
 
-def _read(path: epath.Path, template: Any) -> Any:
+def _read(path: epath.Path, template: Any, partial: bool = False) -> Any:
   leaves = _read_record(path)["leaves"]
+  if partial:
+    leaves = {name: leaf for name, leaf in leaves.items() if name.partition("/")[0] in template}
   wanted = {name: digest.spec(leaf) for name, leaf in digest.named_leaves(template).items()}
   _check_model(path, leaves, wanted)
-  restore_args = dict.fromkeys(wanted, ocp.RestoreArgs(restore_type=np.ndarray))
   try:
-    stored = storage.restore(
-      path / "state", storage.leaves_handler(), ocp.args.PyTreeRestore(restore_args=restore_args)
-    )
+    stored = storage.restore_leaves(path / "state", wanted)
     found = digest.tree_digest(stored)
   except Exception as error:
     raise _DamagedError(f"its leaves cannot be read, {storage.reason(error)}") from error

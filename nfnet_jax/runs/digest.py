@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,11 +30,6 @@ def tree_digest(tree: Any) -> dict[str, dict[str, Any]]:
 def fingerprint(step: int, state: Any) -> str:
   """One digest of a step and every bit of its state, by which processes compare what they hold."""
   return seal({"step": step, "leaves": tree_digest(state)})
-
-
-def of_names(names: Iterable[str]) -> str:
-  """One digest of names in their order."""
-  return hashlib.sha256(b"\0".join(map(os.fsencode, names))).hexdigest()
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from ml_collections import ConfigDict
 from nfnet_jax import config as config_lib
 from nfnet_jax import data
 from nfnet_jax.data import classes
-from nfnet_jax.errors import RequestError
+from nfnet_jax.errors import DivergedError, RequestError
 from nfnet_jax.runs import checkpoint, lock, metrics, provenance
-from nfnet_jax.training.meter import DivergedError
 
 Check = Callable[[], None]
 

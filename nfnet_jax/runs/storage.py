@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -124,6 +125,15 @@ def restore(path: epath.Path, handler: ocp.CheckpointHandler, args: Any) -> Any:
   """Reads one item of a checkpoint, `.../STEP/ITEM`."""
   with ocp.Checkpointer(handler, multiprocessing_options=alone()) as checkpointer:
     return checkpointer.restore(plain(path.parent.parent) / path.parent.name / path.name, args)
+
+
+def restore_leaves(path: epath.Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+  """Reads some of the leaves of a checkpoint's state."""
+  as_array = ocp.RestoreArgs(restore_type=np.ndarray)
+  wanted = ocp.args.PyTreeRestore(
+    dict.fromkeys(names, 0), dict.fromkeys(names, as_array), partial_restore=True
+  )
+  return restore(path, leaves_handler(), wanted)
 
 
 def reason(error: BaseException) -> str:

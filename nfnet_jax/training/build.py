@@ -1,6 +1,5 @@
 """From a resolved config to the functions that make a run."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from nfnet_jax import config as config_lib
 from nfnet_jax import groups, models, optim
 from nfnet_jax.seeds import seeds_of
-from nfnet_jax.training import step
+from nfnet_jax.training import evaluate, step
 
 
 class Run(NamedTuple):
@@ -23,7 +22,7 @@ class Run(NamedTuple):
     schedule: learning rate as a function of the step.
     init: gives the initial `TrainState`; under `jax.eval_shape`, its shapes alone.
     init_from: the same from a network's parameters and state.
-    train_step, eval_step: of one replica, see `nfnet_jax.training.step`.
+    train_step, eval_step: of one replica, see `nfnet_jax.training.step` and `evaluate`.
     eval_net: the network of `eval_step`.
     fold: gives the parameters that `eval_net` takes: weights standardised, once for all batches.
     multipliers: of each parameter's learning rate, see `nfnet_jax.groups`.
@@ -61,7 +60,7 @@ def build(config: ConfigDict) -> Run:
     key = jax.random.key(seeds_of(config.seed, config.seeding).init)
     return net.init(key, images, is_training=True)
 
-  params, net_state = jax.eval_shape(init_net)
+  params, _ = jax.eval_shape(init_net)
   multipliers = groups.multipliers(params, optimizer)
   labels, rates = (
     groups.split(tree, multipliers)[0] for tree in (optim.param_labels(params), multipliers)
@@ -80,12 +79,8 @@ def build(config: ConfigDict) -> Run:
     sam=config.sam,
     multipliers=multipliers,
   )
-  fold = lambda params: params  # noqa: E731
-  if not net_state:
-    fold = jax.jit(functools.partial(models.fold, numerics=kwargs.get("numerics", "published")))
-    kwargs["folded"] = True
-  eval_net = models.create_model(config.model.name, num_classes, **kwargs)
-  eval_step = step.make_eval_step(eval_net, num_classes=num_classes)
+  eval_net, fold = models.create_folded(config.model.name, num_classes, **kwargs)
+  eval_step = evaluate.make_eval_step(eval_net, num_classes=num_classes)
   # Compiled, because the forward pass that names the parameters is then never computed; without
   # optimisation, because XLA takes seconds of a CPU for every random draw that it optimises.
   options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

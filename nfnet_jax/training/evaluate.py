@@ -1,29 +1,56 @@
-"""Evaluation: every example counted exactly once, with the raw and with the EMA weights."""
+"""Evaluation: one step of it, and every example of a test set counted exactly once."""
 
 import collections
 from collections.abc import Callable, Iterable
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 
+from nfnet_jax import augment, losses
+from nfnet_jax.data import batch as batch_lib
 from nfnet_jax.data.batch import Batch
-from nfnet_jax.training import parallel
-from nfnet_jax.training.step import Metrics, TrainState, averaged
+from nfnet_jax.training import parallel, replicas
+from nfnet_jax.training.replicas import Metrics
 
 Variables = tuple[hk.Params, hk.State]
 
 
-def weights_of(state: TrainState, fold: Callable[[hk.Params], hk.Params]) -> dict[str, Variables]:
-  """The two sets of weights that a run is judged by, by the prefix of their metrics' names.
+def make_eval_step(
+  net: hk.TransformedWithState, *, num_classes: int
+) -> Callable[[hk.Params, hk.State, Batch], Metrics]:
+  """Builds the evaluation step of one replica, to be mapped over the axis `replicas.AXIS`.
 
-  Args:
-    state: of the run.
-    fold: `build.Run.fold`, which makes of them what its evaluation step takes.
+  Returns:
+    A function of parameters, network state and this replica's `Batch`, that gives sums over the
+    global batch, padding left out: `examples`, `loss`, `top1`, `top5`. Of several right classes
+    the one with the largest logit counts; images without any do not.
+
+  Raises:
+    RequestError: from the step, when it is traced, if its batch has other shapes or dtypes than
+      `Batch` says.
   """
-  return {
-    "": (fold(state.params), state.net_state),
-    "ema_": (fold(averaged(state)), state.ema_net_state),
-  }
+
+  def eval_step(params: hk.Params, net_state: hk.State, batch: Batch) -> Metrics:
+    batch_lib.check(batch, several_right=True)
+    images = augment.normalize(batch.images)
+    logits, _ = net.apply(params, net_state, None, images, is_training=False)
+    if batch.labels.ndim == 2:
+      batch = batch._replace(
+        # Classes without an image, if there are any, are the last ones.
+        labels=losses.likeliest(logits[:, : batch.labels.shape[1]], batch.labels),
+        mask=batch.mask * jnp.any(batch.labels, axis=-1),
+      )
+    per_example = {
+      "examples": jnp.ones_like(batch.mask),
+      "loss": losses.cross_entropy(logits, losses.soft_labels(batch.labels, num_classes)),
+      "top1": losses.top_k_correct(logits, batch.labels, 1),
+      "top5": losses.top_k_correct(logits, batch.labels, 5),
+    }
+    sums = jax.tree.map(lambda x: jnp.sum(x * batch.mask), per_example)
+    return replicas.total(sums)
+
+  return eval_step
 
 
 def evaluate(
@@ -32,7 +59,7 @@ def evaluate(
   """Measures loss and accuracy of several sets of weights in one pass over the data.
 
   Args:
-    eval_step: `step.make_eval_step`, mapped over all devices.
+    eval_step: from `make_eval_step`, mapped over all devices.
     weights: parameters and network state, by the prefix of their metrics' names.
     batches: this process's share of every batch, padded to full size; the same number of batches
       on all processes.

@@ -5,28 +5,21 @@ gradient, and metrics and network state beside it.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
 from nfnet_jax.sam import ascend, value_and_grad
-from nfnet_jax.training import replicas
-
-Metrics = dict[str, jax.Array]
-
-
-class SamConfig(Protocol):
-  """The keys of `config.sam`; see `nfnet_jax.config`."""
-
-  rho: float
-  share: float
+from nfnet_jax.training import parallel, replicas
+from nfnet_jax.training.replicas import Metrics
 
 
-def make_grad_fn(loss_fn: Callable, accumulate: int, sam: SamConfig | None) -> Callable:
+def make_grad_fn(loss_fn: Callable, accumulate: int, sam: ConfigDict | None) -> Callable:
   """Builds the function that gives a replica's gradient.
 
   With a share of the images below 1, each replica and each part ascends by the first of its own
@@ -37,7 +30,8 @@ def make_grad_fn(loss_fn: Callable, accumulate: int, sam: SamConfig | None) -> C
     loss_fn: of (params, net_state, batch, key, example_ids), gives the loss of a part, and metrics
       and network state. Its draws follow from the last two.
     accumulate: number of equal parts of the replica's images.
-    sam: how far to ascend, and by what share of the images; None for not at all, as `rho` 0 is.
+    sam: the `sam` section of a config: how far to ascend, and by what share of the images; None
+      for not at all, as `rho` 0 is.
 
   Returns:
     The function; metrics and network state are those of the pass that gives the gradient.
@@ -77,6 +71,19 @@ def ascent_size(examples: int, share: float) -> int:
       f"give sam.share={1 / examples:.2g} or more, a larger batch, or 1 for the whole batch."
     )
   return count
+
+
+def check_step(config: ConfigDict, num_devices: int | None = None) -> None:
+  """Raises RequestError unless every device and part of a step has images, and SAM a share of them.
+
+  Args:
+    config: from `config.checked`.
+    num_devices: all, by default.
+  """
+  num_devices = num_devices or jax.device_count()
+  parallel.check_batch_size(config.batch_size, config.accumulate, num_devices)
+  if config.sam.rho:
+    ascent_size(config.batch_size // num_devices // config.accumulate, config.sam.share)
 
 
 def _after_whole_ascent(grad_fn: Callable, rho: float) -> Callable:

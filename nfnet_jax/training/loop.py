@@ -24,12 +24,12 @@ from nfnet_jax.runs import checkpoint, curves, provenance
 from nfnet_jax.runs import metrics as metrics_lib
 from nfnet_jax.runs import record as record_lib
 from nfnet_jax.seeds import seeds_of
-from nfnet_jax.training import parallel
+from nfnet_jax.training import gradients, parallel
 from nfnet_jax.training.build import build
-from nfnet_jax.training.evaluate import evaluate, weights_of
+from nfnet_jax.training.evaluate import evaluate
 from nfnet_jax.training.meter import Meter
 from nfnet_jax.training.saving import Saver
-from nfnet_jax.training.step import TrainState, images_per_example
+from nfnet_jax.training.step import TrainState, images_per_example, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   """
   # Whatever can be refused is refused before anything is written.
   config, workdir = config_lib.checked(config), epath.Path(workdir).expanduser()
-  parallel.check_step(config)
+  gradients.check_step(config)
   info = data.describe(config.data)
   config = config_lib.resolve(config, info, record_lib.recorded_config(workdir))
   agreement.on_training(config, info)

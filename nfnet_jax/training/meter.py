@@ -6,12 +6,8 @@ import time
 import jax
 import numpy as np
 
-from nfnet_jax.errors import RunError
-from nfnet_jax.training.step import Metrics
-
-
-class DivergedError(RunError):
-  """Loss, gradients or parameters stopped being finite."""
+from nfnet_jax.errors import DivergedError
+from nfnet_jax.training.replicas import Metrics
 
 
 class Meter:

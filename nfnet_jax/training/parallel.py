@@ -12,12 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
-from nfnet_jax.training import gradients
-from nfnet_jax.training.step import AXIS
+from nfnet_jax.training.replicas import AXIS
 
 
 def map_train_step(step: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
@@ -111,16 +109,3 @@ def check_batch_size(batch_size: int, accumulate: int = 1, num_devices: int | No
       f"batch_size={batch_size} does not divide over {num_devices} devices{parts}: "
       f"use a multiple of {unit}, such as {nearest}."
     )
-
-
-def check_step(config: ConfigDict, num_devices: int | None = None) -> None:
-  """Raises RequestError unless every device and part of a step has images, and SAM a share of them.
-
-  Args:
-    config: from `config.checked`.
-    num_devices: all, by default.
-  """
-  num_devices = num_devices or jax.device_count()
-  check_batch_size(config.batch_size, config.accumulate, num_devices)
-  if config.sam.rho:
-    gradients.ascent_size(config.batch_size // num_devices // config.accumulate, config.sam.share)

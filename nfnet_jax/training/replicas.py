@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from nfnet_jax.errors import RequestError
 
 AXIS = "devices"  # the name of the mapped axis: every replica on every process
+Metrics = dict[str, jax.Array]  # of a step, the same on all replicas
 
 
 def index() -> jax.Array | int:

@@ -1,24 +1,24 @@
-"""One step of training and of evaluation, as pure functions of state and batch."""
+"""One step of training, as a pure function of state and batch."""
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from nfnet_jax import agc, augment, groups, losses, optim, seeds
+from nfnet_jax.data import batch as batch_lib
 from nfnet_jax.data.batch import Batch
+from nfnet_jax.errors import RequestError
 from nfnet_jax.training import gradients, replicas
+from nfnet_jax.training.replicas import Metrics
 
 Array = jax.Array
-Metrics = dict[str, Array]
-
-AXIS = replicas.AXIS
 
 
 class TrainState(NamedTuple):
@@ -41,17 +41,12 @@ class TrainState(NamedTuple):
   opt_state: optax.OptState
 
 
-class Augmentation(Protocol):
-  """The keys of `config.augment`; see `nfnet_jax.config` and `nfnet_jax.augment`."""
+def images_per_example(augmentation: ConfigDict) -> int:
+  """How many images of the data set make one training example: 2 where they are mixed, else 1.
 
-  mixup_alpha: float
-  cutmix: bool
-  randaugment_layers: int
-  randaugment_magnitude: Any  # an integer; None where there are no layers
-
-
-def images_per_example(augmentation: Augmentation) -> int:
-  """How many images of the data set make one training example: 2 where they are mixed, else 1."""
+  Args:
+    augmentation: the `augment` section of a config.
+  """
   return 2 if augmentation.mixup_alpha > 0 or augmentation.cutmix else 1
 
 
@@ -82,21 +77,36 @@ def init_state(
   return jax.tree.map(jnp.copy, state)  # One buffer cannot be donated twice either.
 
 
+def weights_of(
+  state: TrainState, fold: Callable[[hk.Params], hk.Params]
+) -> dict[str, tuple[hk.Params, hk.State]]:
+  """The two sets of weights that a run is judged by, by the prefix of their metrics' names.
+
+  Args:
+    state: of the run.
+    fold: `build.Run.fold`, which makes of them what its evaluation step takes.
+  """
+  return {
+    "": (fold(state.params), state.net_state),
+    "ema_": (fold(averaged(state)), state.ema_net_state),
+  }
+
+
 def make_train_step(
   net: hk.TransformedWithState,
   tx: optax.GradientTransformation,
   *,
   num_classes: int,
   label_smoothing: float,
-  augmentation: Augmentation,
+  augmentation: ConfigDict,
   accumulate: int,
   ema_decay: float,
   seed: int,
   seeding: int = seeds.NEWEST,
-  sam: gradients.SamConfig | None = None,
+  sam: ConfigDict | None = None,
   multipliers: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-  """Builds the training step of one replica, to be mapped over the axis `AXIS`.
+  """Builds the training step of one replica, to be mapped over the axis `replicas.AXIS`.
 
   `parallel.map_train_step` maps it, and so do `jax.pmap` and `jax.shard_map` with an axis of that
   name; with another it is refused. Under `jax.jit` alone it is the step of the whole batch.
@@ -112,7 +122,7 @@ def make_train_step(
     tx: the training rule; it sees the parameters that are trained, and no others.
     num_classes: number of classes.
     label_smoothing: see `losses.soft_labels`.
-    augmentation: what is done to the images here, on the device.
+    augmentation: the `augment` section of a config: what is done to the images here, on the device.
     accumulate: number of equal parts that a replica computes its gradient in, one after another,
       where the whole does not fit into memory. The training rule sees the mean of all. With
       BatchNorm it is another step: each part has statistics of its own, and the running ones
@@ -131,8 +141,9 @@ def make_train_step(
     metrics, both identical on all replicas.
 
   Raises:
-    RequestError: if RandAugment's layers or magnitude are out of range. The function raises it if
-      SAM's share of a replica's examples is none.
+    RequestError: if RandAugment's layers or magnitude are out of range; from the step, when it is
+      traced, if its batch has other shapes or dtypes than `Batch` says or does not divide into
+      examples and parts, or if SAM's share of a replica's examples is none.
   """
   augment.check_strength(augmentation.randaugment_layers, augmentation.randaugment_magnitude)
   step_seed = seeds.seeds_of(seed, seeding).steps
@@ -155,7 +166,7 @@ def make_train_step(
     return metrics["loss"], (metrics, net_state)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    _check_batch(batch)
+    _check_batch(batch, images_per_example(augmentation), accumulate)
     num_examples = batch.labels.shape[0] // images_per_example(augmentation)
     example_ids = replicas.index() * num_examples + jnp.arange(num_examples)
     key = jax.random.fold_in(jax.random.key(step_seed), state.step)
@@ -183,7 +194,7 @@ def augmented(
   batch: Batch,
   key: Array,
   example_ids: Array,
-  augmentation: Augmentation,
+  augmentation: ConfigDict,
   num_classes: int,
   label_smoothing: float,
 ) -> tuple[Array, Array, Array | np.ndarray]:
@@ -223,39 +234,6 @@ def augmented(
   return augment.normalize(images), targets, labels
 
 
-def make_eval_step(
-  net: hk.TransformedWithState, *, num_classes: int
-) -> Callable[[hk.Params, hk.State, Batch], Metrics]:
-  """Builds the evaluation step of one replica, to be mapped over the axis `AXIS`.
-
-  Returns:
-    A function of parameters, network state and this replica's `Batch`, that gives sums over the
-    global batch, padding left out: `examples`, `loss`, `top1`, `top5`. Of several right classes
-    the one with the largest logit counts; images without any do not.
-  """
-
-  def eval_step(params: hk.Params, net_state: hk.State, batch: Batch) -> Metrics:
-    images = augment.normalize(batch.images)
-    logits, _ = net.apply(params, net_state, None, images, is_training=False)
-    if batch.labels.ndim == 2:
-      batch = batch._replace(
-        # Classes without an image, if there are any, are the last ones.
-        labels=losses.likeliest(logits[:, : batch.labels.shape[1]], batch.labels),
-        mask=batch.mask * jnp.any(batch.labels, axis=-1),
-      )
-    _check_batch(batch)
-    per_example = {
-      "examples": jnp.ones_like(batch.mask),
-      "loss": losses.cross_entropy(logits, losses.soft_labels(batch.labels, num_classes)),
-      "top1": losses.top_k_correct(logits, batch.labels, 1),
-      "top5": losses.top_k_correct(logits, batch.labels, 5),
-    }
-    sums = jax.tree.map(lambda x: jnp.sum(x * batch.mask), per_example)
-    return replicas.total(sums)
-
-  return eval_step
-
-
 def _clipped(opt_state: optax.OptState) -> Metrics:
   """The share of units that were clipped; where there are several AGCs, that of each."""
   shares = optim.clipped_shares(opt_state)
@@ -269,9 +247,12 @@ def _norm(tree: Any) -> Array:
   return optax.tree.norm(jax.tree.map(agc.unitwise_norm, tree))
 
 
-def _check_batch(batch: Batch) -> None:
-  """A batch of another shape or dtype should fail here, with a sentence."""
-  chex.assert_rank([batch.images, batch.labels, batch.mask], [4, 1, 1])
-  chex.assert_equal_shape_prefix([batch.images, batch.labels, batch.mask], 1)
-  chex.assert_axis_dimension(batch.images, 3, 3)
-  chex.assert_type(batch.labels, jnp.int32)
+def _check_batch(batch: Batch, images_per_example: int, accumulate: int) -> None:
+  """Refuses a batch that a replica cannot divide; see `batch.check`."""
+  batch_lib.check(batch)
+  size, unit = len(batch.images), images_per_example * accumulate
+  if size % unit:
+    raise RequestError(
+      f"a replica's batch of {size} images does not divide into accumulate={accumulate} parts of "
+      f"examples of {images_per_example}: give a multiple of {unit}."
+    )

@@ -2,14 +2,21 @@
 
 import json
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
-import jax
+import haiku as hk
 from etils import epath
+from ml_collections import ConfigDict
 
+from nfnet_jax import groups
 from nfnet_jax.errors import RequestError
+from nfnet_jax.weights import fit
 from nfnet_jax.weights import overrides as overrides_lib
 from nfnet_jax.weights.entries import Stored, entries_of
+
+# The two sets of weights that a run keeps: how the names of their fields in its state begin.
+RAW, EMA = "", "ema_"
 
 
 def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
@@ -22,22 +29,14 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
   Raises:
     RequestError: if the directory holds no run or no checkpoint.
   """
-  # Here, because `import nfnet_jax` is to work without Orbax.
+  # Here, because `import nfnet_jax` is to load neither Orbax nor what reads data.
   from nfnet_jax import config as config_lib
   from nfnet_jax.data import classes
-  from nfnet_jax.runs import checkpoint
-  from nfnet_jax.training import step as step_lib
-  from nfnet_jax.training.build import build
 
   config = config_lib.load(workdir / "config.json")
-  template = jax.eval_shape(build(config).init)
-  restored = checkpoint.restore_newest(str(workdir / "checkpoints"), template)
-  if restored is None:
-    raise RequestError(f"{workdir} holds no checkpoint yet: train for longer, or look elsewhere.")
-  step, state = restored
-  which = "EMA" if averaged else "raw"
-  params: Any = step_lib.averaged(state) if averaged else state.params
-  net_state = state.ema_net_state if averaged else state.net_state
+  prefix, which = (EMA, "EMA") if averaged else (RAW, "raw")
+  step, found = restore_weights(workdir, config, (prefix,))
+  params, net_state = found[prefix]
   names = classes.load(epath.Path(workdir), config.model.num_classes)
   if names is None and config.data.name == "imagenet2012":
     names = tuple(classes.imagenet())  # of a run of a time when they were not kept
@@ -60,3 +59,46 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
     "source": f"{workdir.name}, step {step}, {which} weights",
   }
   return Stored(workdir, "run", entries_of(params) | entries_of(net_state), metadata)
+
+
+def restore_weights(
+  workdir: epath.Path | pathlib.Path, config: ConfigDict, prefixes: Collection[str] = (RAW, EMA)
+) -> tuple[int, dict[str, tuple[Any, Any]]]:
+  """Restores the weights of a run's newest good checkpoint; the rest of its state is not read.
+
+  Args:
+    workdir: the run directory.
+    config: of the run.
+    prefixes: which weights: `RAW`, `EMA` or both.
+
+  Returns:
+    The step, and parameters and network state as NumPy arrays by prefix.
+
+  Raises:
+    RequestError: if there is no checkpoint, or it is of another network.
+  """
+  from nfnet_jax import config as config_lib
+  from nfnet_jax.runs import checkpoint
+
+  kwargs = config_lib.model_kwargs(config)
+  shapes = fit.init_shapes(config.model.name, config.model.num_classes, **kwargs)
+  params, state = map(fit.unflatten, shapes)
+  trained, frozen = groups.split(params, groups.multipliers(params, config.optimizer))
+  template: dict[str, Any] = {}
+  if RAW in prefixes or frozen:
+    template |= {"params": params}
+  if RAW in prefixes:
+    template |= {"net_state": state}
+  if EMA in prefixes:
+    template |= {"ema_params": trained, "ema_net_state": state}
+  restored = checkpoint.restore_newest(str(workdir / "checkpoints"), template, partial=True)
+  if restored is None:
+    raise RequestError(f"{workdir} holds no checkpoint yet: train for longer, or look elsewhere.")
+  step, found = restored
+  of_run = {}
+  if RAW in prefixes:
+    of_run[RAW] = found["params"], found["net_state"]
+  if EMA in prefixes:  # What is frozen is its own average, and is not kept twice.
+    averaged = hk.data_structures.merge(found.get("params", {}), found["ema_params"])
+    of_run[EMA] = averaged, found["ema_net_state"]
+  return step, of_run

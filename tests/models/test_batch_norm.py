@@ -8,7 +8,8 @@ import pytest
 from nfnet_jax.runs import checkpoint
 from nfnet_jax.training import parallel
 from nfnet_jax.training.build import build
-from nfnet_jax.training.evaluate import evaluate, weights_of
+from nfnet_jax.training.evaluate import evaluate
+from nfnet_jax.training.step import weights_of
 from tests import golden, tiny
 
 # Elements to normalise over are few in a tiny network, so float32 leaves less than usual.

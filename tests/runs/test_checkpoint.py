@@ -202,15 +202,41 @@ def test_a_run_that_goes_on_replaces_its_checkpoints(tmp_path, monkeypatch):
   save_all(tmp_path, [1])
   read = checkpoint._read
 
-  def read_late(path, template):
+  def read_late(path, *wanted):
     if path == tmp_path / "1":
       save_all(tmp_path, [2], keep=1, resume_step=1)
-    return read(path, template)
+    return read(path, *wanted)
 
   monkeypatch.setattr(checkpoint, "_read", read_late)
   step, state = checkpoint.restore_newest(tmp_path, make_state())
   assert step == 2
   assert same_bits(state, make_state(2))
+
+
+def test_some_fields_alone(tmp_path):
+  """They are compared with their digests and their template; the others may be anything."""
+  fields = {"step": jnp.asarray(0, jnp.int32), "params": make_state().params}
+  save_all(tmp_path, [1, 2])
+  step, found = checkpoint.restore_newest(tmp_path, fields, partial=True)
+  assert step == 2
+  assert same_bits(found, {name: getattr(make_state(2), name) for name in fields})
+
+  ones = jax.tree.map(jnp.ones_like, make_state().opt_state)
+  for params_of, newest in ((2, 2), (3, 1)):
+    # The digest of a state that differs in the optimizer's alone, and in the parameters too.
+    other = make_state(2)._replace(params=make_state(params_of).params, opt_state=ones)
+    with checkpoint.open_manager(
+      tmp_path / f"other{params_of}", keep=1, resume_step=None
+    ) as manager:
+      checkpoint.save(manager, 2, other)
+    shutil.copytree(
+      tmp_path / f"other{params_of}/2/digest", tmp_path / "2/digest", dirs_exist_ok=True
+    )
+    assert checkpoint.restore_newest(tmp_path, make_state())[0] == 1
+    assert checkpoint.restore_newest(tmp_path, fields, partial=True)[0] == newest
+  fields["params"].pop("NFNet/~/linear")
+  with pytest.raises(RequestError, match=r"linear/w is .* in the checkpoint and missing"):
+    checkpoint.restore_newest(tmp_path, fields, partial=True)
 
 
 def test_one_step_on_request(tmp_path):

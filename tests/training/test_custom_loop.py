@@ -1,6 +1,7 @@
 """The step in a loop of somebody's own: their network, chain, transformation and arrays."""
 
 import gc
+import re
 
 import haiku as hk
 import jax
@@ -12,7 +13,8 @@ import pytest
 import nfnet_jax
 from nfnet_jax.training import parallel
 from nfnet_jax.training.build import build
-from nfnet_jax.training.step import init_state, make_eval_step, make_train_step
+from nfnet_jax.training.evaluate import make_eval_step
+from nfnet_jax.training.step import init_state, make_train_step
 from tests import tiny
 
 NETWORK = {"widths": (8,), "depths": (1,), "group_size": 4}
@@ -153,6 +155,47 @@ def test_an_axis_of_another_name_is_refused(name):
   step = jax.pmap(train_step_of(net, tx), in_axes=(None, 0), out_axes=None, **names)
   with pytest.raises(nfnet_jax.RequestError, match=r"call the axis 'devices'"):
     step(init_state(*variables, tx), parallel.shard(tiny.batch(0), 8))
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"images": np.zeros((16, 16, 16), np.uint8)},
+    {"images": np.zeros((16, 16, 16, 1), np.uint8)},
+    {"images": np.zeros((8, 16, 16, 3), np.uint8)},
+    {"labels": np.zeros(16, np.float32)},
+    {"labels": np.zeros((16, 4), np.int32)},
+    {"mask": np.ones((16, 1), np.float32)},
+    {name: array[:0] for name, array in tiny.batch(0)._asdict().items()},
+  ],
+)
+def test_arrays_that_are_no_batch(changes):
+  net, variables = linear()
+  batch = tiny.batch(0)._replace(**changes)
+  shown = ", ".join(f"{name} {x.dtype}{list(x.shape)}" for name, x in batch._asdict().items())
+  state = init_state(*variables, optax.sgd(0.1))
+  with pytest.raises(nfnet_jax.RequestError, match=re.escape(f"was given {shown}: make it")):
+    jax.eval_shape(train_step_of(net, optax.sgd(0.1)), state, batch)
+  with pytest.raises(nfnet_jax.RequestError, match=re.escape(f"was given {shown}: make it")):
+    jax.eval_shape(make_eval_step(net, num_classes=4), *variables, batch)
+
+
+def test_labels_of_several_right_classes_are_for_testing():
+  net, variables = linear()
+  batch = tiny.batch(0)._replace(labels=np.ones((16, 4), bool))
+  jax.eval_shape(make_eval_step(net, num_classes=4), *variables, batch)
+  state = init_state(*variables, optax.sgd(0.1))
+  with pytest.raises(nfnet_jax.RequestError, match=r"labels bool\[16, 4\]"):
+    jax.eval_shape(train_step_of(net, optax.sgd(0.1)), state, batch)
+
+
+def test_a_batch_that_does_not_divide():
+  net, variables = linear()
+  augmentation = nfnet_jax.config.default().augment
+  augmentation.cutmix = True
+  step = train_step_of(net, optax.sgd(0.1), augmentation=augmentation, accumulate=3)
+  with pytest.raises(nfnet_jax.RequestError, match=r"16 images .* accumulate=3 .* multiple of 6"):
+    jax.eval_shape(step, init_state(*variables, optax.sgd(0.1)), tiny.batch(0))
 
 
 def test_layers_of_randaugment_need_a_magnitude():

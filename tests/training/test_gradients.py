@@ -206,6 +206,6 @@ def test_a_share_of_nothing_is_refused_before_a_run_begins(tmp_path):
     loop.run(config, tmp_path / "run")
   assert not [*tmp_path.iterdir()]
   config.sam.rho = 0.0
-  parallel.check_step(config)
+  gradients.check_step(config)
   with pytest.raises(RequestError, match="rounds to none"):
     step_of(linear, 8, rho=RHO)

@@ -9,7 +9,8 @@ from nfnet_jax.augment import normalize
 from nfnet_jax.errors import RequestError
 from nfnet_jax.training import parallel
 from nfnet_jax.training.build import build
-from nfnet_jax.training.evaluate import evaluate, weights_of
+from nfnet_jax.training.evaluate import evaluate
+from nfnet_jax.training.step import weights_of
 from tests import golden, tiny
 
 
