@@ -100,6 +100,12 @@ KEYS: dict[str, Key] = {
   "data.dir": Key(None, Path, "The directory of the data. Unless given, the one that TFDS takes."),
   "data.train_split": Key("train", str, "The split to train on, such as train[10000:]."),
   "data.test_split": Key("test", str, "The split to test on."),
+  "data.hold_out": _share(
+    0.0,
+    "Share of each class that is held out for testing where a folder has no test split; above 0, "
+    "copies of training images in the test split are refused as well.",
+  ),
+  "data.hold_out_seed": _whole(0, -(2**31), 2**32 - 1, "Fixes which images are held out."),
   "data.train_size": _whole(None, 1, formats.MAX_SIZE, "Pixels of a training image's side."),
   "data.test_size": _whole(None, 1, formats.MAX_SIZE, "Pixels of a test image's side."),
   "data.crop_area": Key(

@@ -1,4 +1,7 @@
-"""A folder of images by class: `<root>/<split>/<class>/.../<image>`, local or remote."""
+"""A folder of images by class: `<root>/<split>/<class>/.../<image>`, local or remote.
+
+With `data.hold_out` the test split need not be there, nor the split's folder: `<root>/<class>/...`.
+"""
 
 import functools
 import logging
@@ -8,7 +11,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from nfnet_jax.data import search
+from nfnet_jax.data import held_out, search
 from nfnet_jax.data.formats import IMAGE_ENDINGS
 from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Source, fingerprint
@@ -51,11 +54,55 @@ def open_folder(data: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
       The training and the test split, if they are there, are compared even if not asked for.
   """
   root = _root(data)
+  if data.get("hold_out"):
+    return _open_apart(data, root, splits)
   opened = {split: _split(root, split) for split in splits}
   others = {data.train_split, data.test_split} - set(splits)
   there = [split for split in others if split and _is_folder(os.path.join(root, split))]
   _check_same(root, opened | {split: _split(root, split) for split in there})
-  return [_source(opened[split]) for split in splits]
+  return [_source(opened[split].folder, _images(opened[split])) for split in splits]
+
+
+def _open_apart(data: ConfigDict, root: str, splits: tuple[str, ...]) -> list[Source]:
+  """As `open_folder`; test images are held out if there are none, and no training image is one."""
+  folders = {split: os.path.join(root, split) for split in (data.train_split, data.test_split)}
+  if _is_folder(folders[data.test_split]):
+    found = {split: _split(root, split) for split in folders}
+    _check_same(root, found)
+    images = {split: _images(found[split]) for split in folders}
+  else:
+    in_root = not _is_folder(folders[data.train_split])
+    whole = _classes(root) if in_root and _is_folder(root) else _split(root, data.train_split)
+    _check_no_splits(data, root, in_root)
+    divided = held_out.divide(_images(whole), whole.folder, data.hold_out, data.hold_out_seed)
+    images = dict(zip(folders, divided, strict=True))
+    folders = dict.fromkeys(folders, whole.folder)
+    counts = [sum(map(len, each.values())) for each in divided]
+    _tell(
+      f"{whole.folder}: {counts[1]} of {sum(counts)} images are held out for testing, in every "
+      f"class {data.hold_out:.0%}"
+    )
+  if set(folders) <= set(splits):
+    held_out.check_apart(*images.values())
+  return [_source(folders[split], images[split]) for split in splits]
+
+
+def _check_no_splits(data: ConfigDict, root: str, in_root: bool) -> None:
+  """Refuses to take a split of another name for a class, or not to see it."""
+  names = [
+    entry.name for entry in search.visible(root, _listing(root)) if entry.kind == search.FOLDER
+  ]
+  others = [
+    name
+    for name in names
+    if name.lower() in held_out.SPLIT_NAMES and name not in (data.train_split, data.test_split)
+  ]
+  if others:
+    key = "train_split" if in_root else "test_split"
+    raise RequestError(
+      f"{root} has the folder {others[0]!r}, which seems to be a split and not a class: say so by "
+      f"--config.data.{key}={others[0]}, or rename it."
+    )
 
 
 def former_classes(data: ConfigDict, split: str) -> tuple[str, ...]:
@@ -81,6 +128,11 @@ def _split(root: str, split: str) -> _Split:
       f"No folder for split {split!r} in {root} ({_content(root, split)}): a split is a sub-folder,"
       " and holds one for each class."
     )
+  return _classes(folder)
+
+
+def _classes(folder: str) -> _Split:
+  """The class folders in a folder."""
   # A link to the split or to a folder above it would make a class of all of them.
   above = search.identities_above(folder) | {search.identity(folder)}
   classes: dict[str, list[search.Entry]] = {}
@@ -118,7 +170,7 @@ def _check_same(root: str, splits: dict[str, _Split]) -> None:
       )
 
 
-def _source(split: _Split) -> Source:
+def _images(split: _Split) -> dict[str, list[str]]:
   """A split's images, class by class."""
   skipped, images = [*split.skipped], {}
   for name, folders in split.classes.items():
@@ -128,6 +180,11 @@ def _source(split: _Split) -> Source:
   _check_images(split.folder, images, skipped)
   if skipped:
     _warn(f"{split.folder}: {search.summary(skipped, split.folder)}")
+  return images
+
+
+def _source(folder: str, images: dict[str, list[str]]) -> Source:
+  """Images in a folder as a source."""
   labelled = [(path, k) for k, paths in enumerate(images.values()) for path in paths]
   # Bytes, for names that are not UTF-8.
   paths = tf.constant([os.fsencode(path) for path, _ in labelled])
@@ -149,7 +206,7 @@ def _source(split: _Split) -> Source:
     locate=lambda record: record[0],
     files=(),
     remedy="Remove or replace the file.",
-    fingerprint=fingerprint(path.removeprefix(split.folder) for path, _ in labelled),
+    fingerprint=fingerprint(path.removeprefix(folder) for path, _ in labelled),
   )
 
 
@@ -175,6 +232,11 @@ def _check_images(
 def _warn(message: str) -> None:
   """Once a process, however often the folder is opened."""
   log.warning("%s", message)
+
+
+@functools.cache
+def _tell(message: str) -> None:
+  log.info("%s", message)
 
 
 def _is_folder(path: str) -> bool:

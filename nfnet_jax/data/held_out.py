@@ -1,0 +1,97 @@
+"""Test images held out of a folder that has none: some of every class, the same ones every time."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+
+from nfnet_jax.errors import RequestError
+
+Images = dict[str, list[str]]
+
+# Names of folders that are splits more likely than classes.
+SPLIT_NAMES = {
+  *("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout"),
+}
+_MOST_COMPARED = 100_000  # files; more are sets of which somebody else has made sure
+_CHUNK = 2**20
+
+
+def divide(images: Images, folder: str, share: float, seed: int) -> tuple[Images, Images]:
+  """Divides each class: `share` of its images, at least one and not all, are for testing.
+
+  Which ones follows from the seed and their names, so that an image that is added leaves the others
+  where they are, but for one or two. Copies of a file stay together.
+
+  Args:
+    images: paths by class.
+    folder: what names are relative to.
+    share: more than 0 and less than 1.
+    seed: of the choice.
+
+  Returns:
+    The images to train on and those to test on, each in the order given.
+
+  Raises:
+    RequestError: for a class of one image, or of copies of one.
+  """
+  train, test = {}, {}
+  for name, paths in images.items():
+    if len(paths) < 2:
+      raise RequestError(
+        f"class {name!r} has one image, {paths[0]}, and needs one to train on and one to test on: "
+        "add an image, or remove the class's folder."
+      )
+    count = min(max(round(share * len(paths)), 1), len(paths) - 1)
+    chosen = set(sorted(paths, key=lambda path: _rank(path, folder, seed))[:count])
+    contents = _contents(paths)
+    tested = {contents[path] for path in chosen}
+    train[name] = [path for path in paths if contents[path] not in tested]
+    test[name] = [path for path in paths if contents[path] in tested]
+    if not train[name]:
+      raise RequestError(
+        f"the {len(paths)} images of class {name!r} are copies of each other, so that none is left "
+        f"to train on, such as {paths[0]}: add an image."
+      )
+  return train, test
+
+
+def check_apart(train: Images, test: Images) -> None:
+  """Raises RequestError if a file is both trained and tested on, under whatever name."""
+  of_train, of_test = (
+    [path for paths in each.values() for path in paths] for each in (train, test)
+  )
+  if len(of_train) + len(of_test) > _MOST_COMPARED:
+    return
+  contents = _contents([*of_train, *of_test])
+  known = {contents[path]: path for path in of_train}
+  if copies := [(known[contents[path]], path) for path in of_test if contents[path] in known]:
+    first, second = copies[0]
+    raise RequestError(
+      f"{len(copies)} of the {len(of_test)} test images are training images too, such as "
+      f"{first} and {second}: the accuracy would be too good. Remove one of each."
+    )
+
+
+def _rank(path: str, folder: str, seed: int) -> bytes:
+  name = os.fsencode(os.path.relpath(path, folder).replace(os.sep, "/"))
+  return hashlib.sha256(b"%d/%s" % (seed, name)).digest()
+
+
+def _contents(paths: Iterable[str]) -> Mapping[str, object]:
+  """For each file what only its copies share; a file that is not on this machine shares nothing."""
+  by_size: dict[object, list[str]] = {}
+  for path in paths:
+    by_size.setdefault(path if "://" in path else os.path.getsize(path), []).append(path)
+  return {
+    path: size if len(same) == 1 else (size, _digest(path))
+    for size, same in by_size.items()
+    for path in same
+  }
+
+
+def _digest(path: str) -> bytes:
+  digest = hashlib.sha256()
+  with open(path, "rb") as file:
+    while chunk := file.read(_CHUNK):
+      digest.update(chunk)
+  return digest.digest()
