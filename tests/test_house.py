@@ -261,7 +261,7 @@ def test_everything_public_says_what_it_is():
 @pytest.mark.parametrize(
   ("path", "dials"),
   [
-    ("imagenet_nfnet", nfnet.VARIANTS),
+    ("imagenet_nfnet", (*nfnet.VARIANTS, "f5+sam")),
     ("imagenet_nf_resnet", nf_resnet.DEPTHS),
     ("imagenet_nf_regnet", nf_regnet.VARIANTS),
     ("imagenet_resnet", ("50", "101", "152", "200")),
@@ -271,7 +271,8 @@ def test_every_dial_resolves(path, dials):
   for dial in dials:
     config = config_file.read(f"{ROOT}/experiments/{path}.py:{dial}")
     resolved = config_lib.resolve(config, DATA_SETS["imagenet2012"])
-    assert resolved.model.name.endswith(dial)
+    assert resolved.model.name.endswith(dial.removesuffix("+sam"))
+    assert (resolved.sam.rho, resolved.sam.share) == (0.05 if "sam" in dial else 0, 0.2)
   with pytest.raises(RequestError, match="'zzz': choose one of"):
     config_file.read(f"{ROOT}/experiments/{path}.py:zzz")
 

@@ -92,11 +92,11 @@ def test_without_a_gradient_nothing_moves_and_nan_is_seen():
 
 
 def test_half_precision_keeps_its_dtype_and_a_true_norm():
-  """A sum of 4096 squares in bfloat16 would stop at 256."""
-  w = jnp.zeros(4096, jnp.bfloat16)
-  moved = sam.ascend(w, jnp.ones_like(w), 64.0)
-  assert moved.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(moved.astype(jnp.float32), np.ones(4096))
+  """In bfloat16 4096 + 8 is 4096, and all but the first leaf would not count."""
+  w = [jnp.zeros(n, jnp.bfloat16) for n in (4096, *[8] * 100)]
+  moved = sam.ascend(w, [jnp.ones_like(x) for x in w], np.sqrt(4896.0))
+  assert {x.dtype for x in moved} == {jnp.dtype("bfloat16")}
+  assert {float(x[0]) for x in moved} == {1.0}
 
 
 def test_replicas_ascend_each_by_its_own_part():

@@ -8,11 +8,13 @@ class Published(NamedTuple):
 
   Attributes:
     multiply_adds: of one image at test size.
-    v3_seconds: of a step of 32 images per device on 32 TPUv3 cores; that of F6 includes SAM.
+    v3_seconds: of a step of 32 images per device on 32 TPUv3 cores; None if not published.
+    v3_seconds_with_sam: of one with SAM.
   """
 
   multiply_adds: float
-  v3_seconds: float
+  v3_seconds: float | None
+  v3_seconds_with_sam: float | None = None
 
 
 TABLE = {
@@ -21,6 +23,6 @@ TABLE = {
   "nfnet_f2": Published(62.59e9, 0.2958),
   "nfnet_f3": Published(114.76e9, 0.5322),
   "nfnet_f4": Published(215.24e9, 1.0333),
-  "nfnet_f5": Published(289.76e9, 1.3985),
-  "nfnet_f6": Published(377.28e9, 2.7741),
+  "nfnet_f5": Published(289.76e9, 1.3985, 1.9580),
+  "nfnet_f6": Published(377.28e9, None, 2.7741),
 }

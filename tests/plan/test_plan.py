@@ -132,10 +132,10 @@ def compiler(monkeypatch):
   return asked, fitting
 
 
-def run(capsys, topology, *words):
+def run(capsys, topology, *words, variant="F0"):
   """The JSON and the report of a plan of a tiny network."""
   words = [f"--config.{word}" for word in (*TINY, *words)]
-  assert main(["plan", f"--config={EXPERIMENT}:F0", f"--topology={topology}", *words]) == 0
+  assert main(["plan", f"--config={EXPERIMENT}:{variant}", f"--topology={topology}", *words]) == 0
   out, err = capsys.readouterr()
   return json.loads(out.splitlines()[-1]), err
 
@@ -176,6 +176,31 @@ def test_batch_norm_is_not_computed_in_parts(compiler, capsys):
   experiment = EXPERIMENT.with_name("imagenet_resnet.py")
   assert main(["plan", f"--config={experiment}:50", "--topology=v4:2x2x1", *words]) == 0
   assert asked == [("none", 1), ("block", 1), ("stage", 1)]
+
+
+def test_sam_by_a_share_is_not_computed_in_more_parts(compiler, capsys):
+  """Each would ascend by itself, by fewer images."""
+  asked, fitting = compiler
+  run(capsys, "v4:2x2x1", "batch_size=64", "sam.rho=0.05", "model.remat=stage")
+  assert asked == [("stage", 1)]
+  fitting.add(("stage", 2))
+  run(capsys, "v4:2x2x1", "batch_size=64", "sam.rho=0.05", "model.remat=stage", "sam.share=1")
+  assert asked[1:] == [("stage", 1), ("stage", 2)]
+
+
+def test_the_passes_of_sam_are_counted(capsys):
+  def plan(variant, *words):
+    words = ("batch_size=32", "data.train_size=16", *words)
+    found, _ = run(capsys, "gpu:h200x8", *words, variant=variant)
+    published = found["step_seconds"]["published_v3"]
+    return found["per_device"]["multiply_adds"], found["per_device"]["reduced_bytes"], published
+
+  work, reduced, published = plan("F5")
+  assert published == 1.3985
+  assert plan("F5+SAM", "sam.share=0.5") == (1.5 * work, reduced, 1.9580)
+  whole = plan("F5", "sam.rho=0.1", "sam.share=1")
+  assert whole == (2 * work, pytest.approx(2 * reduced, rel=1e-3), 1.9580)
+  assert plan("F6")[2] is None
 
 
 def test_an_outcome_is_remembered(compiler, capsys, tmp_path):
@@ -251,6 +276,10 @@ def test_well_known_data_need_not_be_there():
     (["--topology=v4:2x2x1"], "libtpu, which is not installed: pip install 'nfnet_jax[plan]'"),
     ([], "--topology is missing"),
     (["--topology=v4:2x2x1", "--config.model.remat=all"], "unknown model.remat='all'"),
+    (
+      ["--topology=v4:2x2x1", "--config.batch_size=8", "--config.sam.rho=0.05"],
+      "sam.share=0.2 of the 2 images that a device takes at once rounds to none: give",
+    ),
   ],
 )
 def test_what_is_refused(words, message, capsys, monkeypatch):

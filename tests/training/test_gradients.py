@@ -99,6 +99,8 @@ def test_rho_0_is_the_program_without():
 
   sam = CONFIG.copy_and_resolve_references().sam
   assert program(sam) == program(None)
+  sam.share = 1.0
+  assert program(sam) == program(None)
   sam.rho = 0.05
   assert program(sam) != program(None)
 
