@@ -17,6 +17,8 @@ import types
 
 from jax._src import compiler
 
+from tests.devices import xla_flags
+
 _PRELOADED = ["nfnet_jax.__main__", "nfnet_jax.training.loop", "tests.distributed.processes"]
 
 
@@ -31,10 +33,8 @@ def start(words, log, *, devices=2, env=None):
   log.touch()
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(_PRELOADED)
-  flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-  process = context.Process(
-    target=_main, args=([str(word) for word in words], str(log), {"XLA_FLAGS": flags} | (env or {}))
-  )
+  variables = {"XLA_FLAGS": xla_flags(devices)} | (env or {})
+  process = context.Process(target=_main, args=([str(word) for word in words], str(log), variables))
   process.log = log
   process.start()
   return process

@@ -23,6 +23,7 @@ from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.errors import RequestError
 from nfnet_jax.runs import checkpoint, metrics
 from nfnet_jax.training.build import build
+from tests.devices import xla_flags
 from tests.distributed import processes
 from tests.distributed.processes import finish, start, start_job, wait_until
 
@@ -445,11 +446,7 @@ def test_the_local_launcher(pair, tmp_path):
   done = subprocess.run(
     ["bash", ROOT / "experiments/launch/local.sh", "2", *train(workdir)],
     cwd=ROOT,
-    env=os.environ
-    | {
-      "PYTHON": sys.executable,
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
-    },
+    env=os.environ | {"PYTHON": sys.executable, "XLA_FLAGS": xla_flags(2)},
     capture_output=True,
     text=True,
     check=False,
