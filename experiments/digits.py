@@ -2,9 +2,9 @@
 
   python -m nfnet_jax train --config=experiments/digits.py --workdir=runs/digits
 
-Trains `nfnet_micro` (ours, not the paper's) on 1,437 images with the paper's recipe, scaled down:
-AGC, Nesterov momentum, warm-up and cosine, label smoothing, stochastic depth, and tests on the 360
-that were held out. No download.
+Trains `nfnet_micro` (not a network of the paper) on 1,437 images and tests on a held-out split of
+360. It uses a scaled-down version of the paper's recipe: AGC, Nesterov momentum, warm-up and cosine
+decay, label smoothing and stochastic depth. Nothing is downloaded.
 """
 
 from ml_collections import ConfigDict
@@ -21,9 +21,9 @@ def get_config() -> ConfigDict:
   config.epochs = 60.0
 
   config.data.name = "digits"
-  config.data.train_size = config.data.test_size = 16  # of 8 x 8 pixels
-  # Milder crops than ImageNet's, and no flips: a mirrored 2 is not a 2. The margin at test makes a
-  # digit as large as the average crop did.
+  config.data.train_size = config.data.test_size = 16  # The digits have 8 x 8 pixels.
+  # Milder crops than for ImageNet, and no flips, since a mirrored 2 is not a 2. With this padding,
+  # test digits are as large as in the average training crop.
   config.data.crop_area = (0.5, 1.0)
   config.data.flip = False
   config.data.test_padding = 2

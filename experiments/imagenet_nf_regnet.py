@@ -2,16 +2,16 @@
 
   python -m nfnet_jax train --config=experiments/imagenet_nf_regnet.py:B0 --workdir=runs/regnet_b0
 
-The one dial behind the colon, `B0` to `B8`, sets depth, widths, image sizes, dropout and weight
-decay. 360 epochs at batch 1024 are 450,410 steps, in float32, with mixup and cutmix, without AGC.
-Top-1 on ImageNet, read off the paper's figure to about 0.1, and multiply-adds at the test size; the
-paper gives no times:
+The variant after the colon, `B0` to `B8`, sets depth, widths, image sizes, dropout and weight
+decay. The run has 360 epochs, which are 450,410 steps at batch size 1024, in float32, with mixup
+and cutmix, without AGC. Top-1 on ImageNet, read from the paper's figure to about 0.1, and
+multiply-adds at the test size; the paper gives no times:
 
   variant          B0      B1      B2      B3      B4      B5
   top-1          77.0    78.7    80.0    81.2    82.5    83.0
   billions       0.44    0.73    1.10    2.00    4.47   10.56
 
-B6 to B8 are in the published code alone, without a weight decay of their own: they take B5's.
+B6 to B8 are only in the published code, without a weight decay; here they use B5's.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ WEIGHT_DECAY = {"b0": 5e-5, "b1": 6e-5, "b2": 7e-5, "b3": 8e-5, "b4": 9e-5}
 
 
 def get_config(variant: str = "B0") -> ConfigDict:
-  """The config of one variant; what else depends on it is resolved behind the command line."""
+  """The config of one variant; other values that depend on it are resolved later."""
   name = variant.lower()
   if name not in VARIANTS:
     raise RequestError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS).upper()}.")

@@ -2,10 +2,10 @@
 
   python -m nfnet_jax train --config=experiments/imagenet_nf_resnet.py:50 --workdir=runs/nf_resnet50
 
-The dial behind the colon is the number of layers: 50, 101, 152, 200, 288, 600. The training is that
-of figure 2 of the NFNet paper: 90 epochs, 112,602 steps at batch 1024; Nesterov, learning rate 0.1
-for 256 images; random crops and flips alone. At batch 4096 these networks collapse without AGC and
-train with it. Figure 2a, read off the plot to about 0.05 (top-1, ImageNet):
+The variant after the colon is the number of layers: 50, 101, 152, 200, 288 or 600. Training follows
+figure 2 of the NFNet paper: 90 epochs, which are 112,602 steps at batch size 1024; Nesterov's
+momentum; learning rate 0.1 for 256 images; only random crops and flips. At batch size 4096 these
+networks collapse without AGC. Top-1 on ImageNet, read from figure 2a to about 0.05:
 
   batch                        256     512    1024    2048    4096
   ResNet-50 with BatchNorm    76.9    76.8    76.4    76.8    76.8
@@ -14,8 +14,8 @@ train with it. Figure 2a, read off the plot to about 0.05 (top-1, ImageNet):
   NF-ResNet-200               79.3    79.5    79.5    79.6       -
   NF-ResNet-200, AGC          79.2    79.4    79.6    79.5    79.2
 
-Without AGC: --config.optimizer.clip=none. The paper gives neither times nor the weight decay of
-these runs; 5e-5 is that of the smallest NF-RegNet.
+To train without AGC, use --config.optimizer.clip=none. The paper gives neither times nor the weight
+decay of these runs; 5e-5 is the value of the smallest NF-RegNet.
 """
 
 from ml_collections import ConfigDict

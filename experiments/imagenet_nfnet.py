@@ -2,8 +2,8 @@
 
   python -m nfnet_jax train --config=experiments/imagenet_nfnet.py:F0 --workdir=runs/f0
 
-The one dial behind the colon, `F0` to `F7` and `F0+` to `F7+`, sets depth, widths, image sizes,
-dropout and the strength of RandAugment. 360 epochs at batch 4096 are 112,602 steps. `F5+SAM` and
+The variant after the colon, `F0` to `F7` or `F0+` to `F7+`, sets depth, widths, image sizes,
+dropout and RandAugment's magnitude. 360 epochs at batch size 4096 are 112,602 steps. `F5+SAM` and
 `F6+SAM` train with SAM, whose ascent takes 20 % of a device's images; every variant can.
 
 What the paper reports for ImageNet, mean of three seeds (with SAM: one), and its milliseconds per
@@ -30,7 +30,7 @@ from nfnet_jax.models.nfnet import VARIANTS
 
 
 def get_config(variant: str = "F0") -> ConfigDict:
-  """The config of one variant; what depends on it is resolved behind the command line."""
+  """The config of one variant; values that depend on it are resolved later."""
   network = variant.lower().removesuffix("+sam")
   if network not in VARIANTS:
     names = ", ".join(VARIANTS).upper()

@@ -2,17 +2,17 @@
 
   python -m nfnet_jax train --config=experiments/imagenet_resnet.py:50 --workdir=runs/resnet50
 
-The dial behind the colon is the number of layers: 50, 101, 152, 200. The same training as that of
-imagenet_nf_resnet.py, without AGC: the two differ in the networks alone. Figure 2a, read off the
-plot to about 0.05 (top-1, ImageNet):
+The variant after the colon is the number of layers: 50, 101, 152 or 200. Training is the same as in
+imagenet_nf_resnet.py without AGC; only the networks differ. Top-1 on ImageNet, read from figure 2a
+to about 0.05:
 
   batch             256     512    1024    2048    4096
   ResNet-50        76.9    76.8    76.4    76.8    76.8
   ResNet-200       78.7    79.0    78.9    79.0    78.9
 
-Table 3 has ResNet-50 at 41.6 ms a step of 32 images per device on TPUv3, and 35.3 ms on one V100.
-Each device normalises over its own images, as there; over those of all devices with
---config.model.cross_replica_axis=devices.
+Table 3 gives for ResNet-50 41.6 ms per step of 32 images per device on TPUv3, and 35.3 ms on one
+V100. As in the paper, each device normalises over its own images; to normalise over those of all
+devices, use --config.model.cross_replica_axis=devices.
 """
 
 from ml_collections import ConfigDict

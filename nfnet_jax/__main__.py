@@ -19,17 +19,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one verb.
 
   Args:
-    argv: the words after the program's name; `sys.argv` by default.
+    argv: the arguments after the program's name; `sys.argv` by default.
 
   Returns:
-    The exit status: 0 done, 1 it failed, 2 the request was wrong, 130 interrupted.
+    The exit status: 0 for success, 1 for a failure, 2 for an invalid request, 130 if interrupted.
   """
   try:
     try:
       return _run(list(sys.argv[1:] if argv is None else argv))
     finally:
       if argv is None:
-        # To tidy up and to end Python takes seconds, which the next Ctrl-C cuts short.
+        # Python needs seconds to clean up and exit; another Ctrl-C ends that at once.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
   except (Exception, KeyboardInterrupt) as error:
     status, line = verdict(error)
@@ -64,10 +64,10 @@ def _usage() -> str:
 
 
 def _quieten() -> None:
-  """Our log on stderr, and of others' only what is worth reading."""
+  """Logs to stderr: this package's messages, and only warnings of other packages."""
   logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
   logging.getLogger("nfnet_jax").setLevel(logging.INFO)
-  # TensorFlow reports the GPU that it is not to use as an error. JAX has set the level to 1.
+  # TensorFlow reports a GPU that it must not use as an error. JAX has set the level to 1.
   if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "1":
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 

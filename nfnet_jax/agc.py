@@ -1,22 +1,22 @@
 """Adaptive gradient clipping (AGC) for any pytree of parameters, as an optax transformation.
 
-AGC compares the gradient of every unit (one output channel of a convolution, one output of a linear
-layer) with the unit's own weights, and shortens it where their norms' ratio is above `clipping`
-(NFNet paper, section 4, equation 3):
+AGC scales the gradient of each unit (an output channel of a convolution or an output of a linear
+layer) down if the ratio of its norm to that of the unit's weights exceeds `clipping` (NFNet paper,
+section 4, equation 3):
 
     G_i <- clipping * max(||W_i||, eps) / ||G_i|| * G_i   if ||G_i|| > clipping * max(||W_i||, eps)
 
-What a unit is follows from the shape, read as HWIO or IO like the paper's code. The norm is taken
+The shape of a parameter determines its units; as in the paper's code, it is read as HWIO or IO. The
+norm is taken
 
-* over the whole array where at most one dimension is longer than 1: scalars, biases, gains, and
-  also kernels of shape `[1, 1, I, 1]` or `[1, O]`;
+* over the whole array if at most one dimension is longer than 1: scalars, biases, gains, and also
+  kernels of shape `[1, 1, I, 1]` or `[1, O]`;
 * over axis 0 for 2 and 3 dimensions: `[I, O]`, and `[I, heads, size]` as in attention;
 * over all axes but the last for 4 and more: `[H, W, I, O]`, `[D, H, W, I, O]`.
 
-`optax.adaptive_grad_clip` uses the same rule up to 5 dimensions and gives the same numbers there.
-This one goes on to any rank; takes an axis per leaf, a mask and a schedule; passes frozen leaves
-on; keeps the gradients' dtype; and counts what it clipped. The module needs nothing else of this
-package.
+`optax.adaptive_grad_clip` uses the same rule for up to 5 dimensions and gives the same numbers.
+This version supports any rank, an axis for each leaf, a mask and a schedule. It passes frozen
+leaves through, keeps the gradients' dtype, and counts clipped units.
 """
 
 import functools
@@ -36,22 +36,21 @@ Path = tuple[str, ...]
 Axis = int | tuple[int, ...] | None
 AxisFunction = Callable[[Path, jax.Array], Axis]
 
-# Part of the paper's code; felt only where clipping * eps is below it.
+# From the paper's code; it matters only if clipping * eps is smaller.
 _SMALLEST_DIVISOR = 1e-6
 
 
 class AdaptiveGradClipState(NamedTuple):
-  """What AGC did in the latest step, and the step count for a schedule of `clipping`.
+  """The result of the latest clipping, and the step count for a schedule of `clipping`.
 
-  Read the share anywhere inside a chain's state: `optax.tree.get(opt_state, "clipped_share")`. Of
-  several AGCs, `nfnet_jax.clipped_shares(opt_state)` gives each one's.
+  `optax.tree.get(opt_state, "clipped_share")` finds the share anywhere in a chain's state. With
+  several AGCs, `nfnet_jax.clipped_shares(opt_state)` returns the share of each.
 
   Attributes:
     count: `[]` int32, number of updates so far.
-    clipped_share: `[]` float32, clipped units divided by all units that were looked at.
-    clipped_share_by_leaf: the parameters' tree, `[]` float32 for each leaf: the share of its units
-      that was clipped; 0 where the gradient was frozen, `optax.MaskedNode()` where the mask leaves
-      the leaf out.
+    clipped_share: `[]` float32, number of clipped units divided by the number of examined units.
+    clipped_share_by_leaf: the parameters' tree with the share of each leaf, `[]` float32; 0 for a
+      frozen gradient, `optax.MaskedNode()` for a leaf that the mask excludes.
   """
 
   count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as optax's own states do
@@ -70,15 +69,15 @@ def unitwise_norm(x: ArrayLike, axis: Axis = None) -> jax.Array:
   """L2 norm of each unit of `x`.
 
   Args:
-    x: array of any shape and rank; float, or complex.
-    axis: axis or axes to reduce, `()` for none; None for the rule of this module, by shape.
+    x: float or complex array of any shape and rank.
+    axis: axis or axes to reduce, `()` for none; None for this module's rule by shape.
 
   Returns:
-    The norms, float32 (float64 for a float64 `x`), in the shape of `x` with size 1 in place of
-    every reduced axis.
+    The norms, float32 (float64 for a float64 `x`), in the shape of `x` with size 1 for every
+    reduced axis.
 
   Raises:
-    ValueError: `x` has no such axis, or an axis is named twice.
+    ValueError: if `x` does not have such an axis, or an axis is given twice.
   """
   x = jnp.asarray(x)
   axes = _reduced_axes(axis, x.shape, "an array")
@@ -99,29 +98,30 @@ def adaptive_grad_clip(
   >>> tx = optax.chain(adaptive_grad_clip(0.01), optax.adamw(1e-3))
   >>> updates, state = tx.update(params, tx.init(params), params)
 
-  Put it before everything that rescales gradients. Clipped units keep their direction, the others
-  every bit. Non-finite gradients stay visible: NaN stays, infinity turns into NaN; but finite ones
-  whose square overflows (beyond 1e19) become 0, as in the paper's code. Frozen gradients (None,
-  `optax.MaskedNode()`) are passed on, whatever `params` holds there. `optax.inject_hyperparams`
-  needs `static_args=("axis", "mask")`. Inside `shard_map` norms are those of the local parts.
+  Put it before all transformations that rescale gradients. Clipped units keep their direction, and
+  other units are unchanged, bit for bit. NaN and infinite gradients become NaN. As in the paper's
+  code, finite gradients whose square overflows (above 1e19) become 0. Frozen gradients (None,
+  `optax.MaskedNode()`) pass through, whatever `params` holds for them. `optax.inject_hyperparams`
+  needs `static_args=("axis", "mask")`. Inside `shard_map`, norms are those of the local shard.
 
   Args:
-    clipping: largest ratio of gradient norm to weight norm, at least 0; or a schedule, which gets
-      the number of updates so far.
-    eps: smallest weight norm to reckon with, at least 0, so that parameters can leave zero.
-    axis: the axes that one norm is taken over. None: by shape, see the module. An int or a tuple:
-      the same for all leaves, e.g. (1, 2, 3) for OIHW, save those with at most one dimension longer
-      than 1, which stay one unit. A function of path, e.g. `("NFNet/~/linear", "w")`, and parameter
-      gives each leaf's axis or None: `lambda path, p: {4: (1, 2, 3), 2: 1}.get(p.ndim)` for torch.
-    mask: tree of bools as in `optax.masked` (a prefix will do), or a function that makes it from
-      the parameters. Leaves at False are neither touched nor counted.
+    clipping: largest ratio of gradient norm to weight norm, at least 0; or a schedule, which is
+      called with the number of updates so far.
+    eps: lower bound of the weight norm, at least 0. It lets parameters at zero move.
+    axis: the axes that one norm is taken over. None selects them by shape, see the module. An int
+      or a tuple applies to all leaves, e.g. (1, 2, 3) for OIHW; leaves with at most one dimension
+      longer than 1 remain one unit. A function of path, e.g. `("NFNet/~/linear", "w")`, and
+      parameter returns the axis of each leaf or None, e.g. for PyTorch's layouts
+      `lambda path, p: {4: (1, 2, 3), 2: 1}.get(p.ndim)`.
+    mask: tree of bools as in `optax.masked` (a prefix is enough), or a function of the parameters
+      that returns one. Leaves marked False are neither clipped nor counted.
 
   Returns:
     A transformation with `AdaptiveGradClipState`; its `update` needs `params`.
 
   Raises:
-    ValueError: here, `clipping` or `eps` is no number from 0 up; in `init` and `update`, the mask,
-      axis, params or state does not fit the gradients.
+    ValueError: immediately if `clipping` or `eps` is not a number of at least 0; in `init` and
+      `update` if mask, axis, params or state do not fit the gradients.
 
   References:
     Brock et al., High-Performance Large-Scale Image Recognition Without Normalization, 2021,
@@ -158,7 +158,7 @@ def _clip_leaf(
   eps: ArrayLike,
   axis: Axis | AxisFunction,
 ) -> _ClippedLeaf:
-  """Equation 3 for one leaf; leaves that are frozen or not to be kept pass unchanged."""
+  """Applies equation 3 to one leaf; frozen and masked leaves pass through."""
   if _is_frozen(gradient) or not keep:
     return _ClippedLeaf(gradient, _zero_shares(param, keep))
   gradient, param = jnp.asarray(gradient), jnp.asarray(param)
@@ -178,14 +178,14 @@ def _clip_leaf(
 
 
 def _collect(clipped: PyTree, state: AdaptiveGradClipState) -> tuple[PyTree, AdaptiveGradClipState]:
-  """The clipped gradients and the new state, out of a tree of `_ClippedLeaf`."""
+  """Collects clipped gradients and the new state from a tree of `_ClippedLeaf`."""
   leaves, treedef = jax.tree.flatten(clipped, is_leaf=lambda x: isinstance(x, _ClippedLeaf))
   shares = jax.tree.unflatten(treedef, [leaf.share for leaf in leaves])
   structure: Any = jax.tree.structure(state.clipped_share_by_leaf)
   if structure != jax.tree.structure(shares):
     raise ValueError(
-      "The state of adaptive_grad_clip was made for other parameters or another mask: call init "
-      "again with the parameters as they are now."
+      "the state of adaptive_grad_clip was made for other parameters or another mask: call init "
+      "again with the current parameters."
     )
   num_units = sum(leaf.num_units for leaf in leaves)
   gradients = jax.tree.unflatten(treedef, [leaf.gradient for leaf in leaves])
@@ -218,14 +218,14 @@ def _name(key_path: KeyPath) -> str:
 
 
 def _kept_leaves(mask: PyTree, params: PyTree) -> PyTree:
-  """The tree of `params` with a bool for each leaf: is it clipped?"""
+  """The tree of `params` with a bool for each leaf: whether AGC clips it."""
   functions = [callable(leaf) for leaf in jax.tree.leaves(mask)]
-  if functions and all(functions):  # Not `callable(mask)`: a tree may have a `__call__` too.
+  if functions and all(functions):  # Not `callable(mask)`, since a tree may have a `__call__`.
     mask = mask(params)
   try:
     return jax.tree.map(bool, jax.tree.broadcast(True if mask is None else mask, params))
   except ValueError as error:
-    raise ValueError(f"The mask is no prefix of the tree of parameters: {error}") from error
+    raise ValueError(f"mask is not a prefix of the tree of parameters: {error}") from error
 
 
 def _zero_shares(params: PyTree, kept: PyTree) -> PyTree:
@@ -244,7 +244,7 @@ def _leaf_axes(axis: Axis | AxisFunction, key_path: KeyPath, param: jax.Array) -
 
 
 def _reduced_axes(axis: Axis, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
-  """`axis` as a tuple of axes that `shape` has; None follows the rule of this module."""
+  """`axis` as a tuple of valid axes of `shape`; None follows this module's rule."""
   ndim = len(shape)
   if axis is None:
     last = ndim if _is_vector(shape) else 1 if ndim <= 3 else ndim - 1
@@ -268,7 +268,7 @@ def _check_number(name: str, value: ArrayLike) -> None:
 
 
 def _check_trees(gradients: PyTree, params: PyTree) -> None:
-  """Every gradient needs its parameter; a frozen gradient may stand for a whole subtree."""
+  """Checks that each gradient has its parameter; a frozen gradient may replace a whole subtree."""
   if params is None:
     raise ValueError(
       "adaptive_grad_clip compares gradients with parameters: call update(grads, state, params)."
@@ -284,17 +284,17 @@ def _check_trees(gradients: PyTree, params: PyTree) -> None:
       for paths in (in_gradients - in_params, in_params - in_gradients)
     )
     raise ValueError(
-      "Gradients and params must be trees of one structure (up to 5 names each): only the "
-      f"gradients have {only_gradients}; only params has {only_params}."
+      "gradients and params must be trees of the same structure, but only the gradients have "
+      f"{only_gradients}, and only params has {only_params} (up to 5 names each)."
     )
   for path in sorted(in_gradients, key=_name):
     gradient, param = gradients[path], params[path]
     if _is_frozen(param):
       raise ValueError(
-        f"Leaf {_name(path)} has a gradient but no parameter: params holds {param!r} there."
+        f"leaf {_name(path)} has a gradient but no parameter: params holds {param!r} there."
       )
     if jnp.shape(gradient) != jnp.shape(param):
       raise ValueError(
-        f"Leaf {_name(path)} has a gradient of shape {jnp.shape(gradient)} but a parameter of "
+        f"leaf {_name(path)} has a gradient of shape {jnp.shape(gradient)} but a parameter of "
         f"shape {jnp.shape(param)}."
       )

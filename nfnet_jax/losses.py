@@ -13,7 +13,7 @@ def soft_labels(labels: Array, num_classes: int, smoothing: float = 0.0) -> jax.
   Args:
     labels: `[N]` class indices.
     num_classes: number of classes.
-    smoothing: share of the probability that is spread over all classes (0.1 in the paper).
+    smoothing: probability mass that is spread over all classes (0.1 in the paper).
 
   Returns:
     `[N, num_classes]` float32; every row sums to 1.
@@ -36,19 +36,19 @@ def cross_entropy(logits: Array, targets: Array) -> jax.Array:
 
 
 def likeliest(logits: Array, right: Array) -> jax.Array:
-  """Of several right classes the one with the largest logit, by which a guess is judged.
+  """The correct label with the largest logit, for images with several correct labels.
 
-  A guess of `k` classes holds one of the right ones exactly if it holds this one, so that
-  `top_k_correct` then measures the accuracy of "Are we done with ImageNet?" (Beyer et al. 2020).
+  The top `k` predictions contain a correct label exactly if they contain this one. With it,
+  `top_k_correct` measures the accuracy of "Are we done with ImageNet?" (Beyer et al. 2020).
 
   Args:
     logits: `[N, K]`.
-    right: `[N, K]` bool.
+    right: `[N, K]` bool, True for correct labels.
 
   Returns:
-    `[N]` class indices, int32; without a meaning where no class is right.
+    `[N]` class indices, int32; arbitrary for an image without a correct label.
   """
-  # argmax gives the first of equal logits and the last is to win, so the order is reversed.
+  # argmax returns the first of equal logits, but the last must win, so the order is reversed.
   scores = jnp.where(right, logits, -jnp.inf)[:, ::-1]
   return logits.shape[-1] - 1 - jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
@@ -56,13 +56,13 @@ def likeliest(logits: Array, right: Array) -> jax.Array:
 def top_k_correct(logits: Array, labels: Array, k: int) -> jax.Array:
   """Whether the label is among the `k` largest logits.
 
-  Of equal logits the one with the higher index ranks first, as in the published evaluation. A
-  label whose logit is not a number is never correct.
+  Among equal logits, the one with the higher index ranks first, as in the published evaluation. A
+  label whose logit is not finite is never correct.
 
   Args:
     logits: `[N, K]`.
     labels: `[N]` class indices.
-    k: how many guesses count.
+    k: number of predictions per image.
 
   Returns:
     `[N]` float32, 1 where correct.

@@ -1,4 +1,4 @@
-"""The training rule: parameter labels, schedule, the recipe as one optax chain, and the EMA.
+"""The training rule: parameter labels, schedule, optimizer as one optax chain, and EMA weights.
 
 NFNet paper, section 6.1 and appendix A: stochastic gradient descent with Nesterov's momentum,
 adaptive gradient clipping, coupled weight decay, warm-up and cosine decay.
@@ -25,10 +25,10 @@ CLIPPERS = ("agc", "global_norm", "none")
 
 
 def param_labels(params: Any) -> Any:
-  """Gives every parameter exactly one label, by which the training rule treats it.
+  """Labels every parameter with the way in which the optimizer treats it.
 
-  * `gain_bias`: gains, biases, SkipInit gains, and normalisation's scales and offsets; clipped but
-    not decayed. This includes the classifier's bias, as published.
+  * `gain_bias`: gains, biases, SkipInit gains, and the scales and offsets of normalisation; clipped
+    but not decayed. This includes the classifier's bias, as published.
   * `head`: the classifier's weight; decayed but never clipped (paper, section 4.1).
   * `weight`: every other weight; clipped and decayed.
 
@@ -39,7 +39,7 @@ def param_labels(params: Any) -> Any:
     The same tree with a label at each leaf.
 
   Raises:
-    ValueError: if a parameter fits no label, or if no parameter has the label `head`.
+    ValueError: if no label fits a parameter, or if no parameter has the label `head`.
   """
 
   def label(module: str, name: str) -> str:
@@ -47,8 +47,8 @@ def param_labels(params: Any) -> Any:
       return GAIN_BIAS
     if name != "w":
       raise ValueError(
-        f"no label fits parameter {module}/{name}: weights are called 'w', "
-        f"gains and biases {', '.join(_GAIN_BIAS_NAMES)}."
+        f"no label fits parameter {module}/{name}: name weights 'w', and gains and biases "
+        f"one of {', '.join(_GAIN_BIAS_NAMES)}."
       )
     return HEAD if module.split("/~/")[1:] == ["linear"] else WEIGHT
 
@@ -62,18 +62,19 @@ def param_labels(params: Any) -> Any:
 
 
 def warmup_cosine(peak: float, warmup_steps: float, steps: int, final: float = 0.0) -> Schedule:
-  """Linear warm-up from 0 to `peak`, then half a cosine down to `final`, and so from there on.
+  """Linear warm-up from 0 to `peak`, then cosine decay to `final`, which is kept after the end.
 
-  `warmup_steps` need not be whole: five epochs at batch 4096 are 1563.92 steps (appendix A.2).
+  `warmup_steps` need not be an integer: five epochs at batch size 4096 are 1563.92 steps
+  (appendix A).
 
   Args:
     peak: highest learning rate.
-    warmup_steps: length of the warm-up; 0 for none. A run that is shorter never gets to `peak`.
+    warmup_steps: length of the warm-up; 0 for none. A shorter run never reaches `peak`.
     steps: length of the whole run, warm-up included.
     final: learning rate at the end.
 
   Returns:
-    A function of the step, counted from 0, that gives the learning rate as float32.
+    A function of the step, counted from 0, that returns the learning rate as float32.
 
   Raises:
     RequestError: if `warmup_steps` is negative.
@@ -94,7 +95,7 @@ def warmup_cosine(peak: float, warmup_steps: float, steps: int, final: float = 0
 def make_optimizer(
   optimizer: ConfigDict, schedule: Schedule, labels: Any, multipliers: Any = None
 ) -> optax.GradientTransformation:
-  """The published training rule, from top to bottom.
+  """Builds the published optimizer.
 
   Args:
     optimizer: the `optimizer` section of a config, see `config/keys.py`.
@@ -104,7 +105,7 @@ def make_optimizer(
       multiplied, see `nfnet_jax.groups`; None for 1.
 
   Returns:
-    An optax transformation; its updates are added to the parameters.
+    An optax transformation.
 
   Raises:
     RequestError: for an unknown `optimizer.clip`.
@@ -123,9 +124,9 @@ def make_optimizer(
     )
   return optax.chain(
     clip,
-    # Coupled: the decay goes through the momentum, and it is never clipped.
+    # The decay is coupled: it goes through the momentum. It is never clipped.
     decayed_nesterov(optimizer.momentum, optimizer.weight_decay, mask=is_decayed),
-    # Behind the momentum, so that the buffer does not hold the learning rate.
+    # The learning rate comes after the momentum, so the momentum buffer does not depend on it.
     optax.scale_by_learning_rate(schedule),
     *([_scale_by(multipliers)] if {*jax.tree.leaves(multipliers)} - {1.0} else []),
   )
@@ -141,16 +142,16 @@ def _scale_by(multipliers: Any) -> optax.GradientTransformation:
 def decayed_nesterov(
   momentum: float, weight_decay: float, mask: Any
 ) -> optax.GradientTransformation:
-  """Nesterov's momentum on gradients with coupled weight decay, in two loops over memory.
+  """Nesterov's momentum on gradients with coupled weight decay, in two passes over memory.
 
-  The same as `optax.add_decayed_weights` and `optax.trace` one after the other, bit for bit. But
-  the sum of gradient and decay, which the momentum and the update both need, is never an array:
-  XLA writes out what is used twice and reads two large arrays, so it is made to compute it twice.
+  The result equals `optax.add_decayed_weights` followed by `optax.trace`, bit for bit. Both the
+  momentum and the update need the sum of gradient and decay. XLA would store such a shared value as
+  an array; here it computes the sum twice instead, which takes less memory traffic.
 
   Args:
-    momentum: what the buffer keeps from step to step.
-    weight_decay: multiple of the parameters that is added to the gradients.
-    mask: tree of bools; parameters at False are not decayed.
+    momentum: factor by which the momentum buffer decays in each step.
+    weight_decay: factor of the parameters that is added to the gradients.
+    mask: tree of bools; False leaves a parameter undecayed.
 
   Returns:
     A transformation with `optax.TraceState`; its `update` needs `params`.
@@ -164,7 +165,7 @@ def decayed_nesterov(
   ) -> tuple[Any, optax.TraceState]:
     if params is None:
       raise ValueError("decayed_nesterov needs parameters: call update(grads, state, params).")
-    # Behind the barrier it is another number to XLA, and the two sums are not merged.
+    # The barrier hides from XLA that both decays are equal, so it does not merge the two sums.
     again = jax.lax.optimization_barrier(jnp.float32(weight_decay))
 
     def move(trace: Any, rate: ArrayLike) -> Any:
@@ -179,15 +180,16 @@ def decayed_nesterov(
 
 
 def clipped_shares(opt_state: optax.OptState) -> dict[str, Array]:
-  """What share of its units each AGC of a training rule clipped in the latest step.
+  """The share of units that each AGC in an optimizer clipped in the latest step.
 
   Args:
-    opt_state: of any optax transformation, with any number of `agc.adaptive_grad_clip` in it.
+    opt_state: the state of any optax transformation that contains any number of
+      `agc.adaptive_grad_clip`.
 
   Returns:
-    Each one's `clipped_share`, `[]` float32, by its place in the state: `{"0": ...}` for the first
-    transformation of a chain, `{"inner_states/conv/inner_state": ...}` for the one that
-    `optax.partition` has under the label "conv".
+    The `clipped_share` of each AGC, `[]` float32, keyed by its path in the state: `{"0": ...}` for
+    the first transformation of a chain, `{"inner_states/conv/inner_state": ...}` for the label
+    "conv" of `optax.partition`.
   """
 
   def name(key: Any) -> str:
@@ -198,18 +200,18 @@ def clipped_shares(opt_state: optax.OptState) -> dict[str, Array]:
 
 
 def update_ema(ema: Any, values: Any, step: Array, decay: float) -> Any:
-  """Exponential moving average of parameters, with the published warm-up of the decay.
+  """Updates the exponential moving average of parameters, with the published decay warm-up.
 
-  The decay in effect is `min(decay, (1 + step) / (10 + step))`: 0.1 at the first step.
+  The effective decay is `min(decay, (1 + step) / (10 + step))`, which is 0.1 at the first step.
 
   Args:
     ema: the average so far.
     values: the same tree, after the update of this step.
-    step: number of the step, counted from 0.
-    decay: the decay in the long run (0.99999 in the paper).
+    step: the step, counted from 0.
+    decay: the final decay (0.99999 in the paper).
 
   Returns:
-    The new average. Leaves that are not floating-point are taken over as they are.
+    The new average. Leaves that are not floating-point are copied from `values`.
   """
   step = jnp.asarray(step, jnp.float32)
   limited = jnp.minimum(decay, (1.0 + step) / (10.0 + step))

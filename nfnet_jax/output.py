@@ -1,4 +1,4 @@
-"""What users get: files, none replaced unasked, each whole or not at all; and lines of JSON."""
+"""Output for users: lines of JSON, and files that are complete and replaced only on request."""
 
 import contextlib
 import errno
@@ -15,11 +15,11 @@ from etils import epath
 from nfnet_jax.errors import RequestError, RunError
 
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-_ESCAPED = re.compile("[\udc80-\udcff]")  # bytes of names, as Python holds them
+_ESCAPED = re.compile("[\udc80-\udcff]")  # how Python escapes undecodable bytes of file names
 
 
 def check_free(path: pathlib.Path, force: bool) -> None:
-  """Raises RequestError if a file cannot become `path`; asked before the work, not after it."""
+  """Raises RequestError if `path` cannot be written; call it before the work, not after it."""
   try:
     if path.is_dir() or not path.parent.is_dir():
       raise RequestError(f"cannot write {path}: it must be a file in a folder that exists.")
@@ -35,7 +35,7 @@ def write(contents: Mapping[pathlib.Path, bytes | bytearray]) -> None:
   """Writes or replaces files, all of them or none.
 
   Raises:
-    RequestError: if one of them cannot be written there.
+    RequestError: if one of them cannot be written.
     RunError: if the disk is full or fails.
   """
   try:
@@ -47,12 +47,12 @@ def write(contents: Mapping[pathlib.Path, bytes | bytearray]) -> None:
 
 
 def replace(path: epath.Path | pathlib.Path, content: bytes | bytearray) -> None:
-  """Writes or replaces a file; raises OSError if it cannot, and leaves nothing then."""
+  """Writes or replaces a file; on failure raises OSError and leaves no partial file."""
   _replace({path: content})
 
 
 def _replace(contents: Mapping[Any, bytes | bytearray]) -> None:
-  # Names that no other files have, and that are no longer than names may be.
+  # Random names are unique, and short enough for every file system.
   partials = {path: path.with_name(f".{secrets.token_hex(8)}.partial") for path in contents}
   try:
     for path, content in contents.items():
@@ -67,10 +67,10 @@ def _replace(contents: Mapping[Any, bytes | bytearray]) -> None:
 
 
 def to_json(result: Any) -> str:
-  """One line of JSON that every reader takes.
+  """One line of strictly valid JSON.
 
-  Numbers that are not finite are null: JSON has no name for them. Text is valid Unicode: bytes of
-  a file's name that are not UTF-8 are taken for Latin-1.
+  Non-finite numbers become null, since JSON has no notation for them. Text is valid Unicode: bytes
+  of a file name that are not UTF-8 are decoded as Latin-1.
   """
   return json.dumps(_strict(result), allow_nan=False)
 

@@ -1,12 +1,12 @@
-"""Sharpness-aware minimisation (SAM): the gradient not at the weights, but uphill from them.
+"""Sharpness-aware minimisation (SAM): takes the gradient at perturbed weights.
 
-With weights w and their gradient g, the weights are moved by rho g / ||g||, which is where the loss
-rises fastest, and the gradient is taken there. It is that gradient which trains w: what the loss
-rises to nearby is made small, not the loss at w alone (Foret et al., 2021).
+SAM moves the weights w by rho g / ||g||, where g is their gradient, because the loss rises fastest
+in this direction. It takes the gradient at the moved weights and uses it to train w. This minimises
+the largest loss in the neighbourhood of w instead of the loss at w (Foret et al., 2021).
 
-NFNet-F5 and F6 were trained so. Their ascent is computed from 20 % of the batch, of the same batch,
-and each replica ascends by its own images: nothing is summed over replicas before the second
-gradient (NFNet paper, section 6.1). The first pass then costs a fifth of the second.
+NFNet-F5 and F6 were trained with SAM. Their ascent step uses 20 % of the same batch, and each
+replica computes it from its own images, so replicas exchange nothing before the second gradient
+(NFNet paper, section 6.1). The first pass then costs a fifth of the second.
 """
 
 import math
@@ -28,7 +28,7 @@ def value_and_grad(
   rho: float,
   ascent_args: Callable[..., tuple] | None = None,
 ) -> Callable:
-  """The same as `jax.value_and_grad`, with SAM's gradient in place of the gradient.
+  """Like `jax.value_and_grad`, but returns SAM's gradient.
 
   >>> def loss_fn(w, x):
   ...   return jnp.sum(jnp.square(w * x))
@@ -40,20 +40,20 @@ def value_and_grad(
   Array([14.], dtype=float32)
 
   Args:
-    fun: gives a scalar, or a pair of a scalar and anything else if `has_aux`. What is random in it
-      has to follow from its arguments: both passes should see the same draws.
-    argnums: which arguments to differentiate by, as of `jax.value_and_grad`. Several are moved
-      together, by the norm of all their gradients.
-    has_aux: whether `fun` gives a pair.
-    rho: how far to move, as a Euclidean norm; 0.05 in the paper's fine-tuning. At 0 the function is
-      `jax.value_and_grad(fun, argnums, has_aux)` itself.
-    ascent_args: gives the positional arguments of the first pass from those of the call, such as
-      the same weights with a part of the batch. All of them unless given.
+    fun: returns a scalar, or a pair of a scalar and auxiliary output if `has_aux`. Its random draws
+      must depend only on its arguments, so that both passes see the same draws.
+    argnums: the arguments to differentiate, as for `jax.value_and_grad`. Several arguments are
+      moved together, by the norm of all their gradients.
+    has_aux: whether `fun` returns a pair.
+    rho: length of the move, as a Euclidean norm; 0.05 in the paper's fine-tuning. With 0, the
+      result is `jax.value_and_grad(fun, argnums, has_aux)` itself.
+    ascent_args: maps the positional arguments of the call to those of the first pass, for example
+      the same weights with a part of the batch. By default, both are the same.
 
   Returns:
-    A function of the arguments of `fun`. Its value, its auxiliary output (a network's running
-    statistics, for one) and its gradients are all those of the second pass, at the moved weights.
-    Mapped over replicas, each moves by its own gradient.
+    A function of the arguments of `fun`. Its value, auxiliary output (such as running statistics)
+    and gradients are those of the second pass, at the moved weights. If it is mapped over replicas,
+    each replica moves by its own gradient.
 
   Raises:
     RequestError: if `rho` is negative or not finite.
@@ -82,14 +82,14 @@ def ascend(params: Any, grads: Any, rho: float) -> Any:
 
   Args:
     params: any pytree of arrays.
-    grads: the same tree. Where all of it is 0 there is no direction, and nothing moves.
+    grads: the same tree. If all gradients are 0, nothing moves.
     rho: length of the move.
 
   Returns:
     The moved weights, each in its own dtype.
   """
   wide = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads)
-  # Of squares alone a gradient of 1e-25 would have the norm 0, and one of 1e20 an infinite one.
+  # Scaled first, since squares underflow for gradients of 1e-25 and overflow for those of 1e20.
   greatest = [jnp.max(jnp.abs(g), initial=0) for g in jax.tree.leaves(wide)]
   wide = jax.tree.map(lambda g: g / _or_one(jnp.max(jnp.stack(greatest))), wide)
   scale = rho / _or_one(optax.tree.norm(wide))
@@ -97,5 +97,5 @@ def ascend(params: Any, grads: Any, rho: float) -> Any:
 
 
 def _or_one(x: jax.Array) -> jax.Array:
-  """The same number, to divide by; NaN stays, so that what has diverged is seen to have."""
+  """Replaces 0 by 1 in a divisor; NaN stays, so that divergence remains visible."""
   return jnp.where(x == 0, 1, x)

@@ -1,8 +1,9 @@
-"""The seed of a run, and what each use of it gets: numbers that tell nothing of the others'.
+"""Derives independent seeds for each purpose from the seed of a run.
 
-Runs from before scheme 2 used the seed itself for everything. With it step 1's key is the key of
-the first convolution's weights, since JAX's `split` is its `fold_in` by 0 and 1; and the crop of an
-example at position 5 has the seed of epoch 5's order. Those runs go on as they began.
+Runs from before scheme 2 used the same seed for everything, which correlated the random numbers.
+The key of step 1 was the key of the first convolution's weights, since JAX's `split` equals
+`fold_in` with 0 and 1. The crop of the example at position 5 had the seed of epoch 5's order. Such
+runs keep their scheme when they are resumed.
 """
 
 from typing import NamedTuple
@@ -15,13 +16,13 @@ NEWEST = 2
 
 
 class Seeds(NamedTuple):
-  """A seed for each use, 0..2**31-1.
+  """A seed for each purpose, 0..2**31-1.
 
   Attributes:
-    init: of the network's initial values.
-    steps: of augmentation and dropout, with a step's number.
-    order: of the training images, with an epoch's number.
-    crops: of the training images, with a position in their stream.
+    init: seed of the network's initial values.
+    steps: seed of augmentation and dropout, used together with the step.
+    order: seed of the order of training images, used together with the epoch.
+    crops: seed of random crops, used together with the position in the stream of images.
   """
 
   init: int
@@ -34,14 +35,14 @@ def seeds_of(seed: int, scheme: int = NEWEST) -> Seeds:
   """Derives the seeds of a run.
 
   Args:
-    seed: of the run.
-    scheme: the config's `seeding`: 1 for the seed itself everywhere, 2 for seeds of their own.
+    seed: the seed of the run.
+    scheme: the config's `seeding`: 1 uses the same seed everywhere, 2 derives independent seeds.
 
   Raises:
-    RequestError: for another scheme.
+    RequestError: for any other scheme.
   """
   if scheme not in (1, NEWEST):
-    raise RequestError(f"seeding={scheme}: choose 1, as runs of old have it, or {NEWEST}.")
+    raise RequestError(f"unknown seeding={scheme}: choose {NEWEST}, or 1 as in older runs.")
   if scheme == 1:
     return Seeds(seed, seed, seed, seed)
   words = np.random.SeedSequence(seed % 2**64).generate_state(len(Seeds._fields))

@@ -419,7 +419,7 @@ def test_mask_may_be_a_tree_with_a_call_method():
 
 
 def test_mask_that_fits_no_parameters_is_refused():
-  with pytest.raises(ValueError, match="mask is no prefix"):
+  with pytest.raises(ValueError, match="mask is not a prefix"):
     adaptive_grad_clip(0.1, mask={"a": True}).init({"b": jnp.ones(2)})
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Several processes on this machine, as one job:
+# Runs several processes on this machine as one job:
 #
 #   experiments/launch/local.sh 4 train --config=experiments/digits.py --workdir=runs/digits
 #
-# For tests of what happens on a pod, and for a machine whose GPUs are better fed by a process each:
-# process I then sees GPU I alone. (One process uses all GPUs of a machine as well.)
+# Use it to test the behaviour of a pod, or to feed each GPU from a separate process. Process I sees
+# only GPU I. (A single process also uses all GPUs of a machine.)
 set -u
 num_processes=$1
 shift
@@ -18,7 +18,8 @@ for ((id = 0; id < num_processes; id++)); do
   processes+=("$!")
 done
 
-# A request to stop goes to all: they save a checkpoint and leave. A second Ctrl-C ends them at once.
+# A request to stop goes to all processes, which save a checkpoint and exit. A second Ctrl-C kills
+# them.
 interrupted=0
 interrupt() {
   if ((interrupted++)); then kill -KILL "${processes[@]}"; else kill -TERM "${processes[@]}"; fi 2>/dev/null
@@ -29,7 +30,7 @@ status=0
 for process in "${processes[@]}"; do
   wait "$process"
   code=$?
-  while kill -0 "$process" 2>/dev/null; do # The wait was cut short by a signal.
+  while kill -0 "$process" 2>/dev/null; do # A signal has interrupted the wait.
     wait "$process"
     code=$?
   done

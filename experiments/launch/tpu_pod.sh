@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A TPU-VM pod slice: makes it, installs this checkout on all its workers, and trains.
+# Creates a TPU-VM pod slice, installs this checkout on all its workers, and trains.
 #
 #   NAME=f5 TYPE=v4-512 ZONE=us-central2-b experiments/launch/tpu_pod.sh \
 #     train --config=experiments/imagenet_nfnet.py:F5 --workdir=gs://BUCKET/runs/f5 \
 #     --config.data.dir=gs://BUCKET/tensorflow_datasets
 #
-# v4-512 has 512 cores, two to a chip: 256 devices. The workers find each other, nothing has to be
-# said about them. Work directory and data have to be where every worker sees them: gs://, or a
-# mounted disk. The same command starts the run and goes on with it after a preemption.
+# v4-512 has 512 cores, two per chip, and thus 256 devices. The workers find each other without
+# flags. All workers must see the run directory and the data, in gs:// or on a mounted disk. The same
+# command starts the run and resumes it after a preemption.
 set -euo pipefail
 : "${NAME:?of the TPU}" "${TYPE:?such as v4-512}" "${ZONE:?such as us-central2-b}"
 tpu=(gcloud compute tpus tpu-vm)
@@ -20,8 +20,8 @@ archive=$(mktemp)
 git archive --format=tar.gz --output="$archive" HEAD
 "${tpu[@]}" scp "$archive" "$NAME:nfnet_jax.tar.gz" --zone="$ZONE" --worker=all
 
-# On every worker, in a process that outlives this shell's connection: its log is in train.log. The
-# image's own Python, 3.10, is too old; uv brings one.
+# Runs on every worker in a process that outlives the connection; its log is in train.log. The
+# image's own Python, 3.10, is too old, so uv installs a newer one.
 printf -v words '%q ' "$@"
 "${tpu[@]}" ssh "$NAME" --zone="$ZONE" --worker=all --command="
   set -e

@@ -1,8 +1,8 @@
-"""What happens to a batch on the device before the network sees it: keyed, batched functions.
+"""Augmentation on the device: keyed, batched functions.
 
-In the order of the recipe: `pairs` and `mix` make one image of two, `randaugment` distorts it,
-`normalize` maps it to the network's input. All are pure, have static shapes and run inside the
-training step. Their randomness follows from a key and an example's index in the global batch.
+In the order of the recipe, `pairs` and `mix` combine two images into one, `randaugment` distorts
+it, and `normalize` maps it to the network's input. All are pure, have static shapes and run inside
+the training step. Random draws depend on a key and an example's index in the global batch.
 """
 
 from nfnet_jax.augment.mixing import blend as blend

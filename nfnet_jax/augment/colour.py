@@ -1,13 +1,14 @@
 """RandAugment's operations on pixel values, in integer arithmetic: the same on every device.
 
-All take and give one image, `[H, W, 3]` uint8, and have static arguments. They follow the published
-code, rounding down where it does. Where that computes in float32 its result hangs on the order of
-the roundings; here the quotient is exact, which can differ by one level:
+All map one image, `[H, W, 3]` uint8, to another, and have static arguments. They follow the
+published code, including where it rounds down. Some of its float32 results depend on the order of
+rounding; the quotients here are exact, which can differ by one level:
 
 * `auto_contrast`: for 0.5 % of all possible pixels.
-* `grayscale`, hence `colour`: for 0.002 % of all colours, and `colour` amplifies by its factor.
-* `sharpness`: the smoothed image differs by one for some pixels of flat or smooth areas, the
-  result by up to two levels at magnitude 15.
+* `grayscale`, and therefore `colour`: for 0.002 % of all colours; `colour` amplifies the difference
+  by its factor.
+* `sharpness`: the smoothed image differs by one level for some pixels of flat or smooth areas, and
+  the result by up to two levels at magnitude 15.
 """
 
 import jax
@@ -31,7 +32,7 @@ def equalize(image: Array) -> Array:
 
 def _equalize_channel(channel: Array) -> Array:
   histogram = jnp.zeros(256, jnp.int32).at[channel.astype(jnp.int32)].add(1)
-  # The pixels but for those of the brightest level present, in 255 steps.
+  # The number of pixels per step, without those of the brightest level present.
   step = (channel.size - histogram[jnp.max(channel).astype(jnp.int32)]) // 255
   below = jnp.cumsum(histogram) - histogram
   table = jnp.clip((below + step // 2) // jnp.maximum(step, 1), 0, 255)
@@ -51,12 +52,12 @@ def posterize(image: Array, bits: int) -> Array:
 
 
 def solarize(image: Array, threshold: int) -> Array:
-  """Inverts the values that are not below `threshold`."""
+  """Inverts the values at or above `threshold`."""
   return jnp.where(image.astype(jnp.int32) < threshold, image, 255 - image)
 
 
 def solarize_add(image: Array, addition: int) -> Array:
-  """Adds to the values below 128, up to 255."""
+  """Adds `addition` to the values below 128, clipped at 255."""
   x = image.astype(jnp.int32)
   return jnp.where(x < 128, jnp.minimum(x + addition, 255), x).astype(jnp.uint8)
 
@@ -69,8 +70,9 @@ def colour(image: Array, percent: int) -> Array:
 def contrast(image: Array, percent: int) -> Array:
   """Moves away from a flat image of value `min(H * W // 256, 255)`.
 
-  That value is the published code's: it divides the sum of the histogram, the number of pixels, by
-  256 instead of averaging. From 256 by 256 pixels on it is 255, and more contrast darkens.
+  This is the published code's value: instead of averaging, it divides the sum of the histogram,
+  which is the number of pixels, by 256. For images of at least 256 by 256 pixels it is 255, so that
+  more contrast makes them darker.
   """
   height, width, _ = image.shape
   return _extrapolate(jnp.int32(min(height * width // 256, 255)), image, percent)
@@ -82,7 +84,7 @@ def brightness(image: Array, percent: int) -> Array:
 
 
 def sharpness(image: Array, percent: int) -> Array:
-  """Moves away from the smoothed image; the outermost pixels stay as they are."""
+  """Moves away from the smoothed image; the outermost pixels do not change."""
   x = image.astype(jnp.int32)
   rows = x[:-2] + x[1:-1] + x[2:]
   ninefold = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
@@ -93,7 +95,7 @@ def sharpness(image: Array, percent: int) -> Array:
 
 
 def grayscale(image: Array) -> Array:
-  """`[H, W]` int32: luma on a scale that ends at 255.5, rounded down, as TensorFlow has it."""
+  """`[H, W]` int32: luma scaled to 0..255.5 and rounded down, as in TensorFlow."""
   red, green, blue = jnp.moveaxis(image.astype(jnp.int32), -1, 0)
   # 0.2989, 0.5870 and 0.1140, times 255.5 / 255; the largest product still fits in 32 bits.
   return (2989 * red + 5870 * green + 1140 * blue) * 511 // (10000 * 510)

@@ -1,8 +1,8 @@
 """RandAugment's operations on pixel positions. Uncovered pixels are grey, 128.
 
-All take and give one image, `[H, W, 3]` uint8. Amounts are static; their sign is drawn on the
-device. The nearest source pixel is taken, halves rounded away from zero, as the published code's
-image library does.
+All map one image, `[H, W, 3]` uint8, to another. Amounts are static; their sign is drawn on the
+device. Each pixel takes the value of the nearest source pixel, with halves rounded away from zero,
+as in the published code's image library.
 """
 
 import jax
@@ -15,7 +15,7 @@ FILL = 128
 
 
 def rotate(image: Array, degrees: float, negate: Array) -> Array:
-  """Turns about the centre, counter-clockwise for a positive angle; `negate` is a scalar bool."""
+  """Rotates about the centre, counter-clockwise for positive angles; `negate` is a scalar bool."""
   height, width, _ = image.shape
 
   def matrix(sign: int) -> np.ndarray:
@@ -30,27 +30,27 @@ def rotate(image: Array, degrees: float, negate: Array) -> Array:
 
 
 def shear_x(image: Array, shear: float, negate: Array) -> Array:
-  """Row `y` moves to the left by `shear * y` pixels."""
+  """Moves row `y` to the left by `shear * y` pixels."""
   return _warp(image, _matrix(x_by_row=shear), _matrix(x_by_row=-shear), negate)
 
 
 def shear_y(image: Array, shear: float, negate: Array) -> Array:
-  """Column `x` moves up by `shear * x` pixels."""
+  """Moves column `x` up by `shear * x` pixels."""
   return _warp(image, _matrix(y_by_column=shear), _matrix(y_by_column=-shear), negate)
 
 
 def translate_x(image: Array, pixels: float, negate: Array) -> Array:
-  """Moves to the left by `pixels`."""
+  """Moves the image to the left by `pixels`."""
   return _warp(image, _matrix(x_offset=pixels), _matrix(x_offset=-pixels), negate)
 
 
 def translate_y(image: Array, pixels: float, negate: Array) -> Array:
-  """Moves up by `pixels`."""
+  """Moves the image up by `pixels`."""
   return _warp(image, _matrix(y_offset=pixels), _matrix(y_offset=-pixels), negate)
 
 
 def cutout(image: Array, half: int, row: Array, column: Array) -> Array:
-  """Greys a square of `2 * half` pixels about (`row`, `column`), less where it leaves the image."""
+  """Fills a square of `2 * half` pixels about (`row`, `column`) with grey, clipped to the image."""
   height, width, _ = image.shape
   rows, columns = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
   in_rows = (row - half <= rows) & (rows < row + half)
@@ -70,8 +70,8 @@ def _warp(image: Array, plus: np.ndarray, minus: np.ndarray, negate: Array) -> A
   x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
 
   def source(row: int) -> Array:
-    # Products are constants and the device only adds: with a fused multiply-add, which some have
-    # and some have not, ties would round to another pixel.
+    # The products are constants, so the device only adds. Some devices have fused multiply-add,
+    # with which ties would round to another pixel.
     by_column = jnp.where(negate, minus[row, 0] * x, plus[row, 0] * x)
     by_row = jnp.where(negate, minus[row, 1] * y, plus[row, 1] * y)
     offset = jnp.where(negate, minus[row, 2], plus[row, 2])

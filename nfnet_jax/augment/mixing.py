@@ -1,16 +1,16 @@
-"""Mixup and cutmix: one training image and its label out of two (NFNet paper, section 6.1).
+"""Mixup and cutmix: combine two training images and their labels (NFNet paper, section 6.1).
 
-Which two. The published run reads `2 N` images for `N` outputs, so that every output has two
-different sources and every source serves once. `pairs` does the same: the batch that travels to
-the device holds `2 N` images and neighbours, `2 k` and `2 k + 1`, are mixed. That is exact; it
-costs twice the host's decoding, and one pass over the outputs reads the data twice.
+The published run reads `2 N` images for `N` outputs, so each output has two different sources and
+each source is used once. `pairs` does the same: the batch on the device holds `2 N` images, and the
+neighbours `2 k` and `2 k + 1` are mixed. This is exact, but it doubles the decoding on the host,
+and one pass over the outputs reads the data twice.
 
-Reading `N` and mixing each with its neighbour in both directions would keep the distribution of a
-single output, two different images drawn at random, but not of a batch: its outputs would share
-their sources in twos, and the gradient's noise would grow. This is not offered.
+Reading only `N` images and mixing each with its neighbour in both directions would keep the
+distribution of a single output, but not of a batch: pairs of outputs would share their sources,
+and the gradient noise would grow. This is not offered.
 
-Neighbours lie on one device as long as each holds an even number of images, and everything drawn
-follows from an output's index in the global batch. Nothing here depends on the number of devices.
+Neighbours are on the same device as long as each device holds an even number of images. Random
+draws depend on an output's index in the global batch, not on the number of devices.
 """
 
 import jax
@@ -24,10 +24,10 @@ def pairs(x: Array) -> tuple[Array, Array]:
   """Splits `[2 N, ...]` into first and second sources, `[N, ...]` each: neighbours are mixed.
 
   Raises:
-    ValueError: for an odd number.
+    ValueError: if the number of images is odd.
   """
   if x.shape[0] % 2:
-    raise ValueError(f"mixing takes images in twos, but a device holds {x.shape[0]} of them.")
+    raise ValueError(f"mixing needs an even number of images, but a device holds {x.shape[0]}.")
   return x[0::2], x[1::2]
 
 
@@ -35,7 +35,7 @@ def blend(weights: Array, first: Array, second: Array) -> jax.Array:
   """`weights * first + (1 - weights) * second` in float32, for images and for soft labels.
 
   Args:
-    weights: share of `first`: `[N]`, or of the rank of `first` and broadcast against it.
+    weights: share of `first`: `[N]`, or an array of the rank of `first` that broadcasts with it.
     first, second: `[N, ...]`.
 
   Returns:
@@ -51,9 +51,9 @@ def mixup_ratios(key: Array, example_ids: Array, alpha: float) -> Array:
   """The first image's share in mixup, drawn from Beta(`alpha`, `alpha`) for each example.
 
   Args:
-    key: of this step.
-    example_ids: `[N]` index in the global batch.
-    alpha: 0.2 in the paper: most outputs are nearly one of the two images.
+    key: random key of the step.
+    example_ids: `[N]` indices in the global batch.
+    alpha: 0.2 in the paper, so most outputs are close to one of the two images.
 
   Returns:
     `[N]` float32 in 0..1.
@@ -62,16 +62,16 @@ def mixup_ratios(key: Array, example_ids: Array, alpha: float) -> Array:
 
 
 def cutmix_masks(key: Array, example_ids: Array, height: int, width: int) -> Array:
-  """Masks of cutmix: 1 inside a random box, where the first image is seen, 0 elsewhere.
+  """Masks of cutmix: 1 inside a random box, which shows the first image, and 0 elsewhere.
 
-  The box has the image's aspect and, before it is clipped at the border, an area that is uniform
-  in 0..1; its centre is uniform over the pixels. Half its side is rounded down. Clipping makes it
-  smaller: on average the first image has 0.32 of the area, not half (less in tiny images).
+  The box has the image's aspect ratio. Its area as a share of the image is uniform in 0..1, its
+  centre is uniform over the pixels, and half its side is rounded down. Since the box is clipped at
+  the border, the first image has on average 0.32 of the area, not half (less in tiny images).
 
   Args:
-    key: of this step.
-    example_ids: `[N]` index in the global batch.
-    height, width: of the images, in pixels.
+    key: random key of the step.
+    example_ids: `[N]` indices in the global batch.
+    height, width: size of the images in pixels.
 
   Returns:
     `[N, height, width, 1]` float32. The mean of a mask is the first label's share.
@@ -96,24 +96,24 @@ def mix(
   mixup_alpha: float = 0.2,
   cutmix: bool = True,
 ) -> tuple[Array, Array]:
-  """Mixes pairs of images: with both methods on, mixup for every other example and cutmix.
+  """Mixes pairs of images. With both methods, even examples get mixup and odd ones cutmix.
 
   Args:
     first, second: `[N, H, W, 3]` pixel values 0..255 of any dtype, see `pairs`.
-    key: of this step.
-    example_ids: `[N]` index of the outputs in the global batch. Even ones get mixup.
+    key: random key of the step.
+    example_ids: `[N]` indices of the outputs in the global batch.
     mixup_alpha: see `mixup_ratios`; 0 for no mixup.
-    cutmix: whether there is cutmix.
+    cutmix: whether to use cutmix.
 
   Returns:
-    Images `[N, H, W, 3]` float32, not rounded, and ratios `[N]` float32: the share of the first
-    label, so that the targets are `blend(ratios, targets_of_first, targets_of_second)`.
+    Images `[N, H, W, 3]` float32, not rounded, and ratios `[N]` float32, the share of the first
+    label. The targets are `blend(ratios, targets_of_first, targets_of_second)`.
 
   Raises:
     ValueError: if both methods are off.
   """
   if not mixup_alpha and not cutmix:
-    raise ValueError("mixup_alpha=0 and cutmix=False leave nothing to mix with.")
+    raise ValueError("mixup_alpha=0 and cutmix=False disable mixing: use at least one method.")
   mixup_key, cutmix_key = jax.random.split(key)
   weights: list[Array] = []
   ratios: list[Array] = []
@@ -123,7 +123,7 @@ def mix(
   if cutmix:
     weights.append(cutmix_masks(cutmix_key, example_ids, *first.shape[1:3]))
     ratios.append(jnp.mean(weights[-1], axis=(1, 2, 3)))
-  # Both are masks; of two, even examples take the first and odd ones the last.
+  # With both methods, even examples use the first weights (mixup) and odd ones the last (cutmix).
   odd = example_ids % 2 == 1
   share = jnp.where(odd[:, None, None, None], weights[-1], weights[0])
   return blend(share, first, second), jnp.where(odd, ratios[-1], ratios[0])

@@ -1,4 +1,4 @@
-"""Pixel values to the input of the networks."""
+"""Maps pixel values to the input of the networks."""
 
 import jax
 import jax.numpy as jnp

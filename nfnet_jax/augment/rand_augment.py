@@ -1,15 +1,15 @@
-"""RandAugment with the published 16 operations, one operation executed per image and layer.
+"""RandAugment with the 16 published operations; only one operation is executed per image and layer.
 
-Every layer applies to every image one operation, chosen uniformly. To run only the chosen ones in
-parallel and with static shapes, 16 consecutive examples of the global batch form a block, and in
-each layer a random permutation deals the 16 operations out to them. For a single image that is the
-published distribution: uniform, independent over layers and steps. Within a block it is not: two
-of its images never get the same operation in the same layer.
+Each layer applies one uniformly chosen operation to each image. To execute only the chosen
+operations, in parallel and with static shapes, 16 consecutive examples of the global batch form a
+block. In each layer, a random permutation assigns the 16 operations to them. For a single image
+this is the published distribution: uniform, and independent over layers and steps. Within a block
+it differs: two images never get the same operation in the same layer.
 
-The permutation's key comes from the block's index in the global batch, so the result depends
-neither on the number of devices nor on how many examples each holds. The cost does: a device runs
-each operation once per block that it holds a part of, and with fewer than 16 images some of that
-is wasted.
+The permutation's key depends on the block's index in the global batch, so the result depends
+neither on the number of devices nor on the number of examples on each. The cost does depend on
+them: a device runs each operation once for every block of which it holds a part, which is wasteful
+with fewer than 16 images.
 """
 
 import math
@@ -29,7 +29,7 @@ NUM_OPS = 16
 
 
 class Draw(NamedTuple):
-  """What an operation may need besides its magnitude, drawn for one image and layer.
+  """The random draws for an operation on one image in one layer.
 
   Attributes:
     negate: bool, the direction of a geometric operation.
@@ -49,23 +49,23 @@ def randaugment(
 ) -> Array:
   """Distorts every image by `layers` random operations (NFNet paper, section 6.1 and appendix A).
 
-  The published networks were trained with 4 layers at magnitude 5 (F0), 10 (F1, F2) or 15. What is
-  peculiar in the published operations is kept, because the accuracies were measured with it:
+  The published networks were trained with 4 layers at magnitude 5 (F0), 10 (F1, F2) or 15. These
+  peculiarities of the published operations are kept, since the accuracies were measured with them:
 
   * Magnitudes are absolute: translation by 10 pixels and cutout of half-width 4 per unit of
     magnitude, whatever the image size.
-  * At magnitude 5 colour, contrast, brightness and sharpness have factor 1: they do nothing.
+  * At magnitude 5, colour, contrast, brightness and sharpness have factor 1 and do nothing.
   * The threshold of solarize, 256 at magnitude 10, overflows 8 bits. Magnitude 10 inverts the whole
-    image and magnitude 15 does the same as 5.
-  * More magnitude posterizes less: 2, 4, 6 bits are kept.
-  * Contrast refers to the number of pixels instead of their mean: see `colour.contrast`.
+    image, and magnitude 15 does the same as 5.
+  * A larger magnitude posterizes less: 2, 4 or 6 bits are kept.
+  * Contrast uses the number of pixels instead of their mean, see `colour.contrast`.
 
   Args:
     images: `[N, H, W, 3]`. Values other than uint8 are clipped to 0..255 and rounded down first.
-    key: of this step.
-    example_ids: `[N]` index in the global batch: consecutive numbers, the first a multiple of `N`.
+    key: random key of the step.
+    example_ids: `[N]` indices in the global batch: consecutive, starting at a multiple of `N`.
     layers: number of operations per image.
-    magnitude: their strength, 0..20.
+    magnitude: strength of the operations, 0..20.
 
   Returns:
     `[N, H, W, 3]` uint8.
@@ -90,7 +90,7 @@ def randaugment(
 
 
 def check_strength(layers: int, magnitude: int | None) -> None:
-  """Raises RequestError unless `randaugment` can take these values; 0 layers need no magnitude."""
+  """Raises RequestError for invalid arguments of `randaugment`; 0 layers need no magnitude."""
   in_range = layers == 0 if magnitude is None else 0 <= magnitude <= 20
   if layers < 0 or not in_range:
     raise RequestError(
@@ -124,16 +124,16 @@ def operations(magnitude: int) -> tuple[Op, ...]:
 
 
 def deal(key: Array, example_ids: Array) -> tuple[Array, Array]:
-  """Deals the operations out to the examples of each block.
+  """Assigns the operations to the examples of each block.
 
   Args:
-    key: of this step and layer.
+    key: random key of the step and layer.
     example_ids: `[N]`, as in `randaugment`.
 
   Returns:
-    Members, `[16, B]` int32: by operation, the local index of its example in each of the `B` blocks
-    that may have examples here; any index where that example is on another device. And places,
-    `[N]` int32: where in the flattened members an example stands.
+    Members, `[16, B]` int32: for each operation, the local index of its example in each of the `B`
+    blocks that may have examples here; arbitrary if that example is on another device. And places,
+    `[N]` int32: the position of each example in the flattened members.
   """
   n, first = example_ids.shape[0], example_ids[0]
   # A range of n that starts at a multiple of n starts at a multiple of gcd(n, 16).
@@ -149,7 +149,7 @@ def deal(key: Array, example_ids: Array) -> tuple[Array, Array]:
 
 
 def draw(key: Array, example_ids: Array, height: int, width: int) -> Draw:
-  """A `Draw` for each example: `[N]` arrays."""
+  """Draws a `Draw` with `[N]` arrays, one entry per example."""
 
   def draw_one(example_id: Array) -> Draw:
     keys = jax.random.split(jax.random.fold_in(key, example_id), 3)

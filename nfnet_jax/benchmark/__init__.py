@@ -1,4 +1,4 @@
-"""How fast this machine is at reading images, at training steps and at predictions."""
+"""Measures how fast this machine reads images, trains and predicts."""
 
 from nfnet_jax.benchmark.host import measure_input
 from nfnet_jax.benchmark.steps import measure_predict, measure_train

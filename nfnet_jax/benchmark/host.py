@@ -1,4 +1,4 @@
-"""`benchmark input`: what a run waits for, the host that reads images or the devices."""
+"""`benchmark input`: whether a run is limited by the host that reads images or by the devices."""
 
 import itertools
 import logging
@@ -22,32 +22,32 @@ from nfnet_jax.training.replicas import AXIS
 from nfnet_jax.training.step import augmented, images_per_example
 
 WINDOWS = 5
-STEPS = 5  # timed, after one that compiles
+STEPS = 5  # timed steps, after one that compiles
 
 log = logging.getLogger(__name__)
 
 
 def measure_input(config: ConfigDict, batches: int = 50, with_step: bool = True) -> dict:
-  """Measures how fast training images are read, and what augmentation costs on the devices.
+  """Measures the speed of reading training images, and the cost of augmentation on the devices.
 
-  After a fifth as many batches to warm up, `batches` are read in five windows while nothing else
-  runs. Then the whole training step and its augmentation alone are timed on a batch of random
-  pixels.
+  After a warm-up with a fifth as many batches, `batches` are read in five windows while nothing
+  else runs. Then the whole training step, and the augmentation alone, are timed on a batch of
+  random pixels.
 
   Args:
     config: `config.default()` with changes; the batch is that of one process.
-    batches: to be timed, 5 or more.
-    with_step: whether to time the step. A network that is too large for the machine needs a smaller
-      `batch_size`, or this to be off.
+    batches: number of batches to time, at least 5.
+    with_step: whether to time the step. If the network is too large for this machine, disable it or
+      use a smaller `batch_size`.
 
   Returns:
     `images_per_second` read by this host (median of the windows), `lowest` and `highest` of a
     window, and `images_per_step`, the images read for one step. With the step also `step_seconds`
-    (median), `step_images_per_second` that it takes from the host, and `augmentation_share`, of
-    the step.
+    (median), `step_images_per_second`, the speed at which the step consumes images, and
+    `augmentation_share`, the share of augmentation in the step.
 
   Raises:
-    RequestError: if config and data do not fit together, or `batches` are too few.
+    RequestError: if config and data do not fit together, or there are too few `batches`.
   """
   if batches < WINDOWS:
     raise RequestError(f"--batches={batches}: give {WINDOWS} or more, one for each window.")
@@ -73,14 +73,14 @@ def measure_input(config: ConfigDict, batches: int = 50, with_step: bool = True)
     }
     slower = "host" if result["images_per_second"] < size / seconds else "devices"
     log.info(
-      "step: %.3f s, %.1f%% of it augmentation; it could take %.0f images/s: the %s set the pace",
+      "step: %.3f s, %.1f%% of it augmentation; it can take %.0f images/s: limited by the %s",
       *(seconds, 100 * result["augmentation_share"], size / seconds, slower),
     )
   return result
 
 
 def _speeds(stream: Iterator[Batch], size: int, window: int) -> list[float]:
-  """Images per second in each window, after one to warm up."""
+  """Images per second in each window, after one window to warm up."""
   speeds = []
   for _ in range(WINDOWS + 1):
     start = time.perf_counter()
@@ -90,7 +90,7 @@ def _speeds(stream: Iterator[Batch], size: int, window: int) -> list[float]:
 
 
 def _step_seconds(config: ConfigDict, size: int) -> float:
-  """Median seconds of a step, the transfer of its batch included."""
+  """Median seconds of a step, including the transfer of its batch."""
   batch, built = _batch(config, size), build(config)
   state, step = (
     parallel.replicate(built.init(), copy=False),
@@ -105,7 +105,7 @@ def _step_seconds(config: ConfigDict, size: int) -> float:
 
 
 def _augmentation_seconds(config: ConfigDict, size: int) -> float:
-  """Median seconds of what a step does to its images before the network sees them."""
+  """Median seconds of the augmentation of a step."""
   batch, ids = _batch(config, size), jnp.arange(config.batch_size // jax.device_count())
   labels = config.model.num_classes, config.label_smoothing
 
@@ -124,7 +124,7 @@ def _batch(config: ConfigDict, size: int) -> Batch:
 
 
 def _median_seconds(function: Callable[[], None]) -> float:
-  """Of `STEPS` calls, after one that compiles."""
+  """Median seconds of `STEPS` calls, after one that compiles."""
   seconds = []
   for _ in range(1 + STEPS):
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the machine itself can do, to hold a network's speed against: matrix products, memory."""
+"""Measures the machine's peak speed of matrix products, and the memory of a program."""
 
 import resource
 import sys
@@ -10,23 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-# Square products of this size are near the peak; smaller ones for a CPU, which takes its time.
+# Square matrix products of this size reach nearly the peak. CPUs get smaller ones to save time.
 PEAK_SIZE = {"cpu": 2048}
 _PEAK_SIZE_OF_OTHERS = 8192
 _REPETITIONS = 10
 
 
 def matrix_peak(dtype: DTypeLike, num_devices: int) -> float:
-  """Floating-point operations per second of a large matrix product, on all devices at once.
+  """Floating-point operations per second of a large matrix product, on all devices together.
 
-  Two for each multiply-add; the best of several products, in JAX's default precision, which is
-  also the networks'.
+  A multiply-add counts as two operations. The result is the best of several products, in JAX's
+  default precision, which the networks also use.
   """
   size = PEAK_SIZE.get(jax.default_backend(), _PEAK_SIZE_OF_OTHERS)
   multiply = jax.pmap(jnp.matmul, devices=jax.devices()[:num_devices])
   x = jnp.asarray(np.random.default_rng(0).standard_normal((size, size), np.float32), dtype)
   x = jnp.stack([x] * num_devices)
-  x = jax.block_until_ready(multiply(x, x)) / size  # compiles, and lays x out over the devices
+  x = jax.block_until_ready(multiply(x, x)) / size  # Compiles, and distributes x over the devices.
   seconds = []
   for _ in range(_REPETITIONS):
     start = time.perf_counter()
@@ -36,11 +36,11 @@ def matrix_peak(dtype: DTypeLike, num_devices: int) -> float:
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, int | None]:
-  """Bytes that a program needs.
+  """The memory that a program needs, in bytes.
 
   Returns:
-    `program_bytes` by the compiler's plan, of one device: arguments, results and temporaries;
-    `peak_device_bytes` as the device counted them so far, None where it does not; and
+    `program_bytes`, the compiler's figure for one device: arguments, results and temporaries;
+    `peak_device_bytes`, the device's peak so far, None if it does not report it; and
     `peak_host_bytes` of this process.
   """
   plan: Any = compiled.memory_analysis()

@@ -1,4 +1,4 @@
-"""`benchmark train` and `benchmark predict`: a step of random pixels, and what it is made of."""
+"""`benchmark train` and `benchmark predict`: times the parts of a step on random pixels."""
 
 from typing import Any
 
@@ -23,12 +23,12 @@ IMAGENET = DatasetInfo(_CLASSES, ("",) * _CLASSES, _IMAGES["train"], _IMAGES["va
 
 
 def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
-  """Times the whole training step: augmentation, gradient, clipping, update and averages.
+  """Times the whole training step: augmentation, gradient, clipping, update and EMA.
 
   Args:
-    config: `config.default()` with changes. Its data set is not read: the images are random, of as
-      many classes as `model.num_classes` says, or 1000.
-    steps: to be timed, 1 or more, after two to warm up.
+    config: `config.default()` with changes. Its data set is not read: the images are random, with
+      `model.num_classes` classes, or 1000.
+    steps: number of steps to time, at least 1, after two to warm up.
 
   Returns:
     See `timing.report`.
@@ -65,7 +65,7 @@ def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
     config.batch_size,
     pixels,
     seconds,
-    # By the papers' formula: a backward pass is two forward passes.
+    # As in the papers, a backward pass counts as two forward passes.
     3 * forward.multiply_adds,
     compilation | machine.memory(compiled),
     num_devices,
@@ -79,20 +79,20 @@ def measure_predict(
   dtype: str = "float32",
   steps: int = 20,
 ) -> dict[str, Any]:
-  """Times predictions of one device, with weights standardised once.
+  """Times predictions on one device, with weights that are standardised once.
 
   Args:
     model: one of `list_models()`.
-    batch_size: images that are computed together.
-    image_size: in pixels; the network's test size by default.
+    batch_size: images per batch.
+    image_size: size of the images in pixels; the network's test size by default.
     dtype: "float32" or "bfloat16".
-    steps: to be timed, 1 or more, after two to warm up.
+    steps: number of steps to time, at least 1, after two to warm up.
 
   Returns:
     See `timing.report`.
 
   Raises:
-    RequestError: for numbers below 1, and unknown networks and dtypes.
+    RequestError: if a number is less than 1, or the network or dtype is unknown.
   """
   _check_steps(steps)
   model = models.find(model)
@@ -130,7 +130,7 @@ def _check_steps(steps: int) -> None:
 
 
 def _random_variables(model: str, **kwargs: Any) -> tuple[Any, Any]:
-  """Parameters and state with the shapes of a network's; what is in them does not matter."""
+  """Random parameters and state with a network's shapes; their values do not matter."""
   net = models.create_model(model, IMAGENET.num_classes, **kwargs)
   images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
   shapes = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, True), images)

@@ -1,4 +1,4 @@
-"""Images of random pixels, where it does not matter what a network sees."""
+"""Images of random pixels, for timing."""
 
 import numpy as np
 

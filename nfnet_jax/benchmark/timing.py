@@ -1,4 +1,4 @@
-"""Compiling a step and timing it, and what is reported of it."""
+"""Compiles a step, times it and reports the result."""
 
 import itertools
 import logging
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 
 def compile_for(function: Any, *args: Any) -> tuple[jax.stages.Compiled, dict[str, Any]]:
-  """Compiles a mapped or jitted function for arguments.
+  """Compiles a mapped or jitted function for given arguments.
 
   Returns:
-    The program; and `trace_seconds`, `compile_seconds`, and whether it was `compiled_before`, so
-    that the latter are those of reading it from the cache.
+    The program; and `trace_seconds`, `compile_seconds`, and whether it was `compiled_before`. If
+    so, `compile_seconds` is the time of reading it from the cache.
   """
   hits = []
 
@@ -48,13 +48,13 @@ def compile_for(function: Any, *args: Any) -> tuple[jax.stages.Compiled, dict[st
 def time_steps(
   step: Callable, hosts: list, transfer: Callable, steps: int
 ) -> dict[str, list[float]]:
-  """Seconds of the parts of every step, each waited for: `input`, `transfer` and `compute`.
+  """Times the parts of every step separately: `input`, `transfer` and `compute`, in seconds.
 
   Args:
-    step: from a batch on the devices to any of its results.
-    hosts: the batches, which take turns.
-    transfer: from a batch to the same on the devices.
-    steps: to be timed, after `WARM_UP`.
+    step: maps a batch on the devices to any of its results.
+    hosts: batches on the host, used in turn.
+    transfer: sends a batch to the devices.
+    steps: number of steps to time, after `WARM_UP`.
   """
   stream = itertools.cycle(hosts)
   seconds: dict[str, list[float]] = {"input": [], "transfer": [], "compute": []}
@@ -80,14 +80,15 @@ def report(
   program: dict[str, Any],
   num_devices: int,
 ) -> dict[str, Any]:
-  """The figures of a benchmark.
+  """Collects and logs the results of a benchmark.
 
   Returns:
-    What was measured on what; `images_per_second` and `step_seconds` (medians of all steps), with
-    the step's `lowest` and `highest`; medians of its parts: `input_seconds`, `transfer_seconds`
-    and `compute_seconds`; `multiply_adds` of a step by formula and `multiply_adds_per_second`;
-    `matrix_peak`, in operations of which a multiply-add is two, and the step's `share_of_peak`;
-    seconds of tracing and compilation; and memory, see `machine.memory`.
+    A description of the measurement and the device; `images_per_second` and `step_seconds` (medians
+    of all steps), with the step's `lowest` and `highest`; medians of its parts: `input_seconds`,
+    `transfer_seconds` and `compute_seconds`; `multiply_adds` of a step by formula and
+    `multiply_adds_per_second`; `matrix_peak`, where a multiply-add counts as two operations, and
+    the step's `share_of_peak`; seconds of tracing and compilation; and memory, see
+    `machine.memory`.
   """
   wholes = [sum(parts) for parts in zip(*timing.values(), strict=True)]
   seconds = float(np.median(wholes))

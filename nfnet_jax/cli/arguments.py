@@ -1,4 +1,4 @@
-"""The words of a command line: flags, changes of a config, and the help that lists them."""
+"""Parses the arguments of a command line: flags, config overrides and paths; prints their help."""
 
 import difflib
 import sys
@@ -27,22 +27,22 @@ def parse(
   required: Sequence[str] = (),
   positional: bool = False,
 ) -> Namespace:
-  """Understands the words after a verb, or prints its help and exits.
+  """Parses the arguments after a verb, or prints its help and exits.
 
   Args:
-    verb: whose flags are in `FLAGS`.
-    words: `--FLAG=VALUE` or `--FLAG VALUE`, `--FLAG` or `--noFLAG` for what is true or false, and
+    verb: a key of `FLAGS`.
+    words: `--FLAG=VALUE` or `--FLAG VALUE`, `--FLAG` or `--noFLAG` for booleans, and
       `--config.KEY=VALUE` or `--config.KEY VALUE` for a verb that takes a config.
-    about: what the verb does, for its help.
+    about: description of the verb for its help.
     required: flags that must be given.
-    positional: whether other words are paths; else there may be none.
+    positional: whether other arguments are allowed; they are paths.
 
   Returns:
-    The value of every flag, None for one that is open; `changes` of the config, `KEY=VALUE` each;
-    and `paths`.
+    The value of every flag, None if it has none; `changes` of the config, each `KEY=VALUE`; and
+    `paths`.
 
   Raises:
-    RequestError: for words that are not understood and values out of bounds.
+    RequestError: if an argument is unknown or a value is out of bounds.
   """
   flags = FLAGS[verb]
   if "-h" in words or "--help" in words:
@@ -73,7 +73,7 @@ def parse(
 
 
 def given(values: Namespace) -> dict:
-  """The flags that have a value."""
+  """The flags with a value other than None."""
   return {
     name: value
     for name, value in vars(values).items()
@@ -82,7 +82,7 @@ def given(values: Namespace) -> dict:
 
 
 def _pairs(verb: str, words: Sequence[str]) -> Iterator[tuple[str | None, Any]]:
-  """Names of flags and their texts; None as the name of a word that belongs to no flag."""
+  """Pairs of a flag's name and text; the name is None for a positional argument."""
   flags, rest = FLAGS[verb], list(words)
   while rest:
     word = rest.pop(0)
@@ -109,13 +109,13 @@ def _pairs(verb: str, words: Sequence[str]) -> Iterator[tuple[str | None, Any]]:
       yield name, None
     else:
       raise RequestError(
-        f"Missing value for flag --{name}: write --{name}=VALUE. "
+        f"missing value for flag --{name}: write --{name}=VALUE. "
         f"`nfnet-jax {verb} --help` lists the flags."
       )
 
 
 def _value(name: str, key: Key, text: str, hint: str) -> Any:
-  """A flag's value, of the right type and within its bounds."""
+  """Parses and checks a flag's value."""
   try:
     value = normalise(key, parse_value(key, text))
   except ValueError as error:
@@ -126,7 +126,7 @@ def _value(name: str, key: Key, text: str, hint: str) -> Any:
 
 
 def _unknown(verb: str, name: str, rest: str) -> str:
-  """What is said of a flag that the verb does not have."""
+  """The message for a flag that the verb does not have."""
   flags, plain = FLAGS[verb], name.replace("-", "_")
   near = [flag for flag in flags if flag == plain]
   if "config" in flags:
@@ -140,14 +140,14 @@ def _unknown(verb: str, name: str, rest: str) -> str:
 
 
 def described(verb: str) -> str:
-  """A verb's flags and examples, and the keys of its config."""
+  """The help for a verb's flags, its config keys and examples."""
   flags = FLAGS[verb]
   parts = [f"Flags of {verb}:\n{_entries({f'--{name}': flags[name] for name in flags})}"]
   if verb == "train":
     parts += [f"Keys of the config, written --config.KEY=VALUE:\n{_entries(KEYS)}"]
   elif "config" in flags:
     parts += [
-      "The config's keys are changed by --config.KEY=VALUE; `nfnet-jax train --help` lists them."
+      "Change keys of the config with --config.KEY=VALUE; `nfnet-jax train --help` lists them."
     ]
   examples = [f"  {example}" for example in EXAMPLES.get(verb, ())]
   return "\n\n".join([*parts, "\n".join(["Examples:", *examples])]) if flags else ""
@@ -160,7 +160,7 @@ def _help(verb: str, about: str | None, required: Sequence[str], positional: boo
 
 
 def _entries(table: Mapping[str, Key]) -> str:
-  """A table of flags or keys, each with its sentences, its default and its limits."""
+  """A table of flags or keys with their help, defaults and bounds."""
   width = max(map(len, table), default=0) + 4
   return "\n".join(
     textwrap.fill(

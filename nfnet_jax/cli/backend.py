@@ -1,4 +1,4 @@
-"""What JAX computes on, in one sentence where it finds nothing."""
+"""The platform that JAX computes on, with a clear error if it finds no device."""
 
 import os
 
@@ -8,7 +8,7 @@ from nfnet_jax.errors import RequestError
 
 
 def name() -> str:
-  """Starts JAX's backends, once `distributed.job` has connected to other processes.
+  """Initialises JAX's backends; call it after `distributed.job` has connected the processes.
 
   Returns:
     The platform: "cpu", "gpu" or "tpu".
@@ -18,10 +18,10 @@ def name() -> str:
   """
   try:
     return jax.default_backend()
-  except (RuntimeError, AssertionError) as error:  # The latter for a platform without a plugin.
+  except (RuntimeError, AssertionError) as error:  # AssertionError if the plugin is missing.
     wanted = os.environ.get("JAX_PLATFORMS", "")
     reason = str(error).partition("\n")[0] or "JAX has no plugin for it"
     raise RequestError(
-      f"JAX finds no device for JAX_PLATFORMS={wanted} ({reason}): unset it, or install what the "
-      "platform needs."
+      f"JAX finds no device for JAX_PLATFORMS={wanted} ({reason}): unset it, or install the "
+      "platform's software."
     ) from error

@@ -1,8 +1,9 @@
-"""Compiled programs outlive the process: the second start of a command need not compile.
+"""Caches compiled programs on disk, so that the second start of a command need not compile.
 
-JAX has such a cache and leaves it off. The command line turns it on, in the user's cache directory;
-`import nfnet_jax` does not. JAX's own variables come first: `JAX_COMPILATION_CACHE_DIR` puts it
-elsewhere, `JAX_ENABLE_COMPILATION_CACHE=false` turns it off. The directory may be deleted any time.
+JAX has such a cache, which is off by default. The command line enables it in the user's cache
+directory; `import nfnet_jax` does not. JAX's own variables take precedence:
+`JAX_COMPILATION_CACHE_DIR` changes the directory, `JAX_ENABLE_COMPILATION_CACHE=false` disables the
+cache. The directory can be deleted at any time.
 """
 
 import hashlib
@@ -15,8 +16,8 @@ import jax
 
 
 def enable() -> None:
-  """Names the directory to JAX, unless the user has named one or wants none."""
-  options: Any = jax.config  # whose types know only some of its options
+  """Enables JAX's cache, unless the user has chosen a directory or disabled it."""
+  options: Any = jax.config  # Its type declares only some of its options.
   if given := options.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(given))
     return
@@ -25,16 +26,16 @@ def enable() -> None:
   try:
     path = directory()
     path.mkdir(parents=True, exist_ok=True)
-  except (OSError, RuntimeError):  # A home that cannot be written, or none at all: no cache.
+  except (OSError, RuntimeError):  # Without a writable home, there is no cache.
     return
   jax.config.update("jax_compilation_cache_dir", str(path))
 
 
 def directory() -> pathlib.Path:
-  """Where compiled programs are kept: one directory for each kind of processor.
+  """The directory for compiled programs, one for each kind of processor.
 
-  JAX does not tell processors apart, and homes are shared by unlike machines: a program for one CPU
-  may be illegal on another.
+  JAX does not distinguish processors, but different machines may share a home directory, and a
+  program for one CPU may be invalid on another.
 
   Raises:
     RuntimeError: if the user has no home.

@@ -1,4 +1,4 @@
-"""What a user asks for: a config file, and changes on the command line."""
+"""Reads config files and applies the changes on the command line."""
 
 import difflib
 import math
@@ -19,7 +19,7 @@ from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
 from nfnet_jax.runs import provenance
 
-# What `config.resolve` derives, and the keys that it derives them from.
+# Keys that `config.resolve` derives, and the keys that it derives them from.
 _DERIVED = (
   *("steps", "optimizer.learning_rate", "optimizer.warmup_steps", "model.drop_rate"),
   *("model.num_classes", "data.train_size", "data.test_size", "data.test_resize"),
@@ -32,7 +32,7 @@ _SOURCES = {
 
 
 def load(argument: str | None, changes: Sequence[str] = ()) -> ConfigDict:
-  """The config that a command line asks for, checked as far as it can be without data.
+  """Loads the requested config and checks everything that does not depend on data.
 
   Args:
     argument: see `read`; None for the defaults.
@@ -49,29 +49,31 @@ def load(argument: str | None, changes: Sequence[str] = ()) -> ConfigDict:
 
 
 def read(argument: str) -> ConfigDict:
-  """Runs a config file, or reads the one that a run left.
+  """Executes a config file, or reads the `config.json` of a run.
 
   Args:
-    argument: its path; `FILE:VARIANT` for one whose `get_config` takes an argument; or the
-      `config.json` of a run.
+    argument: the path of a config file, `FILE:VARIANT` if its `get_config` takes an argument, or
+      the path of a run's `config.json`.
 
   Returns:
-    What its `get_config` returns, or what the run's file holds.
+    The result of `get_config`, or the run's config.
 
   Raises:
-    RequestError: if there is no such file, it fails, or it gives no config.
+    RequestError: if the file does not exist, fails, or does not return a config.
   """
   path, variant = _locate(argument)
   if _is_run(path):
     if variant:
-      raise RequestError(f"{path} is the config of a run, which has no variant {variant!r}.")
+      raise RequestError(
+        f"{path} is the config of a run and has no variants: remove :{variant} from its name."
+      )
     return _of_run(path)
   try:
     get_config = runpy.run_path(path).get("get_config")
     config = get_config(*filter(None, [variant])) if get_config else None
   except RequestError:
     raise
-  except (Exception, SystemExit) as error:  # Whatever goes wrong in there, its author can mend it.
+  except (Exception, SystemExit) as error:  # The author of the file can fix any error in it.
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
     where = f", line {lines[-1]}" if lines else ""
     what = f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ...')}"
@@ -85,17 +87,18 @@ def read(argument: str) -> ConfigDict:
 
 
 def override(config: ConfigDict, words: Iterable[str]) -> ConfigDict:
-  """Changes a config by the command line's words.
+  """Applies overrides from the command line to a config.
 
   Args:
-    config: as `config.default()` has it; it is changed.
-    words: `KEY=VALUE` each, for instance `data.name=cifar10`.
+    config: a config with the keys of `config.default()`; it is modified.
+    words: overrides `KEY=VALUE`, for instance `data.name=cifar10`.
 
   Returns:
     The same config.
 
   Raises:
-    RequestError: for an unknown key, which gives the nearest one, or a value of another type.
+    RequestError: if a key is unknown (the message suggests the nearest one) or a value has another
+      type.
   """
   for word in words:
     name, equals, text = word.partition("=")
@@ -112,14 +115,14 @@ def override(config: ConfigDict, words: Iterable[str]) -> ConfigDict:
 
 
 def _locate(argument: str) -> tuple[str, str]:
-  """The path of a config file, and the variant that is asked for or nothing."""
+  """The path of a config file, and the requested variant or ""."""
   argument = os.path.expanduser(argument)
   path, _, variant = argument.partition(":")
   if os.path.isfile(argument) or not os.path.isfile(path):
     path, variant = argument, ""
   if not os.path.isfile(path):
     inside = os.path.join(argument, "config.json")
-    hint = "experiments/ holds those that ship."
+    hint = "those of this package are in experiments/."
     for path in (inside, f"{argument}.py"):
       hint = f"did you mean {path}?" if os.path.isfile(path) else hint
     raise RequestError(f"there is no config file {argument!r}: {hint}")
@@ -131,14 +134,14 @@ def _is_run(path: str) -> bool:
 
 
 def _hint(name: str) -> str:
-  """What an unknown key may have been meant for."""
+  """Suggests a key for an unknown one."""
   near = [key for key in KEYS if key.rpartition(".")[2] == name]
   near = near or difflib.get_close_matches(name, KEYS, n=1, cutoff=0.5)
   return f"did you mean {near[0]}?" if near else "`nfnet-jax train --help` lists them all."
 
 
 def _of_run(path: str) -> ConfigDict:
-  """A run's config, as if a config file had given it."""
+  """Reads a run's config in the form of a config file's result."""
   values = config_lib.flatten(config_lib.load(epath.Path(path), partial=True).to_dict())
   if unknown := sorted(values.keys() - KEYS):
     raise RequestError(f"{path} has the unknown config key {unknown[0]!r}: {_hint(unknown[0])}")
@@ -146,10 +149,10 @@ def _of_run(path: str) -> ConfigDict:
 
 
 def _opened(config: ConfigDict, changed: set[str], num_train: int | None) -> ConfigDict:
-  """A run's config in which the numbers that it had derived follow from the changed keys.
+  """Reopens the derived values of a run's config, so that changed keys affect them.
 
-  A number was derived if deriving it again gives the same. Others were given, and stay.
-  `num_train` is the number of its training images, as far as it says.
+  A value counts as derived if deriving it again gives the same value. Other values were given by
+  the user and are kept. `num_train` is the run's number of training images, if known.
   """
   values = config_lib.flatten(config.to_dict())
   given = _with(config_lib.default(), {k: v for k, v in values.items() if k not in _DERIVED})
@@ -158,16 +161,16 @@ def _opened(config: ConfigDict, changed: set[str], num_train: int | None) -> Con
   info = DatasetInfo(num_classes, ("",) * num_classes, max(num_train, 2 * config.batch_size), 1)
   derived = config_lib.flatten(config_lib.resolve(given, info).to_dict())
   own = {k: values[k] for k in _DERIVED if values[k] != derived[k]}
-  if "epochs" in changed:  # They say nothing but how many steps there are.
+  if "epochs" in changed:  # New epochs always mean new steps.
     own.pop("steps", None)
   return _with(given, own)
 
 
 def _num_train(config: ConfigDict) -> int:
-  """How many training images an older run had, by its steps and its warm-up."""
+  """Infers the number of training images of an older run from its steps and warm-up."""
   steps, size, optimizer = config.steps or 1, config.batch_size, config.optimizer
   by_warmup = (optimizer.warmup_steps or 0) * size / (optimizer.warmup_epochs or 1)
-  # Where the warm-up had been given, that is hardly a whole number.
+  # If the user gave the warm-up, this is unlikely to be an integer.
   if size <= by_warmup < 2**31 and abs(by_warmup - round(by_warmup)) < 1e-6:
     return round(by_warmup)
   return math.ceil(steps * size / max(config.epochs, 1e-3))

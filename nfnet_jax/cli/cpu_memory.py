@@ -1,9 +1,9 @@
-"""On a CPU, memory that a step has used stays with the process, for the next step to use.
+"""Keeps freed memory in the process, so that steps on a CPU can reuse it.
 
-XLA asks the C library for every step's temporaries and frees them after it. glibc gives blocks as
-large as these back to the system each time, which hands them out again page by page, cleared: up to
-a quarter of a step is spent on that. It can be told not to; but what worker threads allocate it
-takes from the system whatever it is told, so that the steps have to run in the main thread.
+XLA allocates every step's temporaries from the C library and frees them after the step. glibc
+returns such large blocks to the system, which clears and maps them again page by page. This takes
+up to a quarter of a step. glibc can be told to keep them, but not for allocations of worker
+threads, so the steps must run in the main thread.
 """
 
 import ctypes
@@ -13,19 +13,19 @@ import jax
 
 from nfnet_jax.cli import backend
 
-# By glibc's malloc.h. As a threshold, -1 is the largest number.
+# Constants of glibc's malloc.h. As a threshold, -1 is the largest number.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _NEVER, _GROW_BY = -1, 64 << 20  # bytes
 
 
 def keep() -> None:
-  """Has this process keep memory that it frees, if it computes on the CPU; else changes nothing.
+  """Makes this process keep freed memory if JAX computes on the CPU; otherwise does nothing.
 
-  Call it from the main thread, before JAX computes anything and after `jax.distributed`'s start:
-  it starts JAX's backends. The process then holds on to the most it ever needed at once. Other C
-  libraries than glibc are left alone.
+  Call it from the main thread, before JAX computes anything and after `jax.distributed` has
+  started, because it initialises JAX's backends. The process then keeps its peak memory. C
+  libraries other than glibc are not affected.
   """
-  # Read when the CPU's backend starts; those of accelerators do not know it.
+  # The CPU backend reads this when it starts; accelerators ignore it.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   if backend.name() != "cpu" or sys.platform != "linux":
     return

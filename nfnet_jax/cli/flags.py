@@ -1,4 +1,4 @@
-"""The flags of every verb, described as a config's keys are (`nfnet_jax/config/keys.py`)."""
+"""The flags of every verb, in the form of the config's keys (`nfnet_jax/config/keys.py`)."""
 
 from nfnet_jax.config.keys import DTYPES, KEYS
 from nfnet_jax.config.values import Key, Path
@@ -7,69 +7,65 @@ from nfnet_jax.models.layers import NUMERICS
 _SIZE = KEYS["data.test_size"]
 _BATCH_SIZE = KEYS["batch_size"]._replace(default=None)
 
-_FORCE = Key(False, bool, "Replaces the file if it exists.")
-_WEIGHTS = Key(None, Path, "Names a weights file or a run directory.")
-_OUT = Key(None, Path, "Names the file to write.")
+_FORCE = Key(False, bool, "Whether to replace the file if it exists.")
+_WEIGHTS = Key(None, Path, "A weights file or a run directory.")
+_OUT = Key(None, Path, "The file to write.")
 _CONFIG = Key(
   None,
   Path,
-  "Names a config file, such as those in experiments/, as FILE:VARIANT if it has variants; or the "
+  "A config file, such as those in experiments/, as FILE:VARIANT if it has variants; or the "
   "config.json of a run.",
 )
 _NETWORK = {
   "model": Key(
     None,
     str,
-    "Names the network. Unless given, it is the one that the file names or fits.",
+    "The network. By default the weights file determines it.",
   ),
   "numerics": Key(
-    None, str, "Says timm for weights of a network that timm has trained.", choices=NUMERICS
+    None, str, "Numerics of the network; timm for weights that timm trained.", choices=NUMERICS
   ),
 }
 _NUM_CLASSES = Key(
   None,
   int,
-  "Says how many classes the network has. Unless given, it has as many as the file.",
+  "Number of classes of the network. By default that of the weights file.",
   1,
   2**20,
 )
 _PIXELS = _SIZE._replace(
-  help="Sets an image's side in pixels. Unless given, it is the network's own."
+  help="Side of the images in pixels. By default that of the weights file or the network."
 )
 _PROCESSES = {
-  "coordinator": Key(
-    None, str, "Gives the address HOST:PORT of process 0, for a job of several processes."
-  ),
+  "coordinator": Key(None, str, "Address HOST:PORT of process 0, for a job of several processes."),
   "num_processes": Key(
-    None, int, "Says how many processes the job has; 1 runs this one alone.", 1, 2**20
+    None, int, "Number of processes in the job; 1 for a single process.", 1, 2**20
   ),
-  "process_id": Key(None, int, "Says which of them this one is; they count from 0.", 0, 2**20),
-  "join_timeout": Key(
-    25.0, float, "Sets how many seconds to wait until all processes are there.", 1, 1e6
-  ),
+  "process_id": Key(None, int, "Index of this process in the job, from 0.", 0, 2**20),
+  "join_timeout": Key(25.0, float, "Seconds to wait for all processes of the job to join.", 1, 1e6),
 }
-_STEPS = Key(20, int, "Sets how many steps to time.", 1, 10**6)
+_STEPS = Key(20, int, "Number of steps to time.", 1, 10**6)
 
 FLAGS: dict[str, dict[str, Key]] = {
   "train": {
     "config": _CONFIG,
-    "workdir": Key(None, Path, "Names the run directory. It is made, or the run in it goes on."),
+    "workdir": Key(None, Path, "The run directory. It is created, or the run in it is resumed."),
     **_PROCESSES,
   },
   "evaluate": {
-    "workdir": Key(None, Path, "Names a run directory, which is evaluated on its own data set."),
-    "weights": Key(None, Path, "Names a weights file or a run directory, in place of --workdir."),
-    "dataset": Key(None, str, "Names a data set of TFDS, or says folder; --weights needs it."),
+    "workdir": Key(None, Path, "A run directory, to evaluate the run on its own data set."),
+    "weights": Key(None, Path, "A weights file or a run directory, instead of --workdir."),
+    "dataset": Key(None, str, "A data set of TFDS, or folder; required with --weights."),
     **_NETWORK,
     "size": _PIXELS,
-    "split": Key(None, str, "Names the split to evaluate on. Unless given, it is the test split."),
+    "split": Key(None, str, "The split to evaluate on. By default the test split."),
     "batch_size": _BATCH_SIZE._replace(
-      help="Sets how many images all devices compute together. Unless given, the run's, or 64."
+      help="Images per batch, over all devices. By default the run's batch size, or 64."
     ),
     "data_dir": Key(
       None,
       Path,
-      "Says where the data are. Unless given, they are where the run had them, or TFDS has them.",
+      "The directory of the data. By default that of the run, or of TFDS.",
     ),
     **_PROCESSES,
   },
@@ -81,14 +77,14 @@ FLAGS: dict[str, dict[str, Key]] = {
     "classes": Key(
       None,
       Path,
-      "Names a file of class names, one a line or JSON. Unless given, they are the network's own.",
+      "A file of class names, one per line or JSON. By default the names in the weights file.",
     ),
-    "top": Key(5, int, "How many classes to give.", 1, 2**20),
+    "top": Key(5, int, "Number of classes to print for each image.", 1, 2**20),
     "batch_size": _BATCH_SIZE._replace(
-      help="Sets how many images are computed together. Unless given, it depends on the device."
+      help="Images per batch. By default a good size for the device."
     ),
     "features": Key(
-      None, Path, "Names an .npz file to write pooled features to, in place of predicting classes."
+      None, Path, "An .npz file to write pooled features to, instead of predicting classes."
     ),
     "force": _FORCE,
   },
@@ -97,10 +93,10 @@ FLAGS: dict[str, dict[str, Key]] = {
     **_NETWORK,
     "out": _OUT,
     "to": Key(
-      "safetensors", str, "Names the format to write.", choices=("safetensors", "timm", "published")
+      "safetensors", str, "The format to write.", choices=("safetensors", "timm", "published")
     ),
     "averaged": Key(
-      True, bool, "Takes the EMA weights of a run directory; --noaveraged takes the raw ones."
+      True, bool, "Whether to take a run's EMA weights; --noaveraged takes the raw ones."
     ),
     "force": _FORCE,
   },
@@ -115,35 +111,33 @@ FLAGS: dict[str, dict[str, Key]] = {
   },
   "benchmark input": {
     "config": _CONFIG,
-    "batches": Key(50, int, "Sets how many batches to read.", 5, 10**6),
-    "step": Key(True, bool, "Times the training step as well; --nostep leaves that out."),
+    "batches": Key(50, int, "Number of batches to read.", 5, 10**6),
+    "step": Key(True, bool, "Whether to time the training step too; --nostep skips it."),
   },
   "benchmark train": {
     "config": _CONFIG,
-    "model": Key(None, str, "Names the network, unless a config does."),
-    "batch_size": _BATCH_SIZE._replace(help="Sets how many images a step has, on all devices."),
-    "image_size": _SIZE._replace(
-      help="Sets an image's side in pixels. Unless given, it is the config's."
-    ),
-    "dtype": Key(None, str, "Sets the dtype of the computation.", choices=tuple(DTYPES)),
+    "model": Key(None, str, "The network, if no config is given."),
+    "batch_size": _BATCH_SIZE._replace(help="Images per step, over all devices."),
+    "image_size": _SIZE._replace(help="Side of the images in pixels. By default the config's."),
+    "dtype": Key(None, str, "Dtype of the computation.", choices=tuple(DTYPES)),
     "steps": _STEPS,
   },
   "benchmark predict": {
-    "model": Key(None, str, "Names the network."),
-    "batch_size": _BATCH_SIZE._replace(
-      help="Sets how many images are computed together. Unless given, they are 8."
+    "model": Key(None, str, "The network."),
+    "batch_size": _BATCH_SIZE._replace(help="Images per batch. By default 8."),
+    "image_size": _SIZE._replace(
+      help="Side of the images in pixels. By default the network's test size."
     ),
-    "image_size": _PIXELS,
-    "dtype": Key(None, str, "Sets the dtype of the computation.", choices=tuple(DTYPES)),
+    "dtype": Key(None, str, "Dtype of the computation.", choices=tuple(DTYPES)),
     "steps": _STEPS,
   },
   "plan": {
     "config": _CONFIG,
-    "topology": Key(
-      None, str, "Names the machine, such as v4:4x4x8 for TPUs or gpu:h200x8 for GPUs."
-    ),
+    "topology": Key(None, str, "The machine, such as v4:4x4x8 for TPUs or gpu:h200x8 for GPUs."),
     "compile": Key(
-      True, bool, "Compiles for TPUs, which takes minutes; --nocompile goes by formulas alone."
+      True,
+      bool,
+      "Whether to compile for TPUs, which takes minutes; --nocompile uses only formulas.",
     ),
   },
   "models": {},

@@ -1,4 +1,4 @@
-"""Ctrl-C that is not lost."""
+"""Ensures that a Ctrl-C is not lost."""
 
 import _thread
 import contextlib
@@ -12,15 +12,15 @@ _AGAIN = 0.05  # seconds
 
 @contextlib.contextmanager
 def insisting() -> Iterator[None]:
-  """Raises KeyboardInterrupt once more where Python has to drop it, for as long as the block runs.
+  """Raises KeyboardInterrupt again if Python has dropped it, until the block ends.
 
-  That is in callbacks of the garbage collector, one of which is JAX's, and in finalisers.
+  Python drops it in callbacks of the garbage collector, such as JAX's, and in finalisers.
   """
   previous = sys.unraisablehook
 
   def hook(unraisable: Any) -> None:
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-      threading.Timer(_AGAIN, _thread.interrupt_main).start()  # in there it would be dropped again
+      threading.Timer(_AGAIN, _thread.interrupt_main).start()  # Here it would be dropped again.
     else:
       previous(unraisable)
 

@@ -1,4 +1,4 @@
-"""Results on stdout, for whoever reads them while they appear."""
+"""Prints results to stdout, line by line."""
 
 import os
 import signal
@@ -8,16 +8,16 @@ from nfnet_jax.errors import RunError
 
 
 def say(text: str) -> None:
-  """Prints a line at once.
+  """Prints a line and flushes it.
 
   Raises:
-    SystemExit: if nobody reads any more, as behind `head`; the status is that of SIGPIPE.
-    RunError: if it cannot be written, to a full disk for instance.
+    SystemExit: if the reader has ended, as in a pipe to `head`; the status is that of SIGPIPE.
+    RunError: if the line cannot be written, for instance to a full disk.
   """
   try:
     print(text, flush=True)
   except OSError as error:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still holds
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Discards Python's buffer.
     if isinstance(error, BrokenPipeError):
       sys.exit(128 + signal.SIGPIPE)
     raise RunError(f"cannot write to stdout: {error.strerror}.") from error

@@ -1,6 +1,6 @@
-"""What the command line can be asked to do: one function for each verb.
+"""The verbs of the command line, one function for each.
 
-Whatever is slow to import is imported where it is needed.
+Modules that are slow to import are imported only where they are needed.
 """
 
 import os
@@ -21,12 +21,12 @@ from nfnet_jax.errors import RequestError
 
 
 def train(argv: Sequence[str]) -> None:
-  """Train a network, or carry on with a run; its config's keys as --config.KEY=VALUE."""
+  """Train a network, or resume a run; change keys of its config with --config.KEY=VALUE."""
   values = parse("train", argv, about=train.__doc__, required=("config", "workdir"))
   with _job(values):
     from nfnet_jax.cli import config_file
 
-    # Whatever needs no data is refused before what is slow to start.
+    # Requests are checked as far as possible before the slow imports.
     config = config_file.load(values.config, values.changes)
     workdir = epath.Path(values.workdir)
     _check_workdir(workdir)
@@ -39,18 +39,18 @@ def train(argv: Sequence[str]) -> None:
 
 
 def evaluate(argv: Sequence[str]) -> None:
-  """Evaluate a run (--workdir), or weights on a data set (--weights); prints JSON."""
+  """Evaluate a run (--workdir), or weights on a data set (--weights); print JSON."""
   words = {word.partition("=")[0].lstrip("-") for word in argv if word.startswith("-")}
   of_weights = {"weights", "model", "dataset", "numerics", "size"}
   if {"workdir", "weights"} <= words:
-    raise RequestError("--workdir and --weights exclude each other: a run names its own network.")
+    raise RequestError("--workdir and --weights exclude each other: give only one of them.")
   required = ("weights", "dataset") if words & of_weights else ("workdir",)
   values = parse("evaluate", argv, about=evaluate.__doc__, required=required)
   if values.weights:
     _check_weights(values.weights)
   where = {"split": values.split, "data_dir": values.data_dir, "batch_size": values.batch_size}
   with _job(values) as process_index:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX takes it for a notice to those who train
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX handles it as a notice to save a run.
     cpu_memory.keep()
     from nfnet_jax.inference.evaluate import evaluate_weights, evaluate_workdir
 
@@ -65,7 +65,7 @@ def evaluate(argv: Sequence[str]) -> None:
 
 
 def predict(argv: Sequence[str]) -> None:
-  """Predict the classes of images, files or folders; prints one line of JSON for each image."""
+  """Predict the classes of images, files or folders; print one line of JSON for each image."""
   values = parse("predict", argv, about=predict.__doc__, required=("weights",), positional=True)
   cpu_memory.keep()
   from nfnet_jax.inference import predict as predict_lib
@@ -75,7 +75,7 @@ def predict(argv: Sequence[str]) -> None:
 
 
 def benchmark(argv: Sequence[str]) -> None:
-  """Measure reading (`input`), a step (`train`) or predictions (`predict`); prints JSON."""
+  """Measure the speed of reading (`input`), training (`train`) or `predict`; print JSON."""
   kinds = ("input", "train", "predict")
   kind = argv[0] if argv and argv[0] in kinds else None
   if kind is None:
@@ -84,7 +84,7 @@ def benchmark(argv: Sequence[str]) -> None:
       tables = [described(f"benchmark {each}") for each in kinds]
       say("\n\n".join([usage, benchmark.__doc__ or "", *tables]))
       sys.exit(0)
-    raise RequestError("say what to measure: nfnet-jax benchmark input|train|predict --FLAG=VALUE.")
+    raise RequestError("nothing to measure: nfnet-jax benchmark input|train|predict --FLAG=VALUE.")
   required = {"input": ["config"], "predict": ["model"]}.get(kind, [])
   values = parse(f"benchmark {kind}", argv[1:], about=benchmark.__doc__, required=required)
   if kind == "train" and not (values.model or values.config):
@@ -114,11 +114,11 @@ def benchmark(argv: Sequence[str]) -> None:
 
 
 def plan(argv: Sequence[str]) -> None:
-  """Tell what a run would need and cost on TPUs or GPUs that are not here; prints JSON."""
+  """Estimate what a run would need and cost on other TPUs or GPUs; print JSON."""
   values = parse("plan", argv, about=plan.__doc__, required=("config", "topology"))
   import jax
 
-  jax.config.update("jax_platforms", "cpu")  # An accelerator that is here has other work.
+  jax.config.update("jax_platforms", "cpu")  # Leaves local accelerators free for other work.
   from nfnet_jax import plan as plan_lib
   from nfnet_jax.cli import config_file
 
@@ -129,9 +129,9 @@ def plan(argv: Sequence[str]) -> None:
 
 
 def convert(argv: Sequence[str]) -> None:
-  """Write weights in another format, bit for bit; prints JSON."""
+  """Write weights in another format, bit for bit; print JSON."""
   values = parse("convert", argv, about=convert.__doc__, required=("weights", "out"))
-  backend.name()  # refuses before anything is read
+  backend.name()  # Fails before anything is read.
   from nfnet_jax import weights
 
   wanted = given(values)
@@ -140,9 +140,9 @@ def convert(argv: Sequence[str]) -> None:
 
 
 def export(argv: Sequence[str]) -> None:
-  """Write network and weights as one file, for JAX alone or for ONNX; prints JSON."""
+  """Write network and weights as one file, for JAX alone or for ONNX; print JSON."""
   values = parse("export", argv, about=export.__doc__, required=("weights", "out"))
-  backend.name()  # refuses before anything is read
+  backend.name()  # Fails before anything is read.
   from nfnet_jax.inference import export as export_lib
 
   wanted = given(values)
@@ -162,22 +162,22 @@ def models(argv: Sequence[str]) -> None:
 
 
 def _check_workdir(workdir: epath.Path) -> None:
-  """Refuses a run directory that can be none, because a file is in its place or above it."""
+  """Refuses a run directory if it or one of its parents is a file."""
   place = next((each for each in (workdir, *workdir.parents) if os.path.lexists(each)), os.curdir)
   if not os.path.isdir(place):
     raise RequestError(
-      f"cannot write run directory {workdir}: {place} is no directory. Choose another --workdir."
+      f"cannot write run directory {workdir}: {place} is not a directory. Choose another --workdir."
     )
 
 
 def _check_weights(path: str) -> None:
-  """Raises RequestError if there are no weights; what they are is found out later."""
+  """Raises RequestError if the weights do not exist; their content is checked later."""
   if not os.path.exists(path):
-    raise RequestError(f"there is no weights file and no run directory {path}.")
+    raise RequestError(f"there is no weights file or run directory {path}.")
 
 
 def _job(values: Namespace) -> AbstractContextManager[int]:
-  """This process's job; whatever imports or uses more of JAX comes in it."""
+  """Joins this process's job; use or import more of JAX only inside it."""
   from nfnet_jax.distributed import job as job_lib
 
   return job_lib.job(

@@ -1,8 +1,7 @@
-"""A run's config: its keys (`config/keys.py`), and the one place that derives numbers from it.
+"""A run's config: its keys (`config/keys.py`), and the only place that derives values from others.
 
-A config file in `experiments/` starts from `default()` and changes what its run is about. Command
-line overrides come next, and `resolve` last: it fills in what was left open, so that a number
-always follows from what the user finally asked for.
+A config file in `experiments/` starts from `default()` and changes some values. Then come overrides
+from the command line. `resolve` comes last and derives all open values from the final ones.
 """
 
 import json
@@ -20,10 +19,9 @@ from nfnet_jax.config.values import normalise, short
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
 
-PROVENANCE = "provenance"  # key of `config.json` that is none of a config
+PROVENANCE = "provenance"  # a key of `config.json` that is not part of the config
 
-# Keys that change how a run is watched, or its memory, but not what it computes: they may differ
-# on resuming.
+# Keys that affect monitoring or memory, but not the results. They may change when a run resumes.
 _STEP_KEYS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
 _HARMLESS_KEYS = (
   *("data.dir", "data.max_corrupt", "stall_timeout", "model.remat", "checkpoint_every_minutes"),
@@ -31,14 +29,14 @@ _HARMLESS_KEYS = (
 )
 
 
-# Keys that `resolve` derives, and what from. A run that goes on keeps what it began with.
+# Keys that `resolve` derives, and their sources. A resumed run keeps its original values.
 _DERIVED = {
   "seeding": (),
   "steps": ("epochs", "batch_size"),
   "optimizer.warmup_steps": ("optimizer.warmup_epochs", "batch_size"),
 }
 
-# What the file of every run has had from the first version on, and what `resolve` fills in there.
+# Keys that are in the file of every run since the first version, and those that `resolve` fills in.
 _OLDEST_KEYS = (
   *("seed", "batch_size", "epochs", "steps", "dtype", "label_smoothing", "ema_decay"),
   *("data.name", "data.train_split", "data.test_split", "data.train_size", "data.test_size"),
@@ -72,16 +70,17 @@ def default() -> ConfigDict:
 
 
 def checked(config: ConfigDict) -> ConfigDict:
-  """Checks all of a config that needs no data.
+  """Checks everything in a config that does not depend on data.
 
   Args:
     config: `default()` with changes.
 
   Returns:
-    A copy, locked, with `~` expanded in paths and the network's name as `list_models()` has it.
+    A locked copy, with `~` expanded in paths and the network's name as in `list_models()`.
 
   Raises:
-    RequestError: for values out of their bounds, all of them at once, or such that make no network.
+    RequestError: if values are out of bounds (it names all of them), or the network cannot be
+      built.
   """
   config = config.copy_and_resolve_references()
   values = flatten(config.to_dict())
@@ -92,7 +91,7 @@ def checked(config: ConfigDict) -> ConfigDict:
     config.update_from_flattened_dict({k: v for k, v in values.items() if v is not None})
     config.model.name = models.find(config.model.name)
   if config.init.head is not None and config.init.weights is None:
-    raise RequestError(f"init.head={config.init.head!r} without init.weights: name a weights file.")
+    raise RequestError(f"init.head={config.init.head!r} needs init.weights: name a weights file.")
   models.create_model(config.model.name, config.model.num_classes or 2, **model_kwargs(config))
   return config.lock()
 
@@ -100,20 +99,20 @@ def checked(config: ConfigDict) -> ConfigDict:
 def resolve(
   config: ConfigDict, info: DatasetInfo, recorded: ConfigDict | None = None
 ) -> ConfigDict:
-  """Checks a config and derives the numbers that were left open.
+  """Checks a config and derives its open values.
 
   Args:
     config: `default()` with the changes of a config file and of the command line.
-    info: of the data set that `config.data` names.
-    recorded: resolved config of the run that is to go on, if there is one. Open numbers are taken
-      from it where the same ones are asked for: another version of this code may derive others,
-      and so does a data set that has lost an image.
+    info: the data set that `config.data` names.
+    recorded: the resolved config of the run to resume, if any. Open values are taken from it if
+      their sources are unchanged, because another version of this code, or a data set that has lost
+      an image, could give other values.
 
   Returns:
-    A new config without open numbers, locked.
+    A new, locked config without open values.
 
   Raises:
-    RequestError: for values that make no run; the message names key and value.
+    RequestError: if the values do not describe a valid run; the message names key and value.
   """
   config = checked(config)
   spec = models.get_spec(config.model.name)
@@ -143,13 +142,13 @@ def resolve(
       f"epochs={config.epochs} of {info.num_train} examples at batch_size={config.batch_size} "
       "are less than one step: train for longer or with a smaller batch."
     )
-  if wrong := problems(flatten(config.to_dict())):  # of what was derived
+  if wrong := problems(flatten(config.to_dict())):  # in the derived values
     raise RequestError(" ".join(wrong))
   return config.lock()
 
 
 def _keep(config: ConfigDict, recorded: ConfigDict) -> None:
-  """Takes over the open numbers of a run that goes on."""
+  """Copies open values from the run to resume."""
   ours, theirs = flatten(config.to_dict()), flatten(recorded.to_dict())
   for key, sources in _DERIVED.items():
     if ours[key] is None and all(ours[source] == theirs.get(source) for source in sources):
@@ -157,48 +156,48 @@ def _keep(config: ConfigDict, recorded: ConfigDict) -> None:
 
 
 def _steps(epochs: float, config: ConfigDict, info: DatasetInfo) -> Fraction:
-  """Exactly: in floating point 200 epochs of 1437 examples at batch 40 are less than 7185 steps."""
+  """Exact, since 200 epochs of 1437 examples in batches of 40 give less than 7185 in floats."""
   return Fraction(epochs).limit_denominator() * info.num_train / config.batch_size
 
 
 def _check_data(config: ConfigDict, info: DatasetInfo) -> None:
   if info.several_right:
     raise RequestError(
-      f"data set {config.data.name!r} has several right classes for an image: it is for testing "
-      "only, with `nfnet-jax evaluate --weights`."
+      f"data set {config.data.name!r} has several correct labels per image, so it is for testing "
+      "only: use `nfnet-jax evaluate --weights`."
     )
   if config.model.num_classes not in (None, info.num_classes):
     raise RequestError(
       f"model.num_classes={config.model.num_classes}, but data set {config.data.name!r} has "
-      f"{info.num_classes} classes: leave the key out, or choose another data set."
+      f"{info.num_classes} classes: remove the key, or choose another data set."
     )
   mixes = config.augment.mixup_alpha > 0 or config.augment.cutmix
   if info.num_train < config.batch_size * (2 if mixes else 1):
-    twice = ", each mixed from two," if mixes else ""
+    twice = ", each mixed from two images," if mixes else ""
     raise RequestError(
-      f"batch_size={config.batch_size}{twice} of {info.num_train} training images: choose a smaller"
-      " one."
+      f"batch_size={config.batch_size}{twice} is too large for {info.num_train} training images:"
+      " choose a smaller one."
     )
   if info.num_classes < 2:
     raise RequestError(
-      f"data set {config.data.name!r} has {info.num_classes} class: nothing to learn."
+      f"data set {config.data.name!r} has only {info.num_classes} class: choose one with more."
     )
 
 
 def model_kwargs(config: ConfigDict) -> dict[str, Any]:
-  """Constructor overrides for `create_model`: what `config.model` sets, and the dtype."""
+  """Constructor overrides for `create_model`: the values of `config.model`, and the dtype."""
   special = ("name", "num_classes")
   kwargs = {k: v for k, v in config.model.items() if k not in special and v is not None}
   return kwargs | {"dtype": DTYPES[config.dtype]}
 
 
 def save(config: ConfigDict, path: epath.Path, provenance: Mapping[str, Any] | None = None) -> None:
-  """Writes a resolved config as JSON; the file appears whole or not at all.
+  """Writes a resolved config as JSON, completely or not at all.
 
   Args:
     config: from `resolve`.
-    path: of the file.
-    provenance: versions and the like, which are no part of the config; see `runs.provenance`.
+    path: the file.
+    provenance: versions and sizes that are not part of the config, see `runs.provenance`.
   """
   tree = config.to_dict() | ({PROVENANCE: dict(provenance)} if provenance else {})
   output.replace(path, f"{json.dumps(tree, indent=2, sort_keys=True)}\n".encode())
@@ -207,47 +206,46 @@ def save(config: ConfigDict, path: epath.Path, provenance: Mapping[str, Any] | N
 def load(path: epath.Path, *, partial: bool = False) -> ConfigDict:
   """Reads a config that `save` wrote.
 
-  A key that an older run does not have yet gets its default. Provenance is left out.
+  Keys that are missing in an older run's file get their defaults. Provenance is ignored.
 
   Args:
-    path: of the file.
-    partial: whether any key may be missing, and keys may be there that are none, as in a file that
-      a user has written.
+    path: the file.
+    partial: whether keys may be missing or unknown, as in a file that a user wrote.
 
   Raises:
-    RequestError: if there is no such file, or it is no config.
+    RequestError: if the file does not exist or is not a config.
   """
-  # Not `path.is_file`, which in etils is true of a pipe, and a pipe would never end.
+  # Not `path.is_file`, which in etils is true for a pipe; reading a pipe would hang.
   if os.path.exists(path) and not os.path.isfile(path):
-    raise RequestError(f"cannot read {path}: it is no file.")
+    raise RequestError(f"cannot read {path}: it is not a file.")
   try:
     found = json.loads(path.read_text())
     tree = found if isinstance(found, dict) else {}
     tree.pop(PROVENANCE, None)
     values = flatten(tree)
   except (FileNotFoundError, NotADirectoryError):
-    raise RequestError(f"{path.parent} is no run directory: it has no {path.name}.") from None
+    raise RequestError(f"{path.parent} is not a run directory: it has no {path.name}.") from None
   except (OSError, ValueError, RecursionError) as error:
     raise RequestError(f"cannot read {path}: {error}.") from error
   if "model.name" not in values:
-    raise RequestError(f"cannot read {path}: it holds no config of a run.")
-  tree.setdefault("seeding", 1)  # of runs from before there were others
+    raise RequestError(f"cannot read {path}: it does not hold the config of a run.")
+  tree.setdefault("seeding", 1)  # Older runs had only this scheme.
   known = {name: value for name, value in values.items() if name in KEYS and value is not None}
   wrong = problems({name: normalise(KEYS[name], value) for name, value in known.items()})
   if wrong := wrong + ([] if partial else _damage(values)):
-    remedy = "" if partial else " Put the file back as the run has written it."
+    remedy = "" if partial else " Restore the file as the run has written it."
     raise RequestError(f"cannot use {path}: {' '.join(wrong[:10])}{remedy}")
   for name, key in KEYS.items():
     section, _, leaf = name.rpartition(".")
     branch = tree.setdefault(section, {}) if section else tree
     if not isinstance(branch, dict):
-      raise RequestError(f"cannot use {path}: {section}={short(branch)} is no section.")
+      raise RequestError(f"cannot use {path}: {section}={short(branch)} is not a section.")
     branch.setdefault(leaf, key.default)
   return ConfigDict(tree).lock()
 
 
 def _damage(values: dict[str, Any]) -> list[str]:
-  """What shows that these are not all the values that `save` has written, in sentences."""
+  """Sentences on missing, empty and unknown keys in a file that `save` should have written."""
   missing = [name for name in _OLDEST_KEYS if name not in values]
   open_again = [
     name
@@ -257,7 +255,7 @@ def _damage(values: dict[str, Any]) -> list[str]:
   wrong = [f"it lacks {', '.join(missing[:10])}."] if missing else []
   wrong += [f"{name} has no value." for name in open_again]
   return wrong + [
-    f"{short(name)} is no key of this version." for name in sorted(values.keys() - KEYS)
+    f"{short(name)} is not a key of this version." for name in sorted(values.keys() - KEYS)
   ]
 
 
@@ -267,8 +265,8 @@ def differences(
   """Lists the keys in which two resolved configs differ.
 
   Returns:
-    One text `key: ours, theirs` for each key; keys that change no result are left out
-    unless `ignore` says otherwise. A key that one of them does not have yet has its default.
+    A text `key: ours, theirs` for each key. By default, keys that do not affect the results are
+    ignored. A missing key counts as its default.
   """
   defaults, ours, theirs = (
     flatten(json.loads(json.dumps(c.to_dict()))) for c in (default(), ours, theirs)

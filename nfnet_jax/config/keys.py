@@ -1,8 +1,8 @@
-"""Every key of a run's config, once: its default, its limits and what it means.
+"""The table of all keys of a run's config, with default, bounds and meaning.
 
-`nfnet_jax.config.default()` is made of this table, every value is checked against it before
-anything is read or written, and `nfnet-jax train --help` prints it. The flags of the command line
-(`nfnet_jax/cli/flags.py`) are described in the same way.
+`nfnet_jax.config.default()` is built from this table, all values are checked against it before
+anything is read or written, and `nfnet-jax train --help` prints it. The table of command-line flags
+(`nfnet_jax/cli/flags.py`) has the same form.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from nfnet_jax.models import layers
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 _MAX_INT32 = 2**31 - 1
-_EVER = 10**12  # steps that never come
+_EVER = 10**12  # more steps than any run has
 
 
 def _whole(default: int | None, least: int, greatest: int, help: str) -> Key:
@@ -39,65 +39,68 @@ def _choice(default: str | None, choices: tuple[str, ...], help: str) -> Key:
 
 KEYS: dict[str, Key] = {
   "seed": _whole(
-    0, -(2**31), 2**32 - 1, "Fixes initial weights, data order, augmentation and dropout."
+    *(0, -(2**31), 2**32 - 1),
+    "Seed of the initial weights, the data order, augmentation and dropout.",
   ),
   "seeding": _whole(
     None,
     1,
     seeds.NEWEST,
-    "How the draws follow from the seed: 1 as in older runs, 2 as in new ones.",
+    "How random draws are derived from the seed: 1 as in older runs, 2 as in new ones.",
   ),
-  "batch_size": _whole(256, 1, 2**20, "Images in a step, on all devices of all processes."),
+  "batch_size": _whole(256, 1, 2**20, "Images per step, over all devices of all processes."),
   "epochs": _number(90.0, 0, 1e6, "Passes over the training set."),
   "steps": _whole(
-    None, 1, _MAX_INT32, "Updates of the weights. They follow from epochs unless given."
+    None, 1, _MAX_INT32, "Number of updates of the weights. By default derived from epochs."
   ),
   "accumulate": _whole(
     *(1, 1, 2**20),
-    "Parts in which a device computes the gradient of its images, to save memory. The step is the "
-    "same, but with BatchNorm, which normalises each part by itself, and with SAM by a share.",
+    "Gradient accumulation steps, which save memory. They do not change the result, except with "
+    "BatchNorm, which normalises each part separately, and SAM with a share below 1.",
   ),
   "dtype": _choice(
-    "float32", tuple(DTYPES), "What is computed in; the weights are kept in float32."
+    "float32", tuple(DTYPES), "Dtype of the computation; the master weights are float32."
   ),
-  "model.name": Key("nfnet_f0", str, "The network; `nfnet-jax models` lists them."),
+  "model.name": Key("nfnet_f0", str, "The network; `nfnet-jax models` lists all."),
   "model.num_classes": _whole(
-    None, 1, 2**20, "Classes of the network. They follow from the data, with which they must agree."
+    None, 1, 2**20, "Classes of the network. By default those of the data, which must agree."
   ),
-  # Constructor arguments of the networks; None leaves the network's own.
+  # Constructor arguments of the networks; None keeps the network's own value.
   "model.activation": _choice(None, tuple(layers.ACTIVATIONS), "The non-linearity."),
   "model.alpha": _number(None, 0, 1e3, "Scale of the residual branches."),
   "model.se_ratio": _number(
-    None, 0, 64, "Hidden over input channels of squeeze-and-excitation; 0 leaves it out."
+    None, 0, 64, "Ratio of hidden to input channels in squeeze-and-excitation; 0 for none."
   ),
-  "model.numerics": _choice(None, layers.NUMERICS, "timm goes on with what timm has trained."),
+  "model.numerics": _choice(
+    None, layers.NUMERICS, "Numerics of the network; timm for weights that timm trained."
+  ),
   "model.stochdepth_rate": _share(
-    0.25, "Stochastic depth: how often the last block's branch is dropped."
+    0.25, "Rate of stochastic depth, which grows linearly with depth from 0."
   ),
-  "model.drop_rate": _share(None, "How often a pooled feature is dropped."),
+  "model.drop_rate": _share(None, "Rate of dropout on the pooled features."),
   "model.use_two_convs": Key(None, bool, "Whether an NFNet's block has two 3x3 convolutions."),
   "model.widths": Key(None, tuple[int, ...], "Output channels of each stage.", 1, 8192),
-  "model.depths": Key(None, tuple[int, ...], "Blocks of each stage.", 1, 1000),
+  "model.depths": Key(None, tuple[int, ...], "Number of blocks in each stage.", 1, 1000),
   "model.group_size": _whole(None, 1, 2**15, "Channels per group of the 3x3 convolutions."),
   "model.remat": _choice(
-    "none", models.REMAT, "What the backward pass computes again, to save memory."
+    "none", models.REMAT, "Rematerialisation: what the backward pass recomputes to save memory."
   ),
   "model.preactivation": Key(
-    None, bool, "Whether a block with BatchNorm normalises before it convolves."
+    None, bool, "Whether a block with BatchNorm normalises before its convolutions."
   ),
   "model.cross_replica_axis": _choice(
-    None, ("devices",), "devices has BatchNorm normalise over the images of all devices."
+    None, ("devices",), "With devices, BatchNorm normalises over the images of all devices."
   ),
-  "init.weights": Key(None, Path, "A weights file or a run to start from."),
+  "init.weights": Key(None, Path, "A weights file or a run directory to start from."),
   "init.head": _choice(
-    None, ("reset",), "reset puts a new classifier on these weights, for other classes."
+    None, ("reset",), "With reset, the classifier is initialised anew, for other classes."
   ),
   "data.name": Key(
     "digits",
     str,
     "The name of an image data set of TFDS, or folder for images in DIR/SPLIT/CLASS/.",
   ),
-  "data.dir": Key(None, Path, "The directory of the data. Unless given, the one that TFDS takes."),
+  "data.dir": Key(None, Path, "The directory of the data. By default that of TFDS."),
   "data.train_split": Key("train", str, "The split to train on, such as train[10000:]."),
   "data.test_split": Key("test", str, "The split to test on."),
   "data.hold_out": _share(
@@ -111,61 +114,59 @@ KEYS: dict[str, Key] = {
   "data.crop_area": Key(
     (0.08, 1.0),
     tuple[float, float],
-    "Shares of the image's area that a random crop may have.",
+    "Range of a random crop's share of the image's area.",
     0,
     1,
   ),
   "data.crop_aspect": Key(
     (3 / 4, 4 / 3),
-    *(tuple[float, float], "Ratios of width to height that a random crop may have.", 1e-3, 1e3),
+    *(tuple[float, float], "Range of a random crop's ratio of width to height.", 1e-3, 1e3),
   ),
-  "data.flip": Key(True, bool, "Whether training images are mirrored at random."),
+  "data.flip": Key(True, bool, "Whether training images are flipped at random."),
   "data.test_resize": _choice(
     None,
     ("squash", "central"),
-    "squash makes a test image a square and crops its centre, central crops first.",
+    "squash resizes a test image to a square and crops its centre; central crops first.",
   ),
-  "data.test_padding": _whole(
-    32, 0, formats.MAX_PADDING, "Pixels that the centre crop leaves out."
-  ),
+  "data.test_padding": _whole(32, 0, formats.MAX_PADDING, "Pixels that the centre crop removes."),
   "data.exif_orientation": Key(
     None,
     bool,
-    "Whether images are turned as their EXIF orientation says; those of folders unless given.",
+    "Whether to apply the EXIF orientation of images. By default only to those of folders.",
   ),
-  "data.shuffle_buffer": _whole(16384, 1, 2**22, "Records that the next one is drawn from."),
+  "data.shuffle_buffer": _whole(16384, 1, 2**22, "Size of the shuffle buffer in records."),
   "data.max_corrupt": _share(0.001, "Share of the training images that may be damaged."),
   "augment.mixup_alpha": _number(
-    0.0, 0, 1e3, "How strongly images are mixed; 0.2 in the paper, 0 for no mixup."
+    0.0, 0, 1e3, "Parameter of mixup's beta distribution; 0.2 in the paper, 0 for no mixup."
   ),
   "augment.cutmix": Key(
-    False, bool, "Whether images are cut and pasted into others; with mixup, each for half a batch."
+    False, bool, "Whether to use cutmix; together with mixup, each applies to half of a batch."
   ),
   "augment.randaugment_layers": _whole(
-    0, 0, 64, "RandAugment's operations on an image; 4 in the paper, 0 for none."
+    0, 0, 64, "RandAugment's operations per image; 4 in the paper, 0 for none."
   ),
   "augment.randaugment_magnitude": _whole(
     None,
     0,
     20,
-    "How strong RandAugment's operations are. Unless given, as the network's paper has them.",
+    "Magnitude of RandAugment's operations. By default that of the network's paper.",
   ),
-  "label_smoothing": _share(0.1, "Share of a label that is spread over all classes."),
-  "ema_decay": _share(0.99999, "Decay of the EMA weights in the long run."),
+  "label_smoothing": _share(0.1, "Probability that label smoothing spreads over all classes."),
+  "ema_decay": _share(0.99999, "Final decay of the EMA weights."),
   "optimizer.learning_rate_per_256": _number(
-    0.1, 0, 1e6, "Peak learning rate for a batch of 256; it grows with the batch size."
+    0.1, 0, 1e6, "Peak learning rate for a batch of 256; it is scaled with the batch size."
   ),
   "optimizer.learning_rate": _number(
-    None, 0, 1e6, "Peak learning rate. It follows from learning_rate_per_256 unless given."
+    None, 0, 1e6, "Peak learning rate. By default derived from learning_rate_per_256."
   ),
   "optimizer.final_learning_rate": _number(0.0, 0, 1e6, "Learning rate at the end of the cosine."),
   "optimizer.warmup_epochs": _number(5.0, 0, 1e6, "Length of the linear warm-up in epochs."),
   "optimizer.warmup_steps": _number(
-    None, 0, _MAX_INT32, "The same in steps. It follows from warmup_epochs unless given."
+    None, 0, _MAX_INT32, "Length of the linear warm-up in steps. By default from warmup_epochs."
   ),
-  "optimizer.momentum": _share(0.9, "What Nesterov's momentum keeps from step to step."),
+  "optimizer.momentum": _share(0.9, "Nesterov's momentum."),
   "optimizer.weight_decay": _number(
-    2e-5, 0, 1e6, "Multiple of the weights that is added to their gradients."
+    2e-5, 0, 1e6, "Weight decay: factor of the weights that is added to their gradients."
   ),
   "optimizer.groups": Key(
     *((), Rates),
@@ -180,35 +181,35 @@ KEYS: dict[str, Key] = {
   "optimizer.head_multiplier": _number(1.0, 0, 1e6, "A further multiplier, of the classifier."),
   "optimizer.clip": _choice("agc", optim.CLIPPERS, "How gradients are clipped."),
   "optimizer.clipping": _number(
-    0.01, 0, 1e9, "The clipping threshold: AGC's lambda, or the largest global norm."
+    0.01, 0, 1e9, "Clipping threshold: AGC's lambda, or the largest global norm."
   ),
   "optimizer.agc_eps": _number(
-    1e-3, 0, 1e6, "The least norm that AGC takes a unit's weights to have."
+    1e-3, 0, 1e6, "AGC's eps: lower bound for the norm of a unit's weights."
   ),
   "sam.rho": _number(
     *(0.0, 0, 1e3),
-    "How far SAM moves the weights uphill before their gradient is taken: 0.05 in the paper's "
+    "Distance by which SAM moves the weights before it takes their gradient; 0.05 in the paper's "
     "fine-tuning, 0 for no SAM.",
   ),
   "sam.share": _number(
     *(0.2, 0, 1),
-    "Share of its images by which each device finds its own way uphill; 0.2 in the paper. 1 finds "
-    "one way for all devices, by the whole batch.",
+    "Share of its images with which each device computes its own move; 0.2 in the paper. With 1, "
+    "all devices make the same move, computed from the whole batch.",
   ),
-  "log_every": _whole(50, 1, _EVER, "Steps from one line of training metrics to the next."),
-  "eval_every": _whole(1000, 1, _EVER, "Steps from one evaluation to the next."),
-  "checkpoint_every": _whole(1000, 1, _EVER, "Steps from one checkpoint to the next."),
+  "log_every": _whole(50, 1, _EVER, "Steps between lines of training metrics."),
+  "eval_every": _whole(1000, 1, _EVER, "Steps between evaluations."),
+  "checkpoint_every": _whole(1000, 1, _EVER, "Steps between checkpoints."),
   "checkpoint_every_minutes": _number(
-    10.0, 0, 1e6, "Minutes from a checkpoint to the next, if that is sooner; 0: steps alone count."
+    10.0, 0, 1e6, "Minutes between checkpoints, if that is sooner; 0 to count only steps."
   ),
-  "keep_checkpoints": _whole(3, 1, 10**6, "How many of the newest checkpoints are kept."),
+  "keep_checkpoints": _whole(3, 1, 10**6, "Number of newest checkpoints to keep."),
   "stall_timeout": _number(
-    1800.0, 1, 1e9, "Seconds without a step or a batch of an evaluation until the run is ended."
+    1800.0, 1, 1e9, "Seconds without a step or an evaluation batch after which a run is ended."
   ),
 }
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:
-  """What is wrong with the values of a config by dotted key, one sentence for each key."""
+  """The problems in a config's values by dotted key, one sentence for each key."""
   known = {name: value for name, value in values.items() if name in KEYS and value is not None}
   return [*filter(None, (problem(name, KEYS[name], value) for name, value in known.items()))]

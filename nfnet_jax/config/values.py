@@ -1,4 +1,4 @@
-"""What the value of a config key or a flag may be: read from text, and checked."""
+"""Parses and checks the values of config keys and flags."""
 
 import ast
 import math
@@ -11,30 +11,30 @@ Path = pathlib.Path
 Rates = tuple[tuple[str, float], ...]  # numbers by regular expression
 
 _MAX_STAGES = 16
-# Bytes. File systems allow 255 for a part of a path, and files in progress need some; Linux allows
-# 4096 for a path, and a run has files below its directory.
+# In bytes. File systems allow 255 for a part of a path, of which temporary files need some. Linux
+# allows 4096 for a path, of which the files in a run directory need some.
 _MAX_NAME, _MAX_PATH = 240, 3000
 _PAIRS = (
   "pairs of a regular expression and a multiplier of at least 0, such as (('.*block.*', 0.1),)"
 )
 _WANTED = {
-  True: "two numbers, 0 < low <= high",  # of a range
+  True: "two numbers, 0 < low <= high",  # for a range
   False: "whole numbers, one for each stage",
 }
 _WORDS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
 class Key(NamedTuple):
-  """What a config key or a flag may be.
+  """The definition of a config key or a flag.
 
   Attributes:
-    default: the value unless one is given; None leaves it open.
+    default: the default value; None leaves it open.
     kind: `bool`, `int`, `float`, `str`, `Path` (text whose `~` is expanded), or a type of tuples:
       `tuple[int, ...]`, `tuple[float, float]`, `Rates` (which may be written as a dictionary).
-    help: full sentences on what it is.
-    least, greatest: bounds of a number, or of each number of a tuple.
-    below: a bound that a number may not reach.
-    choices: of a text; empty if it is free.
+    help: its meaning, in full sentences.
+    least, greatest: bounds of a number, or of each number in a tuple.
+    below: an exclusive upper bound of a number.
+    choices: the allowed texts; empty if any text is allowed.
   """
 
   default: Any
@@ -47,15 +47,15 @@ class Key(NamedTuple):
 
   @property
   def type(self) -> type:
-    """The type that a config holds it as."""
+    """The type of its value in a config."""
     return str if self.kind is Path else get_origin(self.kind) or self.kind
 
 
 def parse(key: Key, text: str) -> Any:
-  """The value that a user has written; one in the text's place still has to be checked.
+  """Parses a value that a user has written; `problem` checks it afterwards.
 
   Raises:
-    ValueError: if it is of another type; the message says what was wanted.
+    ValueError: if it has another type; the message names the expected type.
   """
   kind = get_origin(key.kind) or key.kind
   if kind in (str, Path):
@@ -75,7 +75,7 @@ def parse(key: Key, text: str) -> Any:
 
 
 def normalise(key: Key, value: Any) -> Any:
-  """The same value in the form that a config holds; values of a wrong type stay as they are."""
+  """Converts a value to the form in a config; values of a wrong type are unchanged."""
   if key.kind is Path and isinstance(value, str | os.PathLike):
     return os.path.expanduser(os.fspath(value))
   if key.kind is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -86,7 +86,7 @@ def normalise(key: Key, value: Any) -> Any:
 
 
 def problem(name: str, key: Key, value: Any) -> str | None:
-  """What is wrong with the value of a key or flag, in one sentence; None if nothing is."""
+  """The problem with a key's or flag's value in one sentence; None if it is valid."""
   given = f"{name}={short(value)}"
   if key.kind is Rates:
     return _problem_of_rates(given, key, value)
@@ -125,7 +125,7 @@ def _problem_of_tuple(given: str, key: Key, value: Any) -> str | None:
     return f"{given}: give {_WANTED[is_range]}."
   wrong = next(filter(None, (_problem_of_number(kind, key, number) for number in value)), None)
   if len(value) > _MAX_STAGES:
-    return f"{given} has {len(value)} stages, and may have {_MAX_STAGES}."
+    return f"{given} has {len(value)} stages: give at most {_MAX_STAGES}."
   if wrong:
     return f"{given}: give {_WANTED[is_range]}; each {wrong}"
   if is_range and not 0 < value[0] <= value[1]:
@@ -149,25 +149,25 @@ def _problem_of_rates(given: str, key: Key, value: Any) -> str | None:
 
 def _problem_of_text(text: Any, is_path: bool) -> str | None:
   if not text:
-    return "is empty: leave it out, or give it a value."
+    return "is empty: remove it, or give it a value."
   if "\0" in text:
     return "holds a NUL character."
-  if is_path and text.startswith("~"):  # a home would have been expanded
-    return f"is in the home of nobody here: write ./{text[:80]} for a directory of that name."
+  if is_path and text.startswith("~"):  # A user's home would have been expanded.
+    return f"names an unknown user's home: write ./{text[:80]} for a directory of that name."
   longest = max(len(os.fsencode(part)) for part in text.split("/"))
   if longest > _MAX_NAME or len(os.fsencode(text)) > _MAX_PATH:
-    return f"is too long: {_MAX_NAME} bytes are the most for a name, {_MAX_PATH} for a path."
+    return f"is too long: use at most {_MAX_NAME} bytes for a name and {_MAX_PATH} for a path."
   return None
 
 
 def short(value: Any) -> str:
-  """A value as messages show it, cut if it is long."""
-  if isinstance(value, int) and value.bit_length() > 300:  # Python itself may refuse to write it
+  """A value as text for messages, shortened if it is long."""
+  if isinstance(value, int) and value.bit_length() > 300:  # Python may refuse to print it.
     return f"(an integer of {value.bit_length()} bits)"
   text = repr(value) if isinstance(value, str) else str(value)
   return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
 
 
 def bound(number: float) -> str:
-  """A bound as people write it."""
+  """A bound as text, without a fraction if it is an integer."""
   return str(int(number)) if number == int(number) else str(number)

@@ -1,8 +1,8 @@
 """Labelled images from the host: any TFDS data set by name, or a folder of images.
 
-The training stream is one permutation of the training set after another, and follows from the
-seed alone: not from the number of processes, nor from where a run was interrupted. Importing this
-package does not import TensorFlow; reading data does.
+The training stream is a sequence of permutations of the training set. It depends only on the seed,
+not on the number of processes or on interruptions of the run. Importing this package does not
+import TensorFlow; reading data does.
 """
 
 import importlib.util
@@ -31,15 +31,15 @@ __all__ = [
 
 
 class DatasetInfo(NamedTuple):
-  """The figures of a data set that a run is planned by.
+  """Sizes and classes of a data set.
 
   Attributes:
     num_classes: number of classes; labels are 0..num_classes-1.
     class_names: `num_classes` names, in the order of the labels.
     num_train: number of training examples.
     num_test: number of test examples.
-    several_right: whether an image may have several right classes; such a set is for testing only.
-    fingerprint: of which images there are, in which order, by name; "" where that is not known.
+    several_right: whether an image may have several correct labels; such a set is only for testing.
+    fingerprint: digest of the names of the images in their order; "" if unknown.
   """
 
   num_classes: int
@@ -55,14 +55,13 @@ def describe(data: ConfigDict, *, test_only: bool = False) -> DatasetInfo:
 
   Args:
     data: the `data` section of a resolved config.
-    test_only: whether to do without the training split, which need not be there then; `num_train`
-      is 0.
+    test_only: whether to ignore the training split, which then need not exist; `num_train` is 0.
 
   Returns:
     The data set's classes and sizes.
 
   Raises:
-    RequestError: the data set, a split or a needed feature does not exist, or is empty.
+    RequestError: if the data set, a split or a needed feature does not exist or is empty.
   """
   splits = (data.test_split,) if test_only else (data.train_split, data.test_split)
   *train, test = _open(data, *splits)
@@ -82,28 +81,28 @@ def choose_classes(
   """Finds the classes of a data set among those of a network, see `classes.choose`.
 
   Args:
-    info: of the data set.
-    num_classes: of the network.
-    known: the names of its classes, if it has any.
+    info: the data set.
+    num_classes: the network's number of classes.
+    known: the names of the network's classes, if known.
 
   Returns:
-    For each class of the data set, its index among the network's.
+    The network's index of each class of the data set.
 
   Raises:
-    RequestError: if a name is not among the network's, or the numbers of classes differ and there
-      are no names to go by.
+    RequestError: if the network lacks a name, or if there are no names and the numbers of classes
+      differ.
   """
   return classes.choose(info.class_names, num_classes, known)
 
 
 def former_classes(data: ConfigDict, split: str) -> tuple[str, ...] | None:
-  """The classes' names in the order that runs without `classes.json` had.
+  """The class names in the label order of older runs, which have no `classes.json`.
 
-  None for all but folders: their order is what it was.
+  Only folders had a different order; for other data sets this is None.
 
   Args:
     data: the `data` section of a run's config.
-    split: whose classes.
+    split: the split that holds the classes.
   """
   if data.name != "folder":
     return None
@@ -113,7 +112,7 @@ def former_classes(data: ConfigDict, split: str) -> tuple[str, ...] | None:
 
 
 def outline(data: ConfigDict) -> DatasetInfo:
-  """As `describe`, but data sets that everybody knows need not be there (nor have class names).
+  """As `describe`, but well-known data sets need not exist; their class names are empty.
 
   Raises:
     RequestError: as `describe`, for any other data set.
@@ -135,31 +134,31 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[Batch]:
-  """Reads shuffled, randomly cropped and flipped training images without end.
+  """Reads shuffled, randomly cropped and flipped training images endlessly.
 
-  Batch `i` holds the stream's positions `i * batch_size` to `(i + 1) * batch_size`, where the
-  stream is the epochs one after another and an epoch is a permutation that depends on the seed and
-  its number only. So `start_step` resumes exactly; what comes before it in its epoch is skipped
-  undecoded. An example occurs once an epoch, and a batch may hold the end of one and the start of
-  the next.
+  Batch `i` holds the positions `i * batch_size` to `(i + 1) * batch_size` of the stream. The stream
+  is a sequence of epochs, and each epoch is a permutation that depends only on the seed and the
+  number of the epoch. `start_step` therefore resumes exactly; earlier images of its epoch are
+  skipped without being decoded. Each example occurs once per epoch, and a batch may hold the end of
+  one epoch and the start of the next.
 
   Args:
     data: the `data` section of a resolved config.
-    seed: fixes the order, the crops and the flips.
-    batch_size: images in a batch, over all processes.
-    seeding: how order and crops follow from the seed, see `nfnet_jax.seeds`.
+    seed: determines the order, the crops and the flips.
+    batch_size: images per batch, over all processes.
+    seeding: how order and crops are derived from the seed, see `nfnet_jax.seeds`.
     start_step: number of batches already consumed.
-    process_index: which process this is. It reads a contiguous share of every batch.
-    process_count: how many processes read together.
+    process_index: index of this process. It reads a contiguous share of every batch.
+    process_count: number of processes.
 
   Returns:
     An endless iterator of this process's share: `[batch_size / process_count, train_size,
     train_size, 3]` images, and their labels.
 
   Raises:
-    RequestError: the data set cannot be used as asked, or (from the iterator) it is damaged: a
-      file, or more images than `data.max_corrupt` allows. The message names what it is. A damaged
-      image within that share is replaced by a black one, counted, and named in the log.
+    RequestError: if the data set cannot be used as requested. The iterator raises it for a damaged
+      file, or for more damaged images than `data.max_corrupt` allows, and names them. Until then, a
+      damaged image is replaced by a black one, counted, and named in the log.
   """
   share = _share(data, batch_size, process_index, process_count)
   [train] = _open(data, data.train_split)
@@ -168,7 +167,7 @@ def train_batches(
   return pipeline.train_batches(train, data, seeds_of(seed, seeding), start_step, share)
 
 
-def test_batches(  # The rule takes it for a pytest function.
+def test_batches(  # ruff mistakes it for a pytest function.
   data: ConfigDict,
   *,
   batch_size: int,
@@ -179,16 +178,16 @@ def test_batches(  # The rule takes it for a pytest function.
 
   Args:
     data: the `data` section of a resolved config.
-    batch_size: images in a batch, over all processes.
-    process_index: which process this is. It reads a contiguous share of every batch.
-    process_count: how many processes read together.
+    batch_size: images per batch, over all processes.
+    process_index: index of this process. It reads a contiguous share of every batch.
+    process_count: number of processes.
 
   Returns:
     An iterator over `ceil(num_test / batch_size)` batches, the same number in every process, each
     `[batch_size / process_count, test_size, test_size, 3]`. Padding at the end has mask 0.
 
   Raises:
-    RequestError: as `train_batches`, but no image may be damaged.
+    RequestError: as `train_batches`, but also for a single damaged image.
   """
   share = _share(data, batch_size, process_index, process_count)
   [test] = _open(data, data.test_split)
@@ -198,12 +197,12 @@ def test_batches(  # The rule takes it for a pytest function.
 
 
 def _open(data: ConfigDict, *splits: str) -> "list[Source]":
-  """The splits' sources; whatever cannot be read becomes a `RequestError`."""
+  """Opens the splits; all errors in reading become a `RequestError`."""
   _check_names(data)
   _check_crops(data)
   if importlib.util.find_spec("tensorflow_datasets") is None:
     raise RequestError(
-      "Reading data needs TensorFlow and TFDS, which are not installed: "
+      "reading data needs TensorFlow and TFDS, which are not installed: "
       "pip install 'nfnet_jax[data]'."
     )
   from nfnet_jax.data.host_tf import tf
@@ -215,7 +214,7 @@ def _open(data: ConfigDict, *splits: str) -> "list[Source]":
       return folder.open_folder(data, splits)
     if data.dir and set("[*") & set(data.dir):
       raise RequestError(
-        f"data.dir={data.dir}: TFDS takes [ and * in a path for patterns. Rename the directory, or "
+        f"data.dir={data.dir}: TFDS treats [ and * in a path as patterns. Rename the directory, or "
         "give a link to it."
       )
     if data.name == "digits":
@@ -227,8 +226,8 @@ def _open(data: ConfigDict, *splits: str) -> "list[Source]":
     return tfds.open_tfds(data, splits)
   except (OSError, tf.errors.OpError) as error:
     raise RequestError(
-      f"Cannot read data set {data.name!r} with data.dir={data.dir}"
-      f" ({' '.join(str(error).split())}): check the path and who may read it."
+      f"cannot read data set {data.name!r} with data.dir={data.dir}"
+      f" ({' '.join(str(error).split())}): check the path and its permissions."
     ) from error
 
 
@@ -236,7 +235,7 @@ def _share(data: ConfigDict, batch_size: int, process_index: int, process_count:
   """This process's part of every batch."""
   if batch_size < 1 or batch_size % process_count:
     raise RequestError(
-      f"A batch of {batch_size} does not divide over {process_count} processes: choose a positive"
+      f"a batch of {batch_size} does not divide over {process_count} processes: choose a positive"
       f" multiple of {process_count}."
     )
   from nfnet_jax.data.source import Share
@@ -245,21 +244,21 @@ def _share(data: ConfigDict, batch_size: int, process_index: int, process_count:
 
 
 def _check_names(data: ConfigDict) -> None:
-  """Checks what becomes a part of paths."""
+  """Checks the values that become parts of paths."""
   for key in ("name", "dir", "train_split", "test_split"):
     value = data[key]
     if value is not None and (not value or "\0" in value):
       raise RequestError(
-        f"data.{key}={value!r} is no name: it must not be empty or have a NUL character."
+        f"data.{key}={value!r} is not a valid name: it must not be empty or hold a NUL character."
       )
     if value and data.name != "folder" and any("\ud800" <= each <= "\udfff" for each in value):
       raise RequestError(
-        f"data.{key}={value!r} is not UTF-8, which TFDS needs: choose another name for it."
+        f"data.{key}={value!r} is not UTF-8, which TFDS requires: choose another name."
       )
 
 
 def _check_crops(data: ConfigDict) -> None:
-  """Checks the request before TensorFlow, which would answer less clearly, sees it."""
+  """Checks values for which TensorFlow's own errors would be less clear."""
   if data.test_resize not in (None, "squash", "central"):
     raise RequestError(f"data.test_resize={data.test_resize!r}: choose 'squash' or 'central'.")
   if not _is_range(data.crop_area) or data.crop_area[1] > 1:

@@ -1,4 +1,4 @@
-"""What travels from the host to the devices at every step."""
+"""A batch of images, as it is sent from the host to the devices at every step."""
 
 from typing import NamedTuple
 
@@ -11,13 +11,13 @@ Array = jax.Array | np.ndarray
 
 
 class Batch(NamedTuple):
-  """`N` labelled images. Padding fills up a last, short batch and counts for nothing.
+  """`N` labelled images. A short last batch is padded; padding is not counted.
 
   Attributes:
-    images: `[N, H, W, 3]` pixel values 0..255: uint8 to train on; float32 to test on, where the
-      overshoot of the interpolation is kept, as in the published evaluation.
-    labels: `[N]` int32, class index; or `[N, num_classes]` bool, for test sets that have several
-      right classes for an image, or none.
+    images: `[N, H, W, 3]` pixel values 0..255; uint8 for training. For testing, float32 values that
+      keep the overshoot of the interpolation, as in the published evaluation.
+    labels: `[N]` int32 class indices; or `[N, num_classes]` bool, for test sets with any number of
+      correct labels per image.
     mask: `[N]` float32, 1 for an example and 0 for padding.
   """
 

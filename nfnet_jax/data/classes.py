@@ -1,7 +1,7 @@
-"""Names of classes: ImageNet's, a run's, a file's; how they are kept and compared. No TensorFlow.
+"""Reads, writes and compares class names: ImageNet's, a run's or a file's. No TensorFlow.
 
-They are tuples of text in the order of the labels. The way a name is spelt in Unicode (NFC, NFD)
-makes no difference.
+Class names are tuples of text in the order of the labels. Different Unicode forms of a name (NFC,
+NFD) are equal.
 """
 
 import collections
@@ -31,16 +31,16 @@ log = logging.getLogger(__name__)
 
 @functools.cache
 def imagenet() -> dict[str, str]:
-  """What ImageNet's 1000 classes are called, by synset, in the order of the labels.
+  """The names of ImageNet's 1000 classes by WordNet synset, in the order of the labels.
 
-  Synsets are WordNet's: "n01440764" is called "tench". Two names occur twice: "crane" is a bird and
-  a machine, "maillot" is two garments.
+  For example, "n01440764" is "tench". Two names occur twice: "crane" is a bird and a machine, and
+  "maillot" is two garments.
   """
   return dict(line.split(" ", 1) for line in _IMAGENET.read_text("utf-8").splitlines())
 
 
 def normalize(names: Iterable[str]) -> tuple[str, ...]:
-  """The names in the one spelling (NFC) by which they are compared and kept."""
+  """Converts names to the Unicode form (NFC) in which they are stored and compared."""
   return tuple(unicodedata.normalize("NFC", name) for name in names)
 
 
@@ -50,19 +50,18 @@ def choose(
   """Finds the classes of a data set among those of a network.
 
   Args:
-    names: of the data set's classes.
-    num_classes: of the network.
-    known: the names of its classes. If it has none, a network of 1000 classes is taken for
-      ImageNet's where the data set has names of ImageNet's; others are compared by number alone.
-      The numbers from 0 to 999 are labels of ImageNet's, as in ImageNetV2's own release.
+    names: class names of the data set.
+    num_classes: the network's number of classes.
+    known: class names of the network, if known. Without them, a network with 1000 classes is
+      assumed to have ImageNet's if the data set has names of ImageNet; otherwise classes are
+      matched by number. Names from 0 to 999 are ImageNet's labels, as in ImageNetV2's own release.
 
   Returns:
-    For each class of the data set, its index among the network's: all of them or a few, in any
-    order.
+    The network's index of each class of the data set: all classes or some, in any order.
 
   Raises:
-    RequestError: if a name is not among the network's, or the numbers of classes differ and there
-      are no names to go by.
+    RequestError: if the network lacks a name, or if there are no names and the numbers of classes
+      differ.
   """
   of_imagenet = tuple(imagenet())
   if not known and num_classes == len(of_imagenet) and set(of_imagenet) & set(names):
@@ -72,55 +71,55 @@ def choose(
     return _find(normalize(names), normalize(known))
   if num_classes != len(names):
     raise RequestError(
-      f"The network has {num_classes} classes without names, and the data set {len(names)}"
-      f" ({names[0]!r}, ...): choose a set of the network's classes."
+      f"the network has {num_classes} classes without names, but the data set has {len(names)}"
+      f" ({names[0]!r}, ...): choose a data set with the network's classes."
     )
   if not by_number:
     log.warning(
-      "the network does not know its classes by name: they are taken for the data set's, %s",
+      "the network has no class names: its classes are assumed to be the data set's, %s",
       _enumerate(names),
     )
   return tuple(range(num_classes))
 
 
 def are_part_of_imagenet(names: Sequence[str], num_classes: int) -> bool:
-  """Whether a data set has some of a network's classes as ImageNet's other test sets have them.
+  """Whether a data set has only some of ImageNet's classes and the network has all of them.
 
   Args:
-    names: of the data set's classes, all of them the network's.
-    num_classes: of the network.
+    names: class names of the data set; the network has all of them.
+    num_classes: the network's number of classes.
 
   Raises:
-    RequestError: if it has but one, of which every guess would be right.
+    RequestError: if the data set has only one class, so that every prediction would be correct.
   """
   if num_classes != len(imagenet()) or not set(names) < imagenet().keys():
     return False
   if len(names) == 1:
     raise RequestError(
-      f"The data set has images of one class, {names[0]!r}, and guesses are compared among the"
-      " classes that a part of ImageNet has: every one would be right. Evaluate on more classes."
+      f"the data set has images of only one class, {names[0]!r}. Predictions are limited to the"
+      " data set's classes, so all would be correct: evaluate on more classes."
     )
   return True
 
 
 def check_distinct(names: Sequence[str]) -> None:
-  """Raises a RequestError if a data set has two classes of one name."""
+  """Raises a RequestError if two classes of a data set have the same name."""
   twice = _repeated(normalize(names))
   if twice:
-    raise RequestError(f"The data set has two classes of one name, {twice[0]!r}: rename one.")
+    raise RequestError(f"two classes of the data set have the same name, {twice[0]!r}: rename one.")
 
 
 def check_same(names: Sequence[str], before: Sequence[str], holder: str, remedy: str) -> None:
-  """Makes sure that labels mean to a data set what they mean to a network.
+  """Checks that a data set and a network have the same classes in the same order.
 
   Args:
-    names: of the data set's classes.
-    before: of the network's.
-    holder: what a refusal is to call the network, such as "the run in runs/birds".
-    remedy: what it is to advise.
+    names: class names of the data set.
+    before: class names of the network.
+    holder: name of the network for the error message, such as "the run in runs/birds".
+    remedy: advice for the error message.
 
   Raises:
-    RequestError: if a name or the order is another one.
+    RequestError: if a name or the order differs.
   """
   names, before = normalize(names), normalize(before)
   if set(names) != set(before):
@@ -136,15 +135,15 @@ def check_same(names: Sequence[str], before: Sequence[str], holder: str, remedy:
 
 
 def read_list(path: str | pathlib.Path, num_classes: int) -> tuple[str, ...]:
-  """Reads names from a file that somebody wrote.
+  """Reads class names from a user's file.
 
   Args:
-    path: text in UTF-8 with one name a line, or a JSON list of names, or a JSON object that has
-      them by index: `{"0": "cat", "1": "dog"}`.
-    num_classes: how many there are to be.
+    path: UTF-8 text with one name per line, a JSON list of names, or a JSON object with names by
+      index: `{"0": "cat", "1": "dog"}`.
+    num_classes: the expected number of names.
 
   Raises:
-    RequestError: if the file cannot be read, or has another number of names, or one twice.
+    RequestError: if the file cannot be read, has a different number of names, or repeats one.
   """
   path = pathlib.Path(path)
   try:
@@ -153,7 +152,7 @@ def read_list(path: str | pathlib.Path, num_classes: int) -> tuple[str, ...]:
     with path.open("rb") as file:
       content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-      raise RequestError(f"{path} has more than {MAX_BYTES:,} bytes: it is no list of names.")
+      raise RequestError(f"{path} has more than {MAX_BYTES:,} bytes: it is not a list of names.")
     text = content.decode("utf-8-sig").strip()
     names = _from_json(text) if text[:1] in ("[", "{") else _from_lines(text)
     return _checked(names, num_classes)
@@ -172,7 +171,7 @@ def dumps(names: Sequence[str]) -> str:
 
 
 def loads(text: str, num_classes: int) -> tuple[str, ...]:
-  """Reads what `dumps` gave; raises ValueError for anything else."""
+  """The inverse of `dumps`; raises ValueError for anything else."""
   try:
     return _checked(json.loads(text), num_classes)
   except RecursionError as error:
@@ -180,38 +179,38 @@ def loads(text: str, num_classes: int) -> tuple[str, ...]:
 
 
 def load(workdir: epath.Path, num_classes: int) -> tuple[str, ...] | None:
-  """The names in a run directory; None if it is of a time when runs had none.
+  """The class names in a run directory; None for an older run, which did not record them.
 
   Raises:
-    RequestError: if the file is damaged or lost.
+    RequestError: if the file is damaged or missing.
   """
   path = workdir / FILE_NAME
-  # Not `path.is_file`, which in etils is true of a pipe, and a pipe would never end.
+  # Not `path.is_file`, which in etils is true for a pipe; reading a pipe would hang.
   if os.path.exists(path) and not os.path.isfile(path):
-    raise RequestError(f"cannot read {path}: it is no file.")
+    raise RequestError(f"cannot read {path}: it is not a file.")
   try:
     return loads(path.read_text(encoding="utf-8"), num_classes)
   except FileNotFoundError:
     if _is_of_before(workdir):
       return None
     raise RequestError(
-      f"{path} is missing, and what the run's labels mean is not known without it: put it back, a"
-      " list of the classes' names in JSON, in the order of the labels."
+      f"{path} is missing, so the meaning of the run's labels is unknown: restore it. It is a JSON"
+      " list of the class names, in the order of the labels."
     ) from None
   except (OSError, ValueError) as error:
     raise RequestError(f"cannot read the run's class names from {path}: {error}.") from error
 
 
 def _is_of_before(workdir: epath.Path) -> bool:
-  """Whether a run began before runs had names: then its config does not tell versions either."""
+  """Whether a run is older than class names; then its config has no provenance either."""
   try:
     return "provenance" not in json.loads((workdir / "config.json").read_text())
-  except (OSError, ValueError, TypeError):  # `config.load` says what is wrong with it.
+  except (OSError, ValueError, TypeError):  # `config.load` reports the problem.
     return True
 
 
 def save(workdir: epath.Path, names: Sequence[str]) -> None:
-  """Writes the names to a run directory; the file appears whole or not at all."""
+  """Writes class names to a run directory, completely or not at all."""
   output.replace(workdir / FILE_NAME, f"{dumps(names)}\n".encode())
 
 
@@ -220,13 +219,13 @@ def _find(names: tuple[str, ...], known: tuple[str, ...]) -> tuple[int, ...]:
   unknown = [name for name in names if name not in index]
   if unknown and index.keys() == imagenet().keys():
     raise RequestError(
-      f"The network has 1000 classes, and the data set {len(names)} that are not ImageNet's by name"
-      f" ({_enumerate(unknown)}): name them by ImageNet's synsets, such as n01440764."
+      f"the network has ImageNet's 1000 classes, but the data set has {len(names)} classes with"
+      f" other names ({_enumerate(unknown)}): name them by ImageNet's synsets, such as n01440764."
     )
   if unknown:
     raise RequestError(
-      f"The network and the data set have classes of other names ({_difference(known, names)}):"
-      " name the data set's classes as the network's are."
+      f"the network and the data set have different class names ({_difference(known, names)}):"
+      " give the data set's classes the network's names."
     )
   check_distinct(names)
   return tuple(index[name] for name in names)
@@ -265,7 +264,7 @@ def _from_json(text: str) -> Any:
 
 def _checked(names: Any, num_classes: int) -> tuple[str, ...]:
   if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-    raise ValueError("it is no list of names")
+    raise ValueError("it is not a list of names")
   names = normalize(names)
   if len(names) != num_classes:
     raise ValueError(f"it names {len(names)} classes, but the network has {num_classes}")

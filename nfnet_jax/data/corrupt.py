@@ -1,4 +1,4 @@
-"""Training goes on where a few images are damaged: what stands in for them, and when it stops."""
+"""Replaces damaged training images by black ones, and ends a run that has too many of them."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -7,9 +7,10 @@ from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Record, Source
 from nfnet_jax.errors import RequestError
 
-# The allowed share is of at least so many images, or the first damaged one would end every run.
+# The allowed share is taken of at least this many images. Otherwise the first damaged image would
+# end every run.
 LEAST_SAMPLE = 5000
-SHOWN = 20  # damaged images that an error names
+SHOWN = 20  # most damaged images that an error names
 
 log = logging.getLogger(__name__)
 
@@ -17,24 +18,24 @@ log = logging.getLogger(__name__)
 def tolerant(
   crop: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], source: Source
 ) -> Callable[[tf.Tensor, Record], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-  """Puts a black image of the same label in the place of one that cannot be decoded.
+  """Replaces an image that cannot be decoded by a black one with the same label.
 
-  The place in its batch is kept, and what stands there follows from the record alone, so that the
-  stream is the same in every process and after every resume.
+  The replacement keeps its place in the batch and depends only on the record, so the stream is the
+  same in every process and after every resume.
 
   Args:
-    crop: from a position and the content of an image file, the image; it may fail.
-    source: where the records come from.
+    crop: maps a position and the content of an image file to the image; it may fail.
+    source: source of the records.
 
   Returns:
-    A function from a position and a record to the image, its label, and the name of the image if
-    it is damaged, else an empty string. It costs a fifth more than `crop` alone.
+    A function from a position and a record to the image, its label, and the name of the image if it
+    is damaged, else an empty string. It takes a fifth more time than `crop` alone.
   """
 
   def decode(position: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    # Reading is left outside: a disk or a network that fails says nothing about the image.
+    # Errors in reading are not caught, since a failing disk or network does not mean damage.
     encoded = source.encoded(record)
-    # A data set of one, because nothing else in a graph can catch an error.
+    # A data set with one element is the only way to catch an error in a graph.
     one = tf.data.Dataset.from_tensors((position, encoded))
     intact = one.map(lambda *pair: (crop(*pair), "")).ignore_errors()
     image, _ = intact.element_spec
@@ -48,34 +49,33 @@ def tolerant(
 
 
 class Tally:
-  """Counts damaged images, each once however often it is read, and names them in the log.
+  """Counts different damaged images and names them in the log.
 
   Args:
     max_corrupt: the allowed share of the images read.
-    remedy: what the owner of a damaged image is to do.
+    remedy: advice for the owner of a damaged image.
   """
 
   def __init__(self, max_corrupt: float, remedy: str):
     self._max_corrupt = max_corrupt
     self._remedy = remedy
-    self._names: dict[str, None] = {}  # in the order that they were met in
+    self._names: dict[str, None] = {}  # in the order of their first occurrence
 
   def add(self, names: list[str], num_read: int) -> None:
     """Takes the damaged images of a batch.
 
     Args:
-      names: of the damaged images.
-      num_read: different images that this process has read so far, this batch's among them.
+      names: names of the damaged images.
+      num_read: number of different images that this process has read so far, this batch included.
 
     Raises:
-      RequestError: if more than the allowed share of `num_read`, or of `LEAST_SAMPLE` if that is
-        more, are damaged.
+      RequestError: if more than the allowed share of `max(num_read, LEAST_SAMPLE)` is damaged.
     """
     for name in names:
       if name not in self._names:
         self._names[name] = None
         log.warning(
-          "cannot decode image %s: a black one stands in for it (damaged so far: %d of %d read)",
+          "cannot decode image %s: a black one replaces it (damaged so far: %d of %d read)",
           *(name, len(self._names), num_read),
         )
     count = len(self._names)
@@ -87,7 +87,7 @@ class Tally:
 
 
 def shortlist(names: Iterable[str]) -> str:
-  """The first names of many, and how many more there are."""
+  """The first names, and the number of the others."""
   names = [*names]
   more = len(names) - SHOWN
   return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""After reading failed: which image or file is damaged. Costs nothing until then."""
+"""Finds the damaged image or file after reading has failed; costs nothing before."""
 
 import os
 from collections.abc import Callable
@@ -9,16 +9,16 @@ from nfnet_jax.data.host_tf import tf
 from nfnet_jax.data.source import Record, Source
 from nfnet_jax.errors import RequestError
 
-# What TensorFlow raises for data that is damaged, missing or not what its metadata say.
+# TensorFlow's errors for data that are damaged, missing or inconsistent with their metadata.
 DAMAGE = (
   tf.errors.DataLossError,
   tf.errors.FailedPreconditionError,
   tf.errors.InvalidArgumentError,
   tf.errors.NotFoundError,
   tf.errors.PermissionDeniedError,
-  UnicodeDecodeError,  # in place of any of them, if it quotes a file's name that is not UTF-8
+  UnicodeDecodeError,  # replaces any of them if its message quotes a file name that is not UTF-8
 )
-# What it raises where a disk or a network fails, perhaps for a moment.
+# TensorFlow's errors for a disk or network that fails, perhaps temporarily.
 OUTAGE = (
   tf.errors.AbortedError,
   tf.errors.DeadlineExceededError,
@@ -32,20 +32,21 @@ OUTAGE = (
 def refuse(
   error: tf.errors.OpError, source: Source, suspects: tf.data.Dataset, decode: Callable
 ) -> None:
-  """Finds what made a batch fail; returns if nothing is damaged.
+  """Finds the cause of a failed batch; returns if nothing is damaged.
 
   Args:
-    error: how TensorFlow put it.
-    source: where the records come from.
-    suspects: pairs of a position and a record, undecoded, that batch's among them.
-    decode: what is done with each pair.
+    error: TensorFlow's error.
+    source: source of the records.
+    suspects: undecoded pairs of a position and a record, including those of the batch.
+    decode: the function that decodes a pair.
 
   Raises:
-    RequestError: names the damaged images among the suspects, or the file, and says what to do.
+    RequestError: if images among the suspects, or a file, are damaged. It names them and says what
+      to do.
   """
   if source.files and isinstance(error, tf.errors.FailedPreconditionError):
     raise RequestError(
-      f"A split does not hold the {source.num_examples} records that its metadata promise."
+      f"a split does not hold the {source.num_examples} records that its metadata promise."
       f" {source.remedy}"
     )
   count, found = 0, []
@@ -58,16 +59,16 @@ def refuse(
   except DAMAGE:
     _try_files(source)
   if count == 1 and found:
-    raise RequestError(f"Cannot read image {found[0]}. {source.remedy}") from error
+    raise RequestError(f"cannot read image {found[0]}. {source.remedy}") from error
   if found:
     rest = f"; and {count - corrupt.SHOWN} more" if count > corrupt.SHOWN else ""
     raise RequestError(
-      f"Cannot read {count} images: {'; '.join(found)}{rest}. {source.remedy}"
+      f"cannot read {count} images: {'; '.join(found)}{rest}. {source.remedy}"
     ) from error
 
 
 def _damaged(suspects: tf.data.Dataset, decode: Callable) -> tf.data.Dataset:
-  """Those that cannot be decoded."""
+  """The suspects that cannot be decoded."""
 
   def judge(position: tf.Tensor, record: Record) -> tuple[tf.Tensor, Record, tf.Tensor]:
     one = tf.data.Dataset.from_tensors((position, record)).map(decode).ignore_errors()
@@ -78,18 +79,18 @@ def _damaged(suspects: tf.data.Dataset, decode: Callable) -> tf.data.Dataset:
 
 
 def _objection(source: Source, position: tf.Tensor, record: Record, decode: Callable) -> str | None:
-  """What is wrong with an image; None for nothing."""
+  """The reason why an image cannot be decoded; None if it can."""
   try:
     decode(position, record)
-  except (*DAMAGE, RequestError) as error:  # Outside of a graph Pillow's reader raises its own.
+  except (*DAMAGE, RequestError) as error:  # In eager mode, Pillow's reader raises RequestError.
     return _diagnosis(source, record) or reason(error)
-  except OUTAGE:  # Nothing that the image is to blame for.
+  except OUTAGE:  # The image is not the cause.
     pass
   return None
 
 
 def _diagnosis(source: Source, record: Record) -> str | None:
-  """What Pillow's reader has against an image, more than TensorFlow says; None for no objection."""
+  """The error of Pillow's reader, which is clearer than TensorFlow's; None if it has none."""
   try:
     reader.read(source.encoded(record).numpy())
   except RequestError as error:
@@ -100,16 +101,16 @@ def _diagnosis(source: Source, record: Record) -> str | None:
 
 
 def _try_files(source: Source) -> None:
-  """Reads all TFRecord files until one fails, because TensorFlow does not name it."""
+  """Reads all TFRecord files until one fails, because TensorFlow's error does not name the file."""
   for file in source.files:
     try:
       tf.data.TFRecordDataset(file).reduce(0, lambda count, _: count + 1)
     except DAMAGE as error:
-      raise RequestError(f"Cannot read file {file}: {reason(error)}. {source.remedy}") from error
+      raise RequestError(f"cannot read file {file}: {reason(error)}. {source.remedy}") from error
 
 
 def reason(error: Any) -> str:
-  """TensorFlow's message without the names of its graph's nodes."""
+  """TensorFlow's message without the names of graph nodes."""
   if isinstance(error, UnicodeDecodeError):
     return "it cannot be read or decoded"
   message = error.message.partition("}} ")[2] or error.message

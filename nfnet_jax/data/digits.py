@@ -1,4 +1,4 @@
-"""The embedded data set: scikit-learn's 1797 handwritten digits, kept as a TFDS data set."""
+"""The embedded data set: scikit-learn's 1797 handwritten digits, written as a TFDS data set."""
 
 import contextlib
 import fcntl
@@ -21,39 +21,38 @@ log = logging.getLogger(__name__)
 
 
 def write_if_absent(directory: str | None) -> None:
-  """Makes sure that the data directory holds the digits.
+  """Writes the digits to the data directory unless they exist.
 
-  Of several processes one writes and the others wait. TFDS writes beside the final place and
-  renames at the end, so a killed process leaves nothing that the next one would take for the data
-  set.
+  With several processes, one writes and the others wait. TFDS writes to a temporary directory and
+  renames it at the end, so a killed process leaves nothing that could be mistaken for the data set.
 
   Args:
     directory: TFDS data directory; `None` for TFDS's default.
 
   Raises:
-    RequestError: the directory cannot be written.
+    RequestError: if the directory cannot be written.
   """
   if _is_prepared(directory):
     return
   try:
     with _quiet(), _turn(directory):
       if not _is_prepared(directory):
-        log.info("writing the digits to %s, once", directory or tfds.core.constants.DATA_DIR)
+        log.info("writing the digits to %s", directory or tfds.core.constants.DATA_DIR)
         _write(directory)
   except (OSError, tf.errors.OpError, RuntimeError) as error:
-    if _is_prepared(directory):  # Another process was faster, where there are no locks.
+    if _is_prepared(directory):  # Without locks, another process may have been faster.
       return
     if isinstance(error, RuntimeError):
       raise
     raise RequestError(
-      f"Cannot write the digits to {directory or 'the TFDS data directory'} ({error}): set"
-      " data.dir to a directory that can be written."
+      f"cannot write the digits to {directory or 'the TFDS data directory'} ({error}): set"
+      " data.dir to a writable directory."
     ) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """TFDS reports a download, which this is not, on stdout, which is for results."""
+  """Hides TFDS's report of a download on stdout, which is reserved for results."""
   tfds.disable_progress_bar()
   absl = logging.getLogger("absl")
   level = absl.level
@@ -67,7 +66,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _turn(directory: str | None) -> Iterator[None]:
-  """One process after another, where the file system has locks; a killed one's ends with it."""
+  """Runs the block in one process at a time, if the file system has locks."""
   directory = os.path.expanduser(directory or tfds.core.constants.DATA_DIR)
   if "://" in directory:
     yield
@@ -90,7 +89,7 @@ def _is_prepared(directory: str | None) -> bool:
 
 
 def _write(directory: str | None) -> None:
-  """Writes 1437 digits for training and 360 for test, each class in proportion."""
+  """Writes 1437 digits for training and 360 for testing, with the same class proportions."""
   from sklearn.datasets import load_digits
   from sklearn.model_selection import train_test_split
 

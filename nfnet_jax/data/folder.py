@@ -19,7 +19,7 @@ from nfnet_jax.errors import RequestError
 
 log = logging.getLogger(__name__)
 
-# Why what lies beside the class folders is left out.
+# Reasons for skipping entries beside the class folders.
 _OUTSIDE = {search.FILE: "not in a class folder", search.FOLDER: "a link back to a folder above it"}
 
 
@@ -28,9 +28,9 @@ class _Split(NamedTuple):
 
   Attributes:
     folder: its path.
-    classes: by name, in the order of the labels, the class's folders: as a rule one, but names that
-      differ in their bytes alone are one name.
-    skipped: what lies beside them, see `search.Found`.
+    classes: the folders of each class by name, in the order of the labels. A class usually has one
+      folder, but several names may be different encodings of the same text.
+    skipped: other entries of the folder, see `search.Found`.
   """
 
   folder: str
@@ -43,15 +43,15 @@ def open_folder(data: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
 
   Args:
     data: the `data` section of a config; `dir` is the root.
-    splits: sub-folders of it.
+    splits: sub-folders of the root.
 
   Returns:
     The splits' sources. Classes are the names of the sub-folders, in the order of
     `search.in_order`; images are found by `search.images_below`.
 
   Raises:
-    RequestError: a folder is missing, a class in it has no image, or the splits' classes differ.
-      The training and the test split, if they are there, are compared even if not asked for.
+    RequestError: if a folder is missing, a class has no image, or the splits' classes differ. The
+      training and the test split are always compared, if they exist.
   """
   root = _root(data)
   if data.get("hold_out"):
@@ -106,9 +106,9 @@ def _check_no_splits(data: ConfigDict, root: str, in_root: bool) -> None:
 
 
 def former_classes(data: ConfigDict, split: str) -> tuple[str, ...]:
-  """A split's classes in the order of the labels that runs without `classes.json` had.
+  """A split's classes in the label order of older runs, which have no `classes.json`.
 
-  Folders that are numbers were sorted as text then, and all names by their bytes.
+  They sorted numeric folder names as text, and all names by their bytes.
   """
   classes = _split(_root(data), split).classes
   return tuple(sorted(classes, key=lambda name: classes[name][0].name))
@@ -125,15 +125,15 @@ def _split(root: str, split: str) -> _Split:
   folder = os.path.join(root, split)
   if not split or not _is_folder(folder):
     raise RequestError(
-      f"No folder for split {split!r} in {root} ({_content(root, split)}): a split is a sub-folder,"
-      " and holds one for each class."
+      f"no folder for split {split!r} in {root} ({_content(root, split)}): a split is a sub-folder"
+      " that holds one folder for each class."
     )
   return _classes(folder)
 
 
 def _classes(folder: str) -> _Split:
   """The class folders in a folder."""
-  # A link to the split or to a folder above it would make a class of all of them.
+  # A link to the split or to a folder above it would make one class of all images.
   above = search.identities_above(folder) | {search.identity(folder)}
   classes: dict[str, list[search.Entry]] = {}
   skipped = []
@@ -146,7 +146,7 @@ def _classes(folder: str) -> _Split:
 
 
 def _content(root: str, split: str) -> str:
-  """What there is in place of a split."""
+  """Describes what exists in place of a missing split."""
   if not _is_folder(root):
     kind = search.kind_of(root)
     return "no such directory" if kind == search.MISSING else f"which is {kind}"
@@ -171,7 +171,7 @@ def _check_same(root: str, splits: dict[str, _Split]) -> None:
 
 
 def _images(split: _Split) -> dict[str, list[str]]:
-  """A split's images, class by class."""
+  """The source of a split, with its images listed class by class."""
   skipped, images = [*split.skipped], {}
   for name, folders in split.classes.items():
     found = [search.images_below(entry.path, _listing(entry.path)) for entry in folders]
@@ -184,9 +184,9 @@ def _images(split: _Split) -> dict[str, list[str]]:
 
 
 def _source(folder: str, images: dict[str, list[str]]) -> Source:
-  """Images in a folder as a source."""
+  """The source of the images in a folder."""
   labelled = [(path, k) for k, paths in enumerate(images.values()) for path in paths]
-  # Bytes, for names that are not UTF-8.
+  # Bytes, since names may not be UTF-8.
   paths = tf.constant([os.fsencode(path) for path, _ in labelled])
   labels = tf.constant([k for _, k in labelled])
 
@@ -213,24 +213,24 @@ def _source(folder: str, images: dict[str, list[str]]) -> Source:
 def _check_images(
   folder: str, images: dict[str, list[str]], skipped: list[tuple[str, str]]
 ) -> None:
-  """Refuses classes without an image, whose labels would be neither learned nor tested."""
+  """Refuses classes without images, whose labels would be neither learned nor tested."""
   empty = [name for name, paths in images.items() if not paths]
   others = f" ({search.summary(skipped, folder)})" if skipped else ""
   endings = f"files that end in {', '.join(IMAGE_ENDINGS)}"
   if len(empty) == len(images):
     raise RequestError(
-      f"No images in {folder}{others}: it needs a sub-folder for each class, holding {endings}."
+      f"no images in {folder}{others}: it needs a sub-folder for each class with {endings}."
     )
   if empty:
     raise RequestError(
-      f"No images of {len(empty)} of the {len(images)} classes in {folder}: {_quoted(empty)}"
-      f"{others}. Each needs {endings}; or remove the class's folder from every split."
+      f"no images of {len(empty)} of the {len(images)} classes in {folder}: {_quoted(empty)}"
+      f"{others}. Add {endings}, or remove the class's folder from every split."
     )
 
 
 @functools.cache
 def _warn(message: str) -> None:
-  """Once a process, however often the folder is opened."""
+  """Warns once per process, however often the folder is opened."""
   log.warning("%s", message)
 
 
@@ -248,7 +248,7 @@ def _listing(folder: str) -> search.Listing:
 
 
 def _list_remote(folder: str) -> Iterator[search.Entry]:
-  """As `search.list_local`, with a request for each name that tells nothing, so for few."""
+  """As `search.list_local`; sends a request only for names that do not show their kind."""
   for name in tf.io.gfile.listdir(folder):
     path = os.path.join(folder, name.rstrip("/"))
     is_folder = name.endswith("/") or (

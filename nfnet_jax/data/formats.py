@@ -1,6 +1,6 @@
-"""Which image files are read, told apart by their content, and how large they may be.
+"""The supported image formats, recognised by content, and the largest image size.
 
-No TensorFlow. docs/images.md says what is done with each format.
+No TensorFlow. docs/images.md describes how each format is read.
 """
 
 import re
@@ -8,30 +8,30 @@ from typing import NamedTuple
 
 from nfnet_jax.errors import RequestError
 
-# A file that is named itself is read whatever its ending; in a folder these are looked for, in any
-# case.
+# Endings of the files that are searched for in folders, in any case. A file that is named directly
+# may have any ending.
 IMAGE_ENDINGS = (
   *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
   *(".png", ".apng", ".gif", ".webp", ".avif"),
   *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 
-# Of an image as a network gets it: the sides, and what the centre crop leaves out.
+# Limits of the network's input: the side of the image, and the padding around the centre crop.
 MAX_SIZE, MAX_PADDING = 2048, 1024
-# Phones take photographs of 200 megapixels (16320 x 12240); decoding takes 10 to 20 bytes a pixel.
+# Phones take photographs of 200 megapixels (16320 x 12240); decoding needs 10 to 20 bytes a pixel.
 MAX_PIXELS = 1 << 28
-MAX_SIDE = 65535  # JPEG's own
-MAX_BYTES = 1 << 31  # of a file
-HEAD = 64  # bytes that a format is known by
+MAX_SIDE = 65535  # JPEG's limit
+MAX_BYTES = 1 << 31  # largest file
+HEAD = 64  # bytes needed to recognise a format
 
 
 class Format(NamedTuple):
-  """A kind of image file.
+  """An image format.
 
   Attributes:
-    name: as people write it.
-    start: matches how its files begin.
-    plugin: the module of Pillow that reads it.
+    name: its usual name.
+    start: matches the first bytes of its files.
+    plugin: Pillow's module that reads it.
     reader: the class in that module.
   """
 
@@ -46,8 +46,8 @@ def _format(name: str, start: bytes, plugin: str, reader: str | None = None) -> 
   return Format(name, pattern, f"PIL.{plugin}ImagePlugin", f"{reader or plugin}ImageFile")
 
 
-# PostScript and whatever else would start another program are not among them. MPO begins as JPEG,
-# APNG as PNG; the first image of either is read.
+# PostScript and other formats that would start another program are excluded. MPO files begin like
+# JPEG and APNG files like PNG; their first image is read.
 FORMATS = (
   _format("JPEG", rb"\xff\xd8\xff", "Jpeg"),
   _format("PNG", rb"\x89PNG\r\n\x1a\n", "Png"),
@@ -62,24 +62,24 @@ _HEIC = re.compile(rb"....ftyp.*(hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL)
 
 
 def find(content: bytes) -> Format | None:
-  """The format of a file by its content; None for what is no image that is read."""
+  """The format of a file by its content; None if it is not a supported image."""
   head = bytes(content[:HEAD])
   return next((kind for kind in FORMATS if kind.start.match(head)), None)
 
 
 def is_heic(content: bytes) -> bool:
-  """Whether it is a kind of photograph that phones take and that is not read."""
+  """Whether it is a HEIC photograph, which phones take and which is not supported."""
   return bool(_HEIC.match(bytes(content[:HEAD])))
 
 
 def check_size(width: int, height: int) -> None:
-  """Refuses an image that would take too much memory, before it is decoded.
+  """Refuses an image that would need too much memory, before it is decoded.
 
   Raises:
-    RequestError: it has a side of 0 or more than `MAX_SIDE`, or more than `MAX_PIXELS` pixels.
+    RequestError: if a side is 0 or more than `MAX_SIDE`, or it has more than `MAX_PIXELS` pixels.
   """
   if not 0 < width <= MAX_SIDE or not 0 < height <= MAX_SIDE or width * height > MAX_PIXELS:
     raise RequestError(
-      f"it has {width} x {height} pixels; 1 to {MAX_SIDE} on a side and {MAX_PIXELS:,} in all are"
-      " read"
+      f"it has {width} x {height} pixels; the limits are 1 to {MAX_SIDE} on a side and"
+      f" {MAX_PIXELS:,} in all"
     )

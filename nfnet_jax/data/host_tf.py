@@ -1,4 +1,4 @@
-"""TensorFlow for reading data, with the accelerators hidden from it: they belong to JAX."""
+"""TensorFlow for reading data. Accelerators are hidden from it, because JAX uses them."""
 
 import contextlib
 import logging
@@ -13,9 +13,9 @@ _NOTICES = (b"I0000", b"WARNING: All log messages before absl::InitializeLog()")
 
 @contextlib.contextmanager
 def without_notices() -> Iterator[None]:
-  """Keeps what a C++ library notes from stderr while it is loaded; the rest is passed on.
+  """Filters the notices of a C++ library from stderr while it is loaded; passes on the rest.
 
-  TensorFlow notes six lines before it reads any of its settings.
+  TensorFlow writes six such lines before it reads its settings.
   """
   try:
     real = os.dup(2)
@@ -25,7 +25,7 @@ def without_notices() -> Iterator[None]:
   with tempfile.TemporaryFile() as file, os.fdopen(real, "w") as stderr:
     os.dup2(file.fileno(), 2)
     try:
-      with contextlib.redirect_stderr(stderr):  # for Python's own words, which need not wait
+      with contextlib.redirect_stderr(stderr):  # Python's own output need not wait.
         yield
     finally:
       os.dup2(real, 2)
@@ -37,13 +37,13 @@ def without_notices() -> Iterator[None]:
 with without_notices():
   import tensorflow as tf
 
-# Under Python 3.13 AutoGraph warns of every function it leaves as it is. The pipeline is written
-# without it, and runs the same.
+# Under Python 3.13, AutoGraph warns about every function that it does not transform. The pipeline
+# does not need it.
 logging.getLogger("tensorflow").addFilter(
   lambda record: "AutoGraph could not transform" not in record.getMessage()
 )
 
-# A program that has already set TensorFlow to work keeps the devices it gave it.
+# If the program has already initialised TensorFlow, its devices can no longer be changed.
 with contextlib.suppress(RuntimeError):
   tf.config.set_visible_devices([], "GPU")
   tf.config.set_visible_devices([], "TPU")

@@ -1,9 +1,9 @@
-"""From an encoded image to pixels: decode, crop, resize.
+"""Decodes, crops and resizes an encoded image in TensorFlow.
 
-The crops are those of the NFNet paper's published code: a random part of the image for training,
-and for testing either the whole image squashed to a square or its central square. Bicubic
-interpolation overshoots; training images are clipped and rounded back to uint8, a quarter of the
-bytes to send to a device, and test images are left as they are, as published.
+The crops are those of the NFNet paper's published code: a random part of the image for training;
+for testing, either the whole image squashed to a square or its central square. Bicubic
+interpolation overshoots. Training images are clipped and rounded to uint8, which needs a quarter of
+the transfer to a device. Test images keep the overshoot, as published.
 """
 
 import functools
@@ -16,30 +16,30 @@ from nfnet_jax.data import jpeg as jpeg_lib
 from nfnet_jax.data.host_tf import tf
 
 MAX_ATTEMPTS = 10
-MIN_COVERED = 0.1  # of the whole image, so no crop is smaller, whatever the area range says
+MIN_COVERED = 0.1  # smallest share of the whole image in a crop, whatever the area range
 
 _CMYK = 4  # channels
 _MAX_PIXELS = formats.MAX_PIXELS
-# How files of the plain kind begin.
+# The first bytes of plain PNG files.
 _PNG = tuple(b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR")
 _PNG_GRAY, _PNG_COLOUR = 0, 2
 _BIG_ENDIAN = (1 << 24, 1 << 16, 1 << 8, 1)
 
-# From an image's shape `[h, w, ...]` to the wanted part: `[top, left, height, width]`.
+# Maps an image's shape `[h, w, ...]` to a part of it: `[top, left, height, width]`.
 Window = Callable[[tf.Tensor], tf.Tensor]
 
 
 def decode(encoded: tf.Tensor, window: Window, upright: bool = False) -> tf.Tensor:
-  """Decodes one part of an image; of a plain JPEG nothing else is decoded.
+  """Decodes one part of an image; for a plain JPEG, only this part is decoded.
 
-  Plain JPEG and PNG are read by TensorFlow, all else by Pillow. The pixels are those of
-  `nfnet_jax.data.reader`: for JPEG TensorFlow's own default, with which the published networks were
-  evaluated, but named, because the default is the platform's.
+  TensorFlow reads plain JPEG and PNG, and Pillow all other images. The pixels are the same as in
+  `nfnet_jax.data.reader`. The JPEG transform is TensorFlow's usual default, with which the
+  published networks were evaluated. It is set explicitly, since the default varies by platform.
 
   Args:
     encoded: string scalar, the content of an image file.
     window: chooses the part from the image's shape.
-    upright: whether to turn the image first as its EXIF orientation says.
+    upright: whether to apply the EXIF orientation first.
 
   Returns:
     `[height, width, 3]` uint8.
@@ -52,7 +52,7 @@ def decode(encoded: tf.Tensor, window: Window, upright: bool = False) -> tf.Tens
     return image[top : top + height, left : left + width]
 
   def jpeg() -> tf.Tensor:
-    # One decision for plain files: each costs a hundredth of the time to decode one.
+    # Plain files take only one branch, since each costs a hundredth of the decoding time.
     shape = tf.io.extract_jpeg_shape(encoded)
     is_simple = (shape[2] != _CMYK) & (tf.reduce_prod(tf.cast(shape[:2], tf.int64)) <= _MAX_PIXELS)
     if not upright:
@@ -83,7 +83,7 @@ def _jpeg_turn(content: bytes | np.ndarray) -> np.ndarray:
 
 
 def _bytes(content: bytes | np.ndarray) -> bytes:
-  """What TensorFlow passes for a string: outside of a graph it is an array of one object."""
+  """The bytes of a string from TensorFlow; in eager mode it is an array with one object."""
   return content if isinstance(content, bytes) else content.item()
 
 
@@ -92,7 +92,7 @@ def _decode_jpeg(encoded: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
 
 
 def _decode_turned(encoded: tf.Tensor, shape: tf.Tensor, window: Window) -> tf.Tensor:
-  """A part of a JPEG that may have to be turned; it is cut out first."""
+  """Decodes a part of a JPEG and turns it if necessary."""
   turn = tf.ensure_shape(tf.numpy_function(_jpeg_turn, [encoded], tf.int32, False), [3])
   swap, rows, columns = tf.unstack(turn)
   whole = tf.stack([*tf.unstack(tf.where(swap == 1, shape[1::-1], shape[:2])), shape[2]])
@@ -103,7 +103,7 @@ def _decode_turned(encoded: tf.Tensor, shape: tf.Tensor, window: Window) -> tf.T
 
 
 def _is_plain_jfif(encoded: tf.Tensor) -> tf.Tensor:
-  """Whether a JPEG has the usual header, its tables right after it, and no EXIF after them."""
+  """Whether a JPEG has the usual header, directly followed by its tables, and no EXIF."""
   header, tables = tf.strings.substr(encoded, 2, 4), tf.strings.substr(encoded, 20, 2)
   start = tf.strings.substr(encoded, 0, jpeg_lib.EXIF_REACH)
   has_exif = tf.strings.regex_full_match(start, r"\C*Exif\C*")
@@ -111,7 +111,7 @@ def _is_plain_jfif(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _is_plain_png(encoded: tf.Tensor, upright: bool) -> tf.Tensor:
-  """Whether it is a PNG in gray or colour of 8 bits, without transparency or orientation."""
+  """Whether it is an 8-bit gray or colour PNG without transparency or orientation."""
   start = tf.io.decode_raw(tf.strings.substr(encoded, 0, 26), tf.uint8, fixed_length=26)
   sizes = tf.reduce_sum(tf.cast(tf.reshape(start[16:24], [2, 4]), tf.int64) * _BIG_ENDIAN, 1)
   is_small = (tf.reduce_max(sizes) <= formats.MAX_SIDE) & (tf.reduce_prod(sizes) <= _MAX_PIXELS)
@@ -127,7 +127,7 @@ def _is_plain_png(encoded: tf.Tensor, upright: bool) -> tf.Tensor:
 
 
 def resize(image: tf.Tensor, size: int) -> tf.Tensor:
-  """Resizes to a `size` by `size` square: float32, bicubic, overshoot included."""
+  """Resizes to a `size` by `size` square: float32, bicubic, with overshoot."""
   return tf.image.resize(image, (size, size), method="bicubic")
 
 
@@ -160,9 +160,9 @@ def random_window(
   Args:
     shape: the image's shape.
     seed: `[2]` int64.
-    area: least and greatest part of the image's area.
-    aspect: least and greatest width / height.
-    fallback: the window instead, where no attempt succeeds or the part is the whole image.
+    area: smallest and largest share of the image's area.
+    aspect: smallest and largest width / height.
+    fallback: gives the window if no attempt succeeds or the part is the whole image.
 
   Returns:
     The window.
@@ -181,7 +181,7 @@ def random_window(
 
 
 def squash(encoded: tf.Tensor, size: int, padding: int, upright: bool = False) -> tf.Tensor:
-  """The whole image as a square of `size + padding`, then its centre: `[size, size, 3]` float32."""
+  """Resizes to a square of `size + padding` and crops the centre: `[size, size, 3]` float32."""
   image = resize(decode(encoded, whole_window, upright), size + padding)
   offset = (padding + 1) // 2
   return image[offset : offset + size, offset : offset + size]

@@ -1,9 +1,9 @@
-"""JPEG by Pillow with the very pixels that TensorFlow's decoder gives.
+"""Decodes JPEG with Pillow to exactly the pixels of TensorFlow's decoder.
 
-libjpeg's result depends on how it is called. TensorFlow takes the fast integer cosine transform and
-interpolates subsampled colours ("fancy upsampling"); so were the published networks trained and
-evaluated. Pillow takes the slow transform by default, up to 6 levels away. Its draft mode takes the
-fast one, but repeats colours instead: here they are interpolated afterwards as libjpeg does it.
+libjpeg's result depends on its settings. TensorFlow uses the fast integer cosine transform and
+interpolates subsampled colours ("fancy upsampling"); the published networks were trained and
+evaluated with that. Pillow uses the slow transform by default, which differs by up to 6 levels. Its
+draft mode uses the fast transform but repeats colours, so they are interpolated here as in libjpeg.
 """
 
 import io
@@ -15,18 +15,18 @@ from PIL import Image, JpegImagePlugin
 from nfnet_jax.data.formats import check_size
 
 _STRIP = 1 << 18  # pixels computed at once
-_BLOCK = 8  # pixels on a side of what is transformed together
-_SEGMENTS = {*range(0xE0, 0xF0), 0xFE}  # what applications add
-_NEEDED = {0xE0, 0xEE}  # tell the decoder how colours are stored
+_BLOCK = 8  # side of a transform block in pixels
+_SEGMENTS = {*range(0xE0, 0xF0), 0xFE}  # data of applications
+_NEEDED = {0xE0, 0xEE}  # segments that say how colours are stored
 _TABLES, _FILL = 0xDB, re.compile(b"\xff+")
-_SCAN = {0x00, 0x01, *range(0xD0, 0xDB)}  # what has no length, and where the pixels begin
-# Nearly all files have EXIF before their tables. After these it is looked for in so many first
-# bytes alone: training searches them in every file.
+_SCAN = {0x00, 0x01, *range(0xD0, 0xDB)}  # markers without a length, and the start of the pixels
+# Nearly all files have EXIF before their tables. After the tables, only this many first bytes of
+# the file are searched, because training does that for every file.
 EXIF_REACH = 1024
 
 # libjpeg's conversion from luma, blue and red to RGB: factors and an offset for each colour. Pillow
-# adds a half and rounds down in float32, as libjpeg does with integers: its sums for green are
-# exact, and those for red and blue far enough from whole numbers.
+# adds 0.5 and rounds down in float32, and libjpeg does the same with integers. The results agree:
+# the sums for green are exact, and those for red and blue are not close to integers.
 _RED, _BLUE = 91881 / 65536, 116130 / 65536
 _GREEN_OF_BLUE, _GREEN_OF_RED = -22554 / 65536, -46802 / 65536
 _TO_RGB = (
@@ -37,13 +37,13 @@ _TO_RGB = (
 
 
 def split(content: bytes) -> tuple[bytes, bytes]:
-  """Takes EXIF metadata and other additions out, which are often damaged where pixels are not.
+  """Separates EXIF metadata and removes other metadata, which are often damaged in intact images.
 
   Args:
-    content: of a JPEG file.
+    content: content of a JPEG file.
 
   Returns:
-    EXIF metadata (empty if there are none), and the file without additions.
+    EXIF metadata (empty if there are none), and the file without metadata.
   """
   exif, kept, at, reach = b"", [content[:2]], 2, len(content)
   while len(content) >= at + 4 and content[at] == 0xFF and content[at + 1] not in _SCAN:
@@ -64,7 +64,7 @@ def split(content: bytes) -> tuple[bytes, bytes]:
 
 
 def open_jpeg(content: bytes) -> JpegImagePlugin.JpegImageFile:
-  """Reads the header; the first image of a file that holds several."""
+  """Reads the header of a file's first image."""
   image = JpegImagePlugin.JpegImageFile(io.BytesIO(content))
   check_size(*image.size)
   return image
@@ -76,12 +76,12 @@ def decode(
   rows: np.ndarray,
   columns: np.ndarray,
 ) -> np.ndarray:
-  """Decodes a part of an image in colour or gray as `tf.io.decode_and_crop_jpeg` does.
+  """Decodes a part of a colour or gray image like `tf.io.decode_and_crop_jpeg`.
 
   Args:
-    image: from `open_jpeg`, not yet loaded; of mode "RGB" or "L".
+    image: from `open_jpeg`, not yet loaded, with mode "RGB" or "L".
     window: top, left, height and width of the part.
-    rows, columns: which of the image's rows and columns, all within the part, are wanted.
+    rows, columns: indices of the wanted rows and columns in the image, all within the part.
 
   Returns:
     `[len(rows), len(columns), 3]` uint8.
@@ -89,7 +89,7 @@ def decode(
   has_ycc = image.mode == "RGB" and _has_ycc(image)
   if has_ycc:
     image.draft("YCbCr", None)
-  image.decoderconfig = (1, 1)  # in full size, and in draft mode: the fast transform
+  image.decoderconfig = (1, 1)  # full size and draft mode, which uses the fast transform
   if image.mode == "L":
     gray = np.asarray(image)[rows].take(columns, axis=1)
     return np.repeat(gray[..., None], 3, axis=2)
@@ -106,7 +106,7 @@ def decode(
 
 
 def _has_ycc(image: JpegImagePlugin.JpegImageFile) -> bool:
-  """Whether three colours are stored as luma and chroma, by libjpeg's rule."""
+  """Whether a colour image is stored as luma and chroma, by libjpeg's rule."""
   if "jfif" in image.info:
     return True
   if "adobe_transform" in image.info:
@@ -117,10 +117,10 @@ def _has_ycc(image: JpegImagePlugin.JpegImageFile) -> bool:
 def _planes(
   image: JpegImagePlugin.JpegImageFile, left: int, width: int
 ) -> tuple[int, list[tuple[np.ndarray, int, int]]]:
-  """The first column taken, and each colour's samples with the rows and columns they stand for.
+  """The first column used, and each colour's samples with the rows and columns that one covers.
 
-  As in libjpeg, the columns begin with a whole block of all colours, and what is outside of them
-  does not matter.
+  As in libjpeg, the first column is a multiple of the largest block, and columns before it have no
+  effect.
   """
   layers = [layer[1:3] for layer in image.layer]
   most_columns, most_rows = (max(counts) for counts in zip(*layers, strict=True))
@@ -129,23 +129,24 @@ def _planes(
   for channel, (columns, rows) in enumerate(layers):
     repeats = most_rows / rows, most_columns / columns
     plane = np.asarray(image.getchannel(channel))
-    # As libjpeg: no interpolation of other ratios, nor between one or two columns.
+    # As in libjpeg, other ratios are not interpolated, nor are only one or two columns.
     is_wide = repeats[1] == 1 or (plane.shape[1] > 4 and left + width - begin > 2)
     if repeats not in ((2, 1), (1, 2), (2, 2)) or not is_wide:
       repeats = 1, 1
     rows, columns = map(int, repeats)
     plane = np.ascontiguousarray(plane[::rows, begin : left + width : columns])
     planes.append((plane, rows, columns))
-  image.close()  # frees half of the memory
+  image.close()  # Frees half of the memory.
   return begin, planes
 
 
 def _upsampled(
   plane: np.ndarray, row_repeat: int, column_repeat: int, rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-  """A colour at some pixels, `[len(rows), len(columns)]` uint8, from samples for each or for two.
+  """Interpolates a colour at the given pixels, `[len(rows), len(columns)]` uint8.
 
-  Halfway samples are three parts of the nearer one and one of the other, rounded by turns.
+  If one sample covers two pixels, a pixel is 3/4 of its own sample and 1/4 of the nearest other
+  one, rounded up and down in turn.
   """
   if row_repeat == 1:
     values = plane[rows]
@@ -166,6 +167,6 @@ def _upsampled(
 
 
 def _neighbours(pixels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-  """Of `count` samples, each standing for two pixels: a pixel's own and the next one to it."""
+  """Indices of a pixel's own sample and the nearest other one; each sample covers two pixels."""
   own = pixels // 2
   return own, np.clip(own + pixels % 2 * 2 - 1, 0, count - 1)

@@ -1,7 +1,7 @@
-"""EXIF orientation: found in an image's metadata, and undone.
+"""Reads the EXIF orientation of an image and applies it.
 
-An image is turned upright by an optional transposition and then optional flips; so is a part of
-it, which need not be decoded with the rest.
+An optional transposition and optional flips turn an image upright. They can also be applied to a
+part of the image, so the rest need not be decoded.
 """
 
 import struct
@@ -12,8 +12,8 @@ import numpy as np
 _TAG = 0x0112
 _SHORT, _LONG = 3, 4
 
-# For each EXIF orientation, whether to swap the axes first, and then to flip rows and columns. 0 is
-# no orientation that EXIF knows.
+# For each EXIF orientation, whether to swap the axes, and then whether to flip rows and columns.
+# EXIF does not define orientation 0.
 TURNS = np.array(
   [
     *[(0, 0, 0), (0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0)],
@@ -24,7 +24,7 @@ TURNS = np.array(
 
 
 def of_exif(exif: bytes) -> int:
-  """Reads the orientation out of EXIF metadata, 1..8; 1 if they are damaged or do not say."""
+  """Reads the orientation from EXIF metadata, 1..8; 1 if it is missing or damaged."""
   tiff = exif.removeprefix(b"Exif\0\0")
   order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
   if order is None:
@@ -43,10 +43,10 @@ def of_exif(exif: bytes) -> int:
 
 
 def stored_window(window: Any, shape: Any, turn: Any) -> tuple[Any, Any, Any, Any]:
-  """Where a part of the upright image lies in the image as it is stored.
+  """Converts a window of the upright image to one of the stored image.
 
   Args:
-    window: top, left, height and width in the upright image; numbers or tensors, as all others.
+    window: top, left, height and width in the upright image; all arguments are numbers or tensors.
     shape: height and width of the upright image.
     turn: the orientation's row of `TURNS`.
 
@@ -62,7 +62,7 @@ def stored_window(window: Any, shape: Any, turn: Any) -> tuple[Any, Any, Any, An
 
 
 def upright(pixels: np.ndarray, turn: np.ndarray) -> np.ndarray:
-  """Turns stored pixels `[height, width, channels]` upright; a view of them."""
+  """Returns an upright view of stored pixels `[height, width, channels]`."""
   swap, rows, columns = turn
   pixels = pixels.swapaxes(0, 1) if swap else pixels
   return pixels[:: -1 if rows else 1, :: -1 if columns else 1]

@@ -1,4 +1,4 @@
-"""From a source's records to batches: order, resume, sharding, decoding."""
+"""Turns a source's records into batches: order, resuming, sharding, decoding."""
 
 import atexit
 import contextlib
@@ -21,13 +21,13 @@ from nfnet_jax.data.source import Record, Share, Source, is_upright
 from nfnet_jax.errors import RequestError, RunError
 from nfnet_jax.seeds import Seeds
 
-WAITS = (1.0, 5.0, 25.0)  # seconds before each attempt to read again what could not be read
+WAITS = (1.0, 5.0, 25.0)  # seconds before each new attempt after reading has failed
 
 log = logging.getLogger(__name__)
 
-# Pairs of a position in the stream and a record, from a given step on.
+# Maps a step to pairs of a position in the stream and a record, starting at that step.
 Stream = Callable[[int], tf.data.Dataset]
-# From such a pair, the image, its label, and whatever else is to be known.
+# Maps such a pair to the image, its label, and other information.
 Decode = Callable[[tf.Tensor, Record], tuple[tf.Tensor, ...]]
 
 
@@ -47,7 +47,7 @@ def train_batches(
 
   tolerant = corrupt.tolerant(crop, source) if data.max_corrupt else None
   tally = corrupt.Tally(data.max_corrupt, source.remedy)
-  # What fails a small set costs little to find at once.
+  # All damaged images of a small set can be found at once with little effort.
   suspects = _everything(source) if source.num_examples <= corrupt.LEAST_SAMPLE else None
   parts = _read(source, stream, decode, start_step, share, tolerant, suspects)
   for count, (images, labels, *names) in enumerate(parts, 1):
@@ -70,7 +70,7 @@ def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Bat
     return resize(source.encoded(record), size, padding, upright), source.label(record)
 
   parts = _read(source, stream, decode, 0, share, suspects=_everything(source))
-  # The last batch's positions may all belong to other processes; this one still takes part in it.
+  # The last batch may have no example for this process, which still needs a batch of padding.
   nothing = (
     np.zeros([0, data.test_size, data.test_size, 3], np.float32),
     np.zeros([0, len(source.class_names)], bool) if source.several_right else np.zeros(0, np.int32),
@@ -102,7 +102,7 @@ def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict) -> tf.Te
 
 
 def _read(*args: Any, **kwargs: Any) -> Iterator[tuple[np.ndarray, ...]]:
-  """As `_decoded`, and ended before Python ends."""
+  """As `_decoded`, but closed before Python exits."""
   batches = _decoded(*args, **kwargs)
   _unfinished.add(batches)
   return batches
@@ -113,7 +113,7 @@ _unfinished: weakref.WeakSet = weakref.WeakSet()
 
 @atexit.register
 def _end_reading() -> None:
-  """Stops TensorFlow's threads: one that calls Pillow would wait for ever for Python at its end."""
+  """Stops TensorFlow's threads; one that calls Pillow would hang when Python exits."""
   for batches in list(_unfinished):
     with contextlib.suppress(ValueError):  # Another thread is waiting for a batch.
       batches.close()
@@ -130,8 +130,8 @@ def _decoded(
 ) -> Iterator[tuple[np.ndarray, ...]]:
   """Decoded batches of one process's share; errors in the data become `RequestError`.
 
-  From the first batch with a damaged image on, `tolerant` does the decoding if there is one.
-  Otherwise all that is damaged among `suspects` is named; by default, in the batch that failed.
+  After the first batch with a damaged image, `tolerant`, if given, replaces `decode`. Otherwise the
+  error names all damaged images among `suspects`; by default, those in the batch that failed.
   """
   options = tf.data.Options()
   options.deterministic = True
@@ -161,25 +161,25 @@ def _decoded(
       continue
     lowest = batch[1].min()
     if lowest < 0:
-      raise RequestError(f"An example has label {lowest}, so its split is not a labelled one.")
+      raise RequestError(f"an example has label {lowest}: choose a split with labels.")
     yield batch
     step, waits = step + 1, list(WAITS)
 
 
 def _wait(waits: list[float], error: tf.errors.OpError) -> None:
-  """Waits before the next attempt to read; raises RunError if there is none left."""
+  """Waits before the next attempt to read; raises RunError if no attempt is left."""
   reason = culprit.reason(error)
   if not waits:
     raise RunError(
-      f"Reading data failed {len(WAITS) + 1} times in a row: {reason}. The storage fails, not an"
-      " image: start again when it works."
+      f"reading data failed {len(WAITS) + 1} times in a row: {reason}. The storage is failing, not"
+      " an image: start again when it works."
     ) from error
-  log.warning("reading data failed (%s): another attempt in %g s", reason, waits[0])
+  log.warning("reading data failed (%s): trying again in %g s", reason, waits[0])
   time.sleep(waits.pop(0))
 
 
 def _pad(part: tuple[np.ndarray, ...], size: int) -> Batch:
-  """Fills a batch up to `size` examples."""
+  """Pads a batch to `size` examples."""
   images, labels = part
   count = len(labels)
   missing = size - count

@@ -1,4 +1,4 @@
-"""What of a PNG file makes its pixels, checked as libpng checks it, and its EXIF metadata."""
+"""Separates the pixels of a PNG file, with libpng's checks, from its EXIF metadata."""
 
 import zlib
 
@@ -6,24 +6,24 @@ from nfnet_jax.errors import RequestError
 
 _SIGNATURE = 8  # bytes
 _KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
-_DEPTH = 24  # where the header says how many bits a pixel has
+_DEPTH = 24  # offset of the bit depth
 _PROFILE = b"Raw profile type exif\0"
-_LONGEST = 1 << 20  # of a profile that is unpacked
+_LONGEST = 1 << 20  # most bytes of an unpacked profile
 
 
 def split(content: bytes) -> tuple[bytes, bytes]:
-  """Takes texts, colour profiles, animations and the like out.
+  """Removes texts, colour profiles, animations and similar chunks.
 
-  Pillow would read them all, give up for a damaged one, and not notice damaged pixels.
+  Pillow would read all of them, fail if one is damaged, and not detect damaged pixels.
 
   Args:
-    content: of a PNG file.
+    content: content of a PNG file.
 
   Returns:
-    EXIF metadata (empty if there are none), and the file with the pixels alone.
+    EXIF metadata (empty if there are none), and the file with only the pixels.
 
   Raises:
-    RequestError: a chunk that is needed is damaged or cut off.
+    RequestError: if a needed chunk is damaged or cut off.
   """
   exif, profile, kept, at = b"", b"", [content[:_SIGNATURE]], _SIGNATURE
   view = memoryview(content)
@@ -46,12 +46,12 @@ def split(content: bytes) -> tuple[bytes, bytes]:
 
 
 def scale(content: bytes) -> int:
-  """By what gray of fewer than 8 bits is multiplied when it is read."""
+  """The factor by which gray values of fewer than 8 bits are scaled when they are read."""
   return 255 // (2 ** content[_DEPTH] - 1)
 
 
 def _of_profile(text: bytes, is_packed: bool) -> bytes:
-  """EXIF metadata as ImageMagick keeps them: a name, a length, and hexadecimal digits in lines."""
+  """EXIF metadata in ImageMagick's form: a name, a length, and lines of hexadecimal digits."""
   try:
     if is_packed:
       text = zlib.decompressobj().decompress(text[1:], _LONGEST)

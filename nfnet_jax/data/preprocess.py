@@ -1,8 +1,8 @@
 """Evaluation preprocessing of single images with NumPy and Pillow, for machines without TensorFlow.
 
-The same pixels as `nfnet_jax.data.image` gives: decoded by `nfnet_jax.data.reader`; bicubic
-interpolation without antialiasing, its overshoot kept, which is not what Pillow's own resize
-computes.
+The pixels are the same as those of `nfnet_jax.data.image`. Images are decoded by
+`nfnet_jax.data.reader` and resized by bicubic interpolation without antialiasing and with its
+overshoot, unlike in Pillow's own resize.
 """
 
 import os
@@ -16,13 +16,13 @@ from nfnet_jax.errors import RequestError
 
 
 class Preprocessing(NamedTuple):
-  """What evaluation does to an image.
+  """The preprocessing of an image for evaluation.
 
   Attributes:
-    size: pixels of the result.
-    padding: pixels that the centre crop leaves out.
-    resize: "squash" to a square of `size + padding`, then centre crop, as for NFNets; "central" for
-      the centre crop first, as for the others.
+    size: side of the result in pixels.
+    padding: pixels that the centre crop removes.
+    resize: "squash" resizes to a square of `size + padding` and then crops the centre, as for
+      NFNets; "central" crops the centre first, as for other networks.
   """
 
   size: int
@@ -30,14 +30,14 @@ class Preprocessing(NamedTuple):
   resize: str
 
   def checked(self) -> "Preprocessing":
-    """Itself; raises RequestError for values that make no image."""
+    """Returns itself; raises RequestError for invalid values."""
     pixels = isinstance(self.size, int) and 1 <= self.size <= formats.MAX_SIZE
     padding = isinstance(self.padding, int) and 0 <= self.padding <= formats.MAX_PADDING
     if not pixels or not padding or self.resize not in RESIZES:
       raise RequestError(
-        f"size={self.size!r:.80}, padding={self.padding!r:.80}, resize={self.resize!r:.80} make no "
-        f"image: give a size of 1 to {formats.MAX_SIZE}, a padding of 0 to {formats.MAX_PADDING}, "
-        f"and {' or '.join(RESIZES)}."
+        f"size={self.size!r:.80}, padding={self.padding!r:.80}, resize={self.resize!r:.80} are not "
+        f"valid: give a size of 1 to {formats.MAX_SIZE}, a padding of 0 to {formats.MAX_PADDING}, "
+        f"and resize={' or '.join(RESIZES)}."
       )
     return self
 
@@ -46,11 +46,11 @@ RESIZES = ("squash", "central")
 
 
 def load(path: str | os.PathLike | BinaryIO, how: Preprocessing) -> np.ndarray:
-  """Reads an image and prepares it as evaluation does.
+  """Reads an image and applies the preprocessing of evaluation.
 
   Args:
-    path: of the image.
-    how: what evaluation does.
+    path: the image file.
+    how: the preprocessing.
 
   Returns:
     `[size, size, 3]` float32, about 0..255.
@@ -66,7 +66,7 @@ def load(path: str | os.PathLike | BinaryIO, how: Preprocessing) -> np.ndarray:
     shape = part[2:]
     return part
 
-  # At the borders of a part, colours differ a little from those within the whole image.
+  # At the borders of a part, colours differ slightly from those in the whole image.
   pixels = read_image(path, window=window, picks=lambda length: np.unique(_taps(length, how)[0]))
   return _resampled(pixels, *shape, how)
 
@@ -77,23 +77,23 @@ def read_image(
   window: reader.Window = reader.whole,
   picks: reader.Picks = np.arange,
 ) -> np.ndarray:
-  """Reads an image in any of the formats of docs/images.md, told apart by its content.
+  """Reads an image in any format of docs/images.md, which its content determines.
 
   Args:
-    path: of the image file, or the file itself, open.
+    path: path of the image file, or an open file.
     upright, window, picks: see `reader.read`.
 
   Returns:
     `[height, width, 3]` uint8, in RGB.
 
   Raises:
-    RequestError: if there is no such file, or it is no image, a damaged one or too large.
+    RequestError: if the file does not exist, or is not an image, damaged or too large.
   """
   try:
     content = path.read() if hasattr(path, "read") else _content(path)
   except RequestError:
     raise
-  except (OSError, ValueError) as error:  # A zero byte in a name is the latter.
+  except (OSError, ValueError) as error:  # A NUL byte in a path raises ValueError.
     reason = getattr(error, "strerror", None) or error
     raise RequestError(f"cannot read image {path}: {reason}.") from error
   try:
@@ -105,10 +105,10 @@ def read_image(
 
 
 def _content(path: str | os.PathLike) -> bytes:
-  """All of an image file, or the start of another one."""
+  """The content of an image file, or only the start of any other file."""
   status = os.stat(path)
-  if not stat.S_ISREG(status.st_mode):  # Reading a pipe may never end.
-    raise RequestError(f"{path} is not an image: it is no regular file.")
+  if not stat.S_ISREG(status.st_mode):  # Reading a pipe could hang.
+    raise RequestError(f"{path} is not an image: it is not a regular file.")
   if status.st_size > formats.MAX_BYTES:
     raise RequestError(f"cannot read image {path}: it has more than {formats.MAX_BYTES:,} bytes.")
   with open(path, "rb") as file:
@@ -117,7 +117,7 @@ def _content(path: str | os.PathLike) -> bytes:
 
 
 def prepare(image: np.ndarray, size: int, padding: int, resize: str) -> np.ndarray:
-  """Crops and resizes an image as evaluation does.
+  """Crops and resizes an image for evaluation.
 
   Args:
     image: `[height, width, 3]` uint8.
@@ -143,14 +143,14 @@ def _window(height: int, width: int, how: Preprocessing) -> tuple[int, int, int,
 
 
 def _resampled(pixels: np.ndarray, height: int, width: int, how: Preprocessing) -> np.ndarray:
-  """Bicubic, from those rows and columns alone that count. The work hardly grows with the image."""
+  """Resizes bicubically from the needed rows and columns; the cost hardly depends on the image."""
   rows_done = _along_rows(pixels.reshape(len(pixels), -1), height, how)
-  turned = rows_done.T.reshape(-1, 3 * how.size)  # a row for each column
+  turned = rows_done.T.reshape(-1, 3 * how.size)  # one row for each column
   return _along_rows(turned, width, how).reshape(how.size, 3, how.size).transpose(2, 0, 1)
 
 
 def _along_rows(pixels: np.ndarray, length: int, how: Preprocessing) -> np.ndarray:
-  """`[size, n]` float32 from those of `length` rows `[_, n]` that count."""
+  """Resizes the needed rows `[_, n]` of an image with `length` rows to `[size, n]` float32."""
   taps, weights = _taps(length, how)
   taps = np.searchsorted(np.unique(taps), taps)
   resized = np.empty((how.size, pixels.shape[1]), np.float32)
@@ -162,11 +162,11 @@ def _along_rows(pixels: np.ndarray, length: int, how: Preprocessing) -> np.ndarr
 
 
 _TAPS = 4
-_ROWS = 32  # resized at once
+_ROWS = 32  # number of rows resized together
 
 
 def _taps(length: int, how: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-  """For each pixel of the result, which four of `length` pixels make it and their weights.
+  """For each pixel of the result, the four of `length` source pixels and their weights.
 
   They are those of Keys' cubic convolution (a = -1/2), normalised at the borders.
   """
@@ -174,7 +174,7 @@ def _taps(length: int, how: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
   offset = (padding + 1) // 2
   pixels = np.arange(offset, offset + how.size)
   centres = (pixels + 0.5) * (length / (how.size + padding)) - 0.5
-  # TensorFlow looks its weights up in a table of 1024 steps a pixel.
+  # TensorFlow uses a table of weights with 1024 steps per pixel.
   centres = np.floor(centres) + np.rint((centres - np.floor(centres)) * 1024) / 1024
   taps = np.floor(centres).astype(int)[:, None] + np.arange(-1, _TAPS - 1)
   x = np.abs(centres[:, None] - taps)

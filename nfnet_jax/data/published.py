@@ -1,4 +1,4 @@
-"""Well-known data sets: their sizes, for planning where they are not there, and names of splits."""
+"""Sizes of well-known data sets, for planning without the data, and names of splits."""
 
 import re
 
@@ -6,14 +6,14 @@ from ml_collections import ConfigDict
 
 from nfnet_jax.errors import RequestError
 
-# Number of classes, and of images in each split, as TFDS has them.
+# Number of classes, and number of images in each split, as in TFDS.
 SIZES = {
   "cifar10": (10, {"train": 50_000, "test": 10_000}),
   "cifar100": (100, {"train": 50_000, "test": 10_000}),
   "imagenet2012": (1000, {"train": 1_281_167, "validation": 50_000}),
 }
 
-# ImageNet's parts as the published code names them.
+# The published code's names of ImageNet's splits.
 IMAGENET_SPLITS = {
   "TRAIN": "train[10000:]",
   "VALID": "train[:10000]",
@@ -23,16 +23,16 @@ IMAGENET_SPLITS = {
 
 
 def sizes(data: ConfigDict) -> tuple[int, int, int] | None:
-  """Looks up the number of classes, of training images and of test images.
+  """Looks up the numbers of classes, training images and test images.
 
   Args:
     data: the `data` section of a config; its splits are names or slices such as `train[10000:]`.
 
   Returns:
-    None for a data set, a split or a slice that is not known here.
+    The three numbers; None if the data set, a split or a slice is not known here.
 
   Raises:
-    RequestError: for a slice that the split does not have.
+    RequestError: if a slice is empty or exceeds its split.
   """
   if data.name not in SIZES:
     return None
@@ -45,7 +45,7 @@ def sizes(data: ConfigDict) -> tuple[int, int, int] | None:
 
 
 def split_expression(name: str, split: str) -> str:
-  """The TFDS expression of a split that may have the published code's name for it."""
+  """The TFDS expression of a split, which may be named as in the published code."""
   return IMAGENET_SPLITS.get(split, split) if name == "imagenet2012" else split
 
 
@@ -58,7 +58,7 @@ def _count(splits: dict[str, int], split: str) -> int | None:
   count = len(range(size)[first:last])
   if not count or max(abs(first or 0), abs(last or 0)) > size:
     raise RequestError(
-      f"Split {split!r} holds nothing, or more than the {size} examples of {match[1]!r}: choose"
-      " another part."
+      f"split {split!r} is empty, or exceeds the {size} examples of {match[1]!r}: choose another"
+      " slice."
     )
   return count

@@ -1,7 +1,7 @@
-"""Pixels of any image file that is read, by Pillow: docs/images.md in code. No TensorFlow.
+"""Reads image files of all supported formats with Pillow, as docs/images.md says. No TensorFlow.
 
-Training and evaluation read plain JPEG and PNG with TensorFlow (`nfnet_jax.data.image`), to the
-same pixels, and leave everything else to this module.
+Training and evaluation read plain JPEG and PNG with TensorFlow (`nfnet_jax.data.image`), with the
+same result, and all other images with this module.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from PIL import Image, ImageFile, JpegImagePlugin
 from nfnet_jax.data import formats, jpeg, orientation, png
 from nfnet_jax.errors import RequestError
 
-# From an image's height and width to the wanted part: top, left, height, width.
+# Maps an image's height and width to a part of it: top, left, height, width.
 Window = Callable[[int, int], tuple[int, int, int, int]]
-# From a side of that part to the rows or columns in it that are wanted, in ascending order.
+# Maps the height or width of that part to the wanted rows or columns in it, in ascending order.
 Picks = Callable[[int], np.ndarray]
 
-BACKGROUND = (255, 255, 255)  # what shines through transparent pixels
+BACKGROUND = (255, 255, 255)  # seen through transparent pixels
 _STRIP = 1 << 22  # pixels converted at once
-# Larger ones are decoded one at a time: threads that read ahead are not to fill the memory.
+# Larger images are decoded one at a time, so that reading ahead does not fill the memory.
 _LARGE, _ONE_LARGE = 1 << 25, threading.Lock()
 
 
@@ -39,22 +39,22 @@ def read(
   """Reads an image, a part of it, or some of that part's rows and columns.
 
   Args:
-    content: of the image file.
-    upright: whether to turn it as its EXIF orientation says.
-    window: chooses the part from height and width of the image, after it is turned.
+    content: content of the image file.
+    upright: whether to apply the EXIF orientation.
+    window: chooses the part from height and width of the upright image.
     picks: chooses the rows of that part from its height, and the columns from its width.
 
   Returns:
     `[rows, columns, 3]` uint8, in RGB.
 
   Raises:
-    RequestError: it is no image, a damaged one, or too large. The message is to follow the name of
-      the image and a colon.
+    RequestError: if it is not an image, damaged or too large. The caller puts the name of the image
+      and a colon before the message.
   """
   try:
     kind = formats.find(content)
     if kind is None:
-      heic = "a HEIC photograph, which is not read: save it as JPEG"
+      heic = "a HEIC photograph, which is not supported: save it as JPEG"
       raise RequestError(f"it is {heic if formats.is_heic(content) else 'not an image'}")
     image, exif = _open(kind, content)
     with image, _ONE_LARGE if math.prod(image.size) > _LARGE else contextlib.nullcontext():
@@ -62,17 +62,17 @@ def read(
       if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode in ("RGB", "L"):
         pixels = jpeg.decode(image, *_stored(image.size, turn, window, picks))
       else:
-        image.load()  # TIFF turns its images itself.
+        image.load()  # Before the size is read, because Pillow turns TIFF images here.
         _, rows, columns = _stored(image.size, turn, window, picks)
         pixels = _rgb(image, rows, columns)
       return orientation.upright(pixels, turn)
   except RequestError:
     raise
   except MemoryError:
-    raise RequestError("it takes more memory than there is") from None
-  except Exception as error:  # Decoders raise anything for a damaged file: struct.error, TypeError.
+    raise RequestError("it needs more memory than is available") from None
+  except Exception as error:  # Decoders raise many kinds: struct.error, TypeError and others.
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    raise RequestError(f"it is damaged or of a kind that is not read ({reason})") from error
+    raise RequestError(f"it is damaged or of an unsupported kind ({reason})") from error
 
 
 def jpeg_orientation(content: bytes) -> int:
@@ -96,7 +96,7 @@ def _open(kind: formats.Format, content: bytes) -> tuple[ImageFile.ImageFile, by
 def _stored(
   size: tuple[int, int], turn: np.ndarray, window: Window, picks: Picks
 ) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
-  """The wanted part of an image as it is stored, and which of the image's rows and columns."""
+  """The wanted part in the stored image, and the indices of its wanted rows and columns."""
   shape = size if turn[0] else size[::-1]
   part = window(*shape)
   rows, columns = picks(part[2]), picks(part[3])
@@ -111,7 +111,7 @@ def _stored(
 
 
 def _rgb(image: Image.Image, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-  """Converts pixels of an image of any mode strip by strip, which takes less memory."""
+  """Converts pixels of an image of any mode strip by strip, to save memory."""
   left, right = int(columns[0]), int(columns[-1]) + 1
   pixels = np.empty((len(rows), len(columns), 3), np.uint8)
   height = max(_STRIP // (right - left), 1)
@@ -125,7 +125,7 @@ def _rgb(image: Image.Image, rows: np.ndarray, columns: np.ndarray) -> np.ndarra
 
 
 def _shallow(strip: Image.Image) -> np.ndarray:
-  """Eight bits or fewer a channel."""
+  """Converts images with at most 8 bits per channel."""
   if strip.has_transparency_data:
     if strip.mode == "La":
       strip = strip.convert("LA")
@@ -138,10 +138,11 @@ def _shallow(strip: Image.Image) -> np.ndarray:
 
 
 def _deep(strip: Image.Image, image: Image.Image) -> np.ndarray:
-  """Gray of 16 bits: the upper eight, as TensorFlow takes them."""
+  """Converts 16-bit gray images by taking the upper 8 bits, like TensorFlow."""
   if not strip.mode.startswith("I;16") and image.format != "PPM":
     raise RequestError(
-      "its pixels have 32 bits or a sign, and no agreed range: save it with 8 or 16 bits, unsigned"
+      "its pixels have 32 bits or a sign, so their range is unknown: save it with 8 or 16 bits, "
+      "unsigned"
     )
   values = np.asarray(strip)
   gray = (values >> 8).astype(np.uint8)
@@ -153,4 +154,4 @@ def _deep(strip: Image.Image, image: Image.Image) -> np.ndarray:
   return pixels
 
 
-_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF tag and one of its values

@@ -1,8 +1,8 @@
-"""Which files below a folder are images: one rule for training, evaluation and prediction.
+"""Finds the images in a folder, by the same rules for training, evaluation and prediction.
 
-Hidden names and those of systems are passed over, links are followed, and regular files with an
-image's ending are taken, at any depth. Whatever else there is comes back with the reason why it is
-left out, for somebody to be told. No TensorFlow.
+The search ignores hidden files and files of operating systems, follows links, and takes regular
+files with an image's ending at any depth. It reports all other files as skipped, with the reason.
+No TensorFlow.
 """
 
 import os
@@ -23,7 +23,7 @@ _KINDS = (
   (stat.S_ISSOCK, "a socket"),
   (lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode), "a device"),
 )
-# What systems and programs leave between a user's files; in lower case.
+# Names of files that systems and programs add to a user's folders, in lower case.
 _SYSTEM_NAMES = frozenset(
   {
     *("__macosx", "icon\r"),  # macOS
@@ -37,12 +37,12 @@ _BACK = "a link back to a folder above it or read before"
 
 
 class Entry(NamedTuple):
-  """What a folder holds under one name.
+  """An entry of a folder.
 
   Attributes:
-    name: as the file system has it.
+    name: its name in the file system.
     path: the folder's path and the name.
-    kind: `FOLDER`, `FILE`, or what else it is, such as "a pipe".
+    kind: `FOLDER`, `FILE`, or a description such as "a pipe".
   """
 
   name: str
@@ -51,11 +51,11 @@ class Entry(NamedTuple):
 
 
 class Found(NamedTuple):
-  """What a search gives.
+  """The result of a search.
 
   Attributes:
     images: paths, in the order of `text`, folder by folder.
-    skipped: path and reason of everything that is neither hidden nor an image.
+    skipped: path and reason of each entry that is neither hidden nor an image.
   """
 
   images: list[str]
@@ -66,21 +66,21 @@ Listing = Callable[[str], Iterable[Entry]]
 
 
 def kind_of(path: str | os.PathLike) -> str:
-  """`FOLDER`, `FILE`, `MISSING`, or words for what else a path can be; links are followed."""
+  """`FOLDER`, `FILE`, `MISSING`, or a description of any other kind; links are followed."""
   try:
     mode = os.stat(path).st_mode
   except (FileNotFoundError, NotADirectoryError, ValueError):
     return "a broken link" if os.path.islink(path) else MISSING
   except OSError as error:
-    return f"out of reach ({error.strerror})"
-  return next((kind for test, kind in _KINDS if test(mode)), "no file")
+    return f"not accessible ({error.strerror})"
+  return next((kind for test, kind in _KINDS if test(mode)), "not a file")
 
 
 def list_local(folder: str) -> Iterator[Entry]:
-  """All that a folder of this machine holds, in no order."""
+  """All entries of a local folder, in no particular order."""
   with os.scandir(folder) as entries:
     for entry in entries:
-      # The folder knows what most of them are, so that few need a look of their own.
+      # The folder itself stores the kind of most entries, so few need an extra system call.
       if entry.is_file(follow_symlinks=False):
         kind = FILE
       elif entry.is_dir(follow_symlinks=False):
@@ -91,11 +91,11 @@ def list_local(folder: str) -> Iterator[Entry]:
 
 
 def visible(folder: str, listing: Listing = list_local) -> list[Entry]:
-  """What a user has put into a folder, in the order of `text`.
+  """A folder's entries that are neither hidden nor a system's, in the order of `text`.
 
   Args:
     folder: its path.
-    listing: lists it, for folders that are not on this machine.
+    listing: function that lists it; remote folders need their own.
 
   Raises:
     OSError: if it cannot be listed.
@@ -105,20 +105,20 @@ def visible(folder: str, listing: Listing = list_local) -> list[Entry]:
 
 
 def images_below(folder: str, listing: Listing = list_local) -> Found:
-  """Searches a folder and the folders in it.
+  """Searches a folder and its sub-folders.
 
-  Each folder is read once, whatever the links to it, so that the search ends.
+  Each folder is read only once, even if several links lead to it, so the search always ends.
 
   Args:
     folder: its path. Its own name may be hidden.
-    listing: lists a folder, for folders that are not on this machine.
+    listing: function that lists a folder; remote folders need their own.
 
   Raises:
     OSError: if a folder cannot be listed.
   """
   found = Found([], [])
   seen = identities_above(folder)
-  pending = [Entry("", folder, FOLDER)]  # the next one is the last
+  pending = [Entry("", folder, FOLDER)]  # a stack
   while pending:
     entry = pending.pop()
     if entry.kind == FOLDER:
@@ -135,17 +135,17 @@ def images_below(folder: str, listing: Listing = list_local) -> Found:
 
 
 def reason(entry: Entry) -> str:
-  """Why an entry that is no image is left out."""
-  return "not a kind that is read" if entry.kind == FILE else entry.kind
+  """The reason for skipping an entry that is not an image."""
+  return "not a supported kind" if entry.kind == FILE else entry.kind
 
 
 def has_image_ending(name: str) -> bool:
-  """Whether a file of this name is looked for in folders."""
+  """Whether a search of folders takes a file with this name."""
   return name.lower().endswith(IMAGE_ENDINGS)
 
 
 def identity(folder: str) -> tuple[int, int] | str:
-  """What two paths of the same folder share; the path itself if it is not on this machine."""
+  """A value that is equal for two paths of the same folder; the path itself if it is remote."""
   try:
     status = os.stat(folder)
   except OSError:
@@ -154,7 +154,7 @@ def identity(folder: str) -> tuple[int, int] | str:
 
 
 def identities_above(folder: str) -> set[tuple[int, int] | str]:
-  """Those of all folders that hold a folder, by its own path and behind links."""
+  """The identities of all folders above a folder, by its own path and by its target's."""
   paths = {os.path.abspath(folder), os.path.realpath(folder)}
   above = set()
   for path in paths:
@@ -164,9 +164,9 @@ def identities_above(folder: str) -> set[tuple[int, int] | str]:
 
 
 def text(name: str) -> str:
-  """A file's name as text: composed Unicode, or Latin-1 if the bytes are not UTF-8.
+  """A file's name as composed Unicode; bytes that are not UTF-8 are decoded as Latin-1.
 
-  Names that look the same become the same, whichever system wrote them.
+  Names that look the same become equal, whichever system wrote them.
   """
   if name.isascii():
     return name
@@ -179,7 +179,7 @@ def text(name: str) -> str:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-  """Names of classes in the order of their labels: as numbers if all are integers, else as text."""
+  """Class names in the order of the labels: by number if all are integers, else as text."""
   names = list(names)
   if all(re.fullmatch("-?[0-9]+", name) for name in names):
     return sorted(names, key=lambda name: (int(name), name))
@@ -187,14 +187,14 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def summary(skipped: list[tuple[str, str]], folder: str) -> str:
-  """One phrase for a log or a message: how many were skipped, and the first of them."""
+  """The number of skipped entries and the first of them, in one phrase for a message."""
   named = [f"{shown(os.path.relpath(path, folder))} ({why})" for path, why in skipped[:_MOST_NAMED]]
   rest = f" and {len(skipped) - _MOST_NAMED} more" if len(skipped) > _MOST_NAMED else ""
   return f"{len(skipped)} skipped: {', '.join(named)}{rest}"
 
 
 def shown(name: str) -> str:
-  """A name as a message shows it, in one line."""
+  """A name for a message, without line breaks or control characters."""
   return name if name.isprintable() else ascii(name)
 
 

@@ -1,4 +1,4 @@
-"""What every kind of stored data set looks like to the pipeline."""
+"""The interface between stored data sets and the pipeline."""
 
 import hashlib
 import os
@@ -18,16 +18,16 @@ class Source(NamedTuple):
   Attributes:
     num_examples: number of records.
     class_names: names in the order of the labels.
-    records: from a seed, `[2]` int64, and two int64 numbers, that many records from the first one
-      on, in the order that the seed gives; from `None` instead of a seed, in a fixed order.
-    encoded: from a record, the content of its image file (a string scalar).
-    label: from a record, its label (int32 scalar); or, for each class, whether it is right
-      (`[num_classes]` bool).
-    locate: from a record, the name by which its owner can find the image (a string scalar).
-    files: the TFRecord files that hold the records; none if a record is a file of its own.
-    remedy: what the owner of a damaged image is to do.
-    several_right: which of the two kinds of label the records have.
-    fingerprint: of the names of all records or their files in their order, without the directory.
+    records: maps a seed (`[2]` int64), a first index and a count (int64) to that many records from
+      the first on, in the order given by the seed; with `None` as the seed, in a fixed order.
+    encoded: maps a record to the content of its image file (string scalar).
+    label: maps a record to its label (int32 scalar), or to a `[num_classes]` bool that marks all
+      correct labels.
+    locate: maps a record to a name by which its owner can find the image (string scalar).
+    files: the TFRecord files that hold the records; empty if each record is a file.
+    remedy: advice for the owner of a damaged image.
+    several_right: whether `label` may mark several correct labels.
+    fingerprint: digest of the names of all records or their files in order, without the directory.
   """
 
   num_examples: int
@@ -46,8 +46,8 @@ class Share(NamedTuple):
   """The contiguous part of every global batch that one process reads.
 
   Attributes:
-    batch_size: images in a batch, over all processes.
-    process_index: which process, 0..process_count-1.
+    batch_size: images per batch, over all processes.
+    process_index: index of the process, 0..process_count-1.
     process_count: number of processes, a divisor of `batch_size`.
   """
 
@@ -57,7 +57,7 @@ class Share(NamedTuple):
 
   @property
   def size(self) -> int:
-    """Images that this process reads of each batch."""
+    """Number of images that this process reads of each batch."""
     return self.batch_size // self.process_count
 
 
@@ -67,11 +67,11 @@ def fingerprint(names: Iterable[str]) -> str:
 
 
 def is_upright(data: ConfigDict) -> bool:
-  """Whether images are turned as their EXIF orientation says, the one place that decides it.
+  """Whether to apply the EXIF orientation of images; the only place that decides this.
 
-  A folder's are, as people see them everywhere. Published data sets are read as they always were:
-  published accuracies on ImageNet, training and test, ignored it. `data.exif_orientation` overrides
-  it; runs from before that key are without it.
+  It is applied to folders of images, since people see them that way. It is not applied to published
+  data sets, because the published accuracies on ImageNet ignore it. `data.exif_orientation`
+  overrides this; configs of older runs lack that key.
   """
   chosen = data.get("exif_orientation")
   return data.name == "folder" if chosen is None else chosen

@@ -1,4 +1,4 @@
-"""Any image-classification data set that TFDS has prepared as TFRecord files."""
+"""Reads any image-classification data set that TFDS has prepared as TFRecord files."""
 
 import difflib
 import functools
@@ -18,11 +18,11 @@ from nfnet_jax.errors import RequestError
 # they are fixed.
 CYCLE = 4
 BLOCK = 4
-READ_BUFFER = 2 << 20  # bytes; remote files are slow in small pieces
-# Sets whose builders announce all of ImageNet's classes, though they have images of 200 of them.
-# Accuracy is measured among those, as their authors do.
+READ_BUFFER = 2 << 20  # bytes; reading remote files in small pieces is slow
+# Sets whose builders list all of ImageNet's classes, but which have images of only 200. Accuracy is
+# measured among those, as in their papers.
 PARTIAL = ("imagenet_a", "imagenet_r")
-REMEDY = "Mend the source that the data set was made from and prepare it again."
+REMEDY = "Repair the source of the data set and prepare it again."
 
 
 def open_tfds(data: ConfigDict, splits: Sequence[str]) -> list[Source]:
@@ -36,8 +36,8 @@ def open_tfds(data: ConfigDict, splits: Sequence[str]) -> list[Source]:
     The splits' sources.
 
   Raises:
-    RequestError: no such data set, or it is not prepared, not stored as TFRecord, has no such
-      split, an empty one, or no image and class features.
+    RequestError: if the data set does not exist, is not prepared, is not stored as TFRecord, lacks
+      a split or an image and a class feature, or if a split is empty.
   """
   builder = _builder(data.name, data.dir)
   image, label = _find_features(builder)
@@ -45,14 +45,14 @@ def open_tfds(data: ConfigDict, splits: Sequence[str]) -> list[Source]:
 
 
 def _builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
-  """The builder of a data set that is there to be read."""
+  """The builder of a prepared data set."""
   try:
     builder = tfds.builder(name, data_dir=directory)
   except tfds.core.DatasetNotFoundError as error:
     known = [*tfds.list_builders(with_community_datasets=False), "digits", "folder"]
     nearest = difflib.get_close_matches(name, known) or ["digits", "folder", "imagenet2012"]
     raise RequestError(
-      f"Unknown data set {name!r}. Nearest names: {', '.join(nearest)}."
+      f"unknown data set {name!r}: choose another, such as {', '.join(nearest)}."
     ) from error
   except (ValueError, AssertionError, ImportError) as error:
     raise RequestError(f"TFDS cannot open data set {name!r}: {_first_line(error)}") from error
@@ -60,27 +60,30 @@ def _builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
     _check_readable(builder.data_dir)
     missing = directory and not tf.io.gfile.isdir(directory)
     raise RequestError(
-      f"Data set {name!r} is not prepared in {builder.data_dir}"
+      f"data set {name!r} is not prepared in {builder.data_dir}"
       f"{f', and there is no directory {directory}' if missing else ''}."
       f" {_preparation(builder, directory)}"
     )
   if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
     raise RequestError(
-      f"Data set {name!r} in {builder.data_dir} is stored as {builder.info.file_format.value}; only"
-      f" tfrecord is read. Prepare it with: tfds build {name} --file_format=tfrecord"
+      f"data set {name!r} in {builder.data_dir} is stored as {builder.info.file_format.value}, but"
+      f" only tfrecord is supported. Prepare it with: tfds build {name} --file_format=tfrecord"
     )
   return builder
 
 
 def _check_readable(directory: str) -> None:
-  """Raises TensorFlow's error where TFDS takes what it may not read for what is not there."""
+  """Raises TensorFlow's error for a directory without read permission.
+
+  TFDS would report such a data set as missing.
+  """
   while not tf.io.gfile.isdir(directory):
     directory = os.path.dirname(directory) or "."
   tf.io.gfile.listdir(directory)
 
 
 def _preparation(builder: tfds.core.DatasetBuilder, directory: str | None) -> str:
-  """What to do for a data set that is not there."""
+  """How to prepare a missing data set."""
   command = f"tfds build {builder.name}" + (f" --data_dir={directory}" if directory else "")
   if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     return f"Prepare it with: {command}"
@@ -95,7 +98,7 @@ def _preparation(builder: tfds.core.DatasetBuilder, directory: str | None) -> st
 
 
 def _find_features(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
-  """Names of the image and the label: the supervised ones, else the only ones of their kind."""
+  """Names of the image and the label: the supervised keys, else the only features of each kind."""
   features = builder.info.features
   if isinstance(features, tfds.features.FeaturesDict):
     candidates = [
@@ -109,13 +112,13 @@ def _find_features(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
       if len(images) == len(labels) == 1:
         return images[0], labels[0]
   raise RequestError(
-    f"Data set {builder.name!r} is not for image classification: it needs one image and one class"
+    f"data set {builder.name!r} is not for image classification: it needs one image and one class"
     f" label among its features, which are {' '.join(repr(features).split())}."
   )
 
 
 def _is_image(feature: tfds.features.FeatureConnector) -> bool:
-  # Floating-point images are stored as something else in the guise of a PNG.
+  # TFDS stores floating-point images as PNGs that must not be read as pixels.
   return isinstance(feature, tfds.features.Image) and np.dtype(feature.np_dtype).kind == "u"
 
 
@@ -124,14 +127,14 @@ def _is_label(feature: tfds.features.FeatureConnector) -> bool:
 
 
 def _is_list(feature: tfds.features.FeatureConnector) -> bool:
-  """Whether it holds all right classes of an image."""
+  """Whether it holds all correct labels of an image."""
   return isinstance(feature, tfds.features.Sequence) and _is_label(feature.feature)
 
 
 def _source(
   builder: tfds.core.DatasetBuilder, split: str, image: str, label: str, shuffle_buffer: int
 ) -> Source:
-  """One split; only the needed features are parsed, and the image stays encoded."""
+  """The source of one split; it parses only the needed features and leaves images encoded."""
   files = _files(builder, split)
   features = dict(builder.info.features)
   several = _is_list(features[label])
@@ -175,7 +178,7 @@ def _source(
 
 @functools.cache
 def _occurring(directory: str, label: str) -> tuple[int, ...]:
-  """The classes that a set has images of, found by reading all its labels."""
+  """The classes that have images, found by reading all labels."""
   info = tfds.builder_from_directory(directory).info
   feature = tfds.features.FeaturesDict({label: info.features[label]})
   files = [file.filename for split in info.splits.values() for file in split.file_instructions]
@@ -185,26 +188,26 @@ def _occurring(directory: str, label: str) -> tuple[int, ...]:
 
 
 def _files(builder: tfds.core.DatasetBuilder, split: str) -> list:
-  """TFDS's instructions for a split: files, and which records of each."""
+  """TFDS's instructions for a split: its files, and the records to read from each."""
   expression = split_expression(builder.name, split)
   try:
     files = builder.info.splits[expression].file_instructions
   except (ValueError, KeyError, IndexError, NotImplementedError) as error:
     sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
     raise RequestError(
-      f"No split {split!r} in data set {builder.name!r}, which has {sizes} examples:"
+      f"no split {split!r} in data set {builder.name!r}, which has {sizes} examples:"
       f" {_first_line(error)}"
     ) from error
-  # TFDS counts backwards in a part that ends before it begins.
+  # TFDS gives negative counts for a slice that ends before it begins.
   if not files or any(file.take < 1 for file in files):
     raise RequestError(
-      f"Split {split!r} of data set {builder.name!r} is empty, or a part of it is: choose another."
+      f"split {split!r} of data set {builder.name!r} is empty, or a part of it is: choose another."
     )
   return files
 
 
 def _first_line(error: Exception) -> str:
-  """What TFDS says before it explains at length."""
+  """The first line of TFDS's long message."""
   return str(error).strip().partition("\n")[0]
 
 
@@ -219,7 +222,7 @@ def _records(
   names = tf.gather([file.filename for file in files], order)
   skips = tf.gather(tf.constant([file.skip for file in files], tf.int64), order)
   takes = tf.gather(tf.constant([file.take for file in files], tf.int64), order)
-  # Of each file what lies between `first` and `first + count`, one file after the other.
+  # The part of each file that lies between `first` and `first + count` of the whole stream.
   ends = tf.cumsum(takes)
   begins = ends - takes
   starts = tf.maximum(first, begins)
@@ -230,13 +233,13 @@ def _records(
   records = tf.data.Dataset.from_tensor_slices(held).interleave(_file_records, CYCLE, BLOCK)
   if seed is None:
     return records
-  # The buffer is that of the whole stream.
+  # `shuffle_buffer` is the buffer of the whole stream; a shard gets its share of it.
   size = tf.maximum(shuffle_buffer * count // sum(file.take for file in files), 1)
   return records.shuffle(size, seed=record_seed[0] + first, reshuffle_each_iteration=False)
 
 
 def _file_records(name: tf.Tensor, first: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
-  """`count` records of one file from the `first` on, zipped rather than mapped to be cheap."""
+  """`count` records of one file from the `first` on; zipping is cheaper than mapping."""
   serialized = tf.data.TFRecordDataset(name, buffer_size=READ_BUFFER).skip(first).take(count)
   numbers = tf.data.Dataset.range(first, first + count)
   return tf.data.Dataset.zip(tf.data.Dataset.from_tensors(name).repeat(), numbers, serialized)

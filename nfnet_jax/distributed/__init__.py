@@ -1,1 +1,1 @@
-"""Several processes as one job: how they join, compare themselves and end together."""
+"""Runs several processes as one job: they join, check that they agree, and end together."""

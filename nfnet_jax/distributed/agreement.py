@@ -1,4 +1,4 @@
-"""What the processes of a job compare before they compute anything together."""
+"""Checks that the processes of a job agree before they compute together."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ _SAME_FLAGS = "Start all with the same files and flags."
 
 
 def on_training(config: ConfigDict, info: DatasetInfo) -> None:
-  """Makes sure that all processes train by the same resolved config on the same data set.
+  """Checks that all processes train with the same resolved config on the same data set.
 
   Raises:
     RequestError: as `on_config` and `on_data`.
@@ -25,40 +25,41 @@ def on_training(config: ConfigDict, info: DatasetInfo) -> None:
 
 
 def on_config(verb: str, config: ConfigDict) -> None:
-  """Makes sure that all processes do the same, by the same resolved config.
+  """Checks that all processes have the same verb and the same resolved config.
 
   Args:
-    verb: of the command line.
-    config: resolved.
+    verb: verb of the command line.
+    config: resolved config.
 
   Raises:
-    RequestError: with the keys that differ. `data.dir` may: each process reads its own copy.
+    RequestError: if keys differ; it names them. `data.dir` may differ, since each process may have
+      its own copy.
   """
   _compare("config", {"verb": verb} | config.to_dict(), _SAME_FLAGS)
 
 
 def on_flags(verb: str, flags: Mapping[str, Any]) -> None:
-  """Makes sure that all processes do the same, by the same flags.
+  """Checks that all processes have the same verb and the same flags.
 
   Args:
-    verb: of the command line.
-    flags: those that change the result, by name.
+    verb: verb of the command line.
+    flags: the flags that affect the result, by name.
 
   Raises:
-    RequestError: with the flags that differ.
+    RequestError: if flags differ; it names them.
   """
   _compare("request", {"verb": verb} | dict(flags), _SAME_FLAGS)
 
 
 def on_data(info: DatasetInfo, columns: Sequence[int] = ()) -> None:
-  """Makes sure that all processes see the same data set, and the same classes in it.
+  """Checks that all processes see the same data set with the same classes.
 
   Args:
-    info: of the data set.
-    columns: which logit each of its classes has, where a network is evaluated.
+    info: the data set.
+    columns: the index of each class's logit, when a network is evaluated.
 
   Raises:
-    RequestError: with what differs: sizes, classes, or the names of files.
+    RequestError: if sizes, classes or file names differ; it names them.
   """
   classes = {str(index): name for index, name in enumerate(info.class_names)}
   advice = "Give all the same data.dir, or the same copy of the data."
@@ -66,13 +67,13 @@ def on_data(info: DatasetInfo, columns: Sequence[int] = ()) -> None:
 
 
 def on_weights(read: Callable[[], Mapping[str, Any]]) -> None:
-  """Makes sure that all processes have read the same weights, bit for bit.
+  """Checks that all processes have read the same weights, bit for bit.
 
   Args:
-    read: gives the arrays by name; not called where there is but one process.
+    read: returns the arrays by name; not called if there is only one process.
 
   Raises:
-    RequestError: if one has others.
+    RequestError: if weights differ.
   """
 
   def judge(values: list[str]) -> str | None:
@@ -80,18 +81,18 @@ def on_weights(read: Callable[[], Mapping[str, Any]]) -> None:
     if not others:
       return None
     return (
-      f"process {others[0]} has read other weights than process 0: --weights has to name the same "
-      "file on all."
+      f"process {others[0]} has read other weights than process 0: --weights must name the same "
+      "file on all processes."
     )
 
   job_lib.agree(lambda: digest.fingerprint(0, read()), judge)
 
 
 def on_state(step: int, state: Any) -> None:
-  """Makes sure that all processes hold the same step and, bit for bit, the same state.
+  """Checks that all processes hold the same step and, bit for bit, the same state.
 
   Raises:
-    RequestError: if one does not.
+    RequestError: if steps or states differ.
   """
   job_lib.agree(lambda: f"{step} {digest.fingerprint(step, state)}", _different_states)
 
@@ -125,7 +126,7 @@ def _different_states(texts: list[str]) -> str | None:
       step, other_step = (text.partition(" ")[0] for text in (first, other))
       return (
         f"process 0 holds step {step} and process {index} step {other_step}, and their states "
-        "differ: --workdir has to be one directory that all processes see, and their software the "
-        "same."
+        "differ: --workdir must be one directory that all processes see, and their software must "
+        "be the same."
       )
   return None

@@ -1,8 +1,8 @@
-"""The end of a job that cannot go on: at once, on all processes, with the reason.
+"""Ends a failed job immediately, on all processes, with the reason.
 
-A process that fails leaves its reason with the coordinator, where the others look every second. So
-nobody waits in a collective for one that is gone, and every log ends with the same line. A process
-in which nothing moves any more prints where it is, and so do the others.
+A process that fails stores its reason in the coordinator's key-value store, which the other
+processes read every second. No process then waits in a collective for one that has ended, and all
+logs end with the same line. If a process hangs, all processes print their stack traces.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ import jax
 from nfnet_jax.distributed import private
 from nfnet_jax.errors import verdict
 
-_POLL = 1.0  # seconds between two looks at what the others have left
-_PATIENCE = 2.0  # seconds for what is said last
+_POLL = 1.0  # seconds between checks for failures of other processes
+_PATIENCE = 2.0  # seconds that the last log message may take
 _KEY = "nfnet_jax/failed"
 
 _ending = threading.Lock()  # held by the thread that ends this process
@@ -34,16 +34,16 @@ log = logging.getLogger(__name__)
 
 
 class _Failure(NamedTuple):
-  """Why a job ends; the first to fail says it for all."""
+  """The reason for the end of a job: the first failure of a process."""
 
   process: int
   status: int
   line: str
-  stacks: bool = False  # whether every process is to show where it is
+  stacks: bool = False  # whether every process prints its stack traces
 
 
 class Watcher(threading.Thread):
-  """Looks for failures of other processes, and for a standstill of this one."""
+  """Detects failures of other processes, and a hang of this one."""
 
   def __init__(self) -> None:
     super().__init__(daemon=True)
@@ -51,12 +51,12 @@ class Watcher(threading.Thread):
     self._deadline, self._allowed = math.inf, ""
 
   def expect(self, timeout: float, key: str | None = None) -> None:
-    """Gives the main thread `timeout` seconds, those of config key `key`, until it calls again."""
+    """Allows `timeout` seconds (the value of config key `key`) until the next call."""
     self._allowed = f"{timeout:g} s" + (f" ({key})" if key else "")
     self._deadline = time.monotonic() + timeout
 
   def run(self) -> None:
-    """Looks until `done` is set."""
+    """Checks until `done` is set."""
     while not self.done.wait(_POLL):
       if first := _first_failure():
         _follow(first)
@@ -65,21 +65,21 @@ class Watcher(threading.Thread):
 
 
 def end(error: BaseException) -> NoReturn:
-  """Ends the job by an exception of this process: its traceback first, one line at the end."""
+  """Ends the job because of an exception in this process: prints its traceback, then one line."""
   status, line = verdict(error)
   if line is None:
     line = "".join(traceback.format_exception_only(error)).partition("\n")[0]
-    if _first_failure() is None:  # Otherwise this one is no more than its consequence.
+    if _first_failure() is None:  # Otherwise this failure is only a consequence of the first.
       traceback.print_exception(error)
   with _ending:
     if _index():
-      time.sleep(_POLL)  # Where all fail alike, process 0 speaks for all.
+      time.sleep(_POLL)  # If all processes fail in the same way, process 0 reports first.
     _exit_as(_leave(_Failure(_index(), status, line)))
 
 
 @contextlib.contextmanager
 def last_words(say: Callable[[], str]) -> Iterator[None]:
-  """Has the log say, should the block end early, what is lost by it; "" for nothing."""
+  """Logs what is lost if the block ends early, unless `say` returns ""."""
   global _last_words
   _last_words = say
   try:
@@ -92,7 +92,7 @@ def last_words(say: Callable[[], str]) -> Iterator[None]:
 
 
 def _say_last_words() -> None:
-  """Says them, unless a disk that fails or hangs keeps them back: it may be why all this ends."""
+  """Logs them, in a thread: a failing or hanging disk, which may be the cause, must not block."""
 
   def say() -> None:
     with contextlib.suppress(Exception):
@@ -105,7 +105,7 @@ def _say_last_words() -> None:
 
 
 def exit_now(status: int, line: str) -> NoReturn:
-  """Ends this process at once: Python's own way out waits for threads, and JAX's for the others."""
+  """Exits immediately: Python's normal exit waits for threads, and JAX's for other processes."""
   _say_last_words()
   print(f"nfnet-jax: {line}", file=sys.stderr, flush=True)
   sys.stdout.flush()
@@ -122,7 +122,7 @@ def _follow(first: _Failure) -> None:
 def _stand_still(allowed: str) -> None:
   if _ending.acquire(blocking=False):
     _show_stacks()
-    line = f"nothing moved for {allowed}; the stacks of all threads are above."
+    line = f"no progress for {allowed}; the stacks of all threads are above."
     _exit_as(_leave(_Failure(_index(), 1, line, stacks=True)))
 
 
@@ -133,22 +133,22 @@ def _show_stacks() -> None:
 
 def _exit_as(first: _Failure) -> NoReturn:
   if _index() == 0 and jax.distributed.is_initialized():
-    time.sleep(2.5 * _POLL)  # What was left goes with process 0: the others need to see it before.
+    time.sleep(2.5 * _POLL)  # The key-value store ends with process 0; the others must read it.
   ours = first.process == _index()
   exit_now(first.status, first.line if ours else f"process {first.process}: {first.line}")
 
 
 def _leave(failure: _Failure) -> _Failure:
-  """Leaves a failure for the others to see; gives the one that was first."""
+  """Publishes a failure for the other processes; returns the first one."""
   client = private.state().client
   if client:
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another was first, or all is over.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another was first, or the store ended.
       client.key_value_set(_KEY, json.dumps(failure))
   return _first_failure() or failure
 
 
 def _first_failure() -> _Failure | None:
-  """What the first process to fail has left, if there is one and the coordinator still answers."""
+  """The failure of the first process to fail; None if none failed or the coordinator has ended."""
   client = private.state().client
   try:
     return _Failure(*json.loads(client.key_value_try_get(_KEY))) if client else None

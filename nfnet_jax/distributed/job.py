@@ -1,8 +1,8 @@
-"""Several processes as one job: joined at the start, agreed on what they do, and ended together.
+"""Joins several processes into one job, lets them compare values, and ends them together.
 
-JAX does the work: `jax.distributed` finds the processes and notices dead ones, XLA's collectives
-carry the numbers. What is added here and in `failure` is that a job neither hangs nor goes on with
-processes that do different things.
+`jax.distributed` connects the processes and detects dead ones, and XLA's collectives exchange
+arrays. This module and `failure` ensure that a job does not hang, and does not continue with
+processes that disagree.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ import jax
 from nfnet_jax.distributed import failure, private
 from nfnet_jax.errors import RequestError
 
-# A silent process is declared dead after 10 s, and a finished one waits 15 s for the others. JAX's
-# defaults, 100 s and 300 s, left the others of a failed process hanging for five minutes.
+# A silent process is considered dead after 10 s, and a finished one waits 15 s for the others. With
+# JAX's defaults, 100 s and 300 s, a failed process left the others hanging for five minutes.
 _HEARTBEAT, _SHUTDOWN = 10, 15
 
-# Seconds that a process has from one meeting to the next, or to what is `watched`: one that stands
-# still in between ends the job too.
+# Seconds that a process may take between two meetings, or between a meeting and a `watched` batch.
+# A process that takes longer is considered hanging and ends the job.
 _MEETING = 1800.0
 
 _meetings = itertools.count()
@@ -42,24 +42,25 @@ def job(
   *,
   join_timeout: float = 25.0,
 ) -> Iterator[int]:
-  """Makes this process part of its job, if the job has others, for as long as the block runs.
+  """Joins this process with the others of its job, if any, until the block ends.
 
-  It has to come before anything else that uses JAX's devices. All processes leave the block
-  together. An exception in one of them ends all, with its own traceback first, and is not raised
-  any further: the process exits.
+  Call it before anything else that uses JAX's devices. All processes leave the block together. An
+  exception in one process ends all of them: its traceback is printed first, and the process exits
+  without raising it further.
 
   Args:
-    coordinator: `host:port` of process 0. None, as the other two, for what the environment says (a
-      TPU pod, Slurm, Open MPI, Kubernetes, as JAX detects them), or a job of one process.
-    num_processes: how many there are; 1 for one process whatever the environment says.
-    process_id: which one this is, from 0.
+    coordinator: `host:port` of process 0. If all three arguments are None, the environment gives
+      them (a TPU pod, Slurm, Open MPI or Kubernetes, as JAX detects them), or the job has one
+      process.
+    num_processes: number of processes; 1 for a single process regardless of the environment.
+    process_id: index of this process, from 0.
     join_timeout: seconds to wait for the others.
 
   Yields:
-    The number of this process, from 0.
+    The index of this process, from 0.
 
   Raises:
-    RequestError: if the three do not go together, or processes disagree about their number.
+    RequestError: if the arguments are inconsistent, or processes disagree about their number.
   """
   global _watcher
   several = _join(coordinator, num_processes, process_id, join_timeout)
@@ -69,7 +70,7 @@ def job(
     if several:
       _agree_on_count()
     yield _index()
-    agree(lambda: "finished")  # process 0 may still be writing
+    agree(lambda: "finished")  # Process 0 may still be writing.
   except BaseException as error:
     if not several:
       raise
@@ -82,14 +83,14 @@ def job(
 def agree(
   value: Callable[[], str], judge: Callable[[list[str]], str | None] = lambda values: None
 ) -> None:
-  """Waits for all processes to get here, and has process 0 compare what they say.
+  """Waits for all processes, and lets process 0 compare their values.
 
   Args:
-    value: gives what this process says; not called where there is but one.
-    judge: gets what all processes say, in their order, and gives what is wrong with it, or None.
+    value: returns this process's value; not called if there is only one process.
+    judge: maps the values of all processes, in their order, to an error message, or None.
 
   Raises:
-    RequestError: on every process, with what `judge` finds wrong.
+    RequestError: on every process, if `judge` returns a message.
   """
   client, count = private.state().client, private.state().num_processes
   if client is None:
@@ -105,7 +106,7 @@ def agree(
 
 
 def first_says(value: Callable[[], bool]) -> bool:
-  """What process 0 finds, on all processes; the others do not call `value`."""
+  """Returns process 0's value on all processes; the others do not call `value`."""
   client = private.state().client
   if client is None:
     return value()
@@ -117,10 +118,10 @@ def first_says(value: Callable[[], bool]) -> bool:
 
 
 def watched(batches: Iterable[Any], timeout: float) -> Iterator[Any]:
-  """The same batches; the job ends if `timeout` seconds pass from one to the next.
+  """Passes on batches, and ends the job if `timeout` seconds pass between two of them.
 
-  It ends with status 1 and the stacks of all threads of all processes. Outside of a `job` nothing
-  is watched.
+  The job then ends with status 1 and the stacks of all threads of all processes. Outside a `job`,
+  there is no time limit.
   """
   _expect(timeout, "stall_timeout")
   for batch in batches:
@@ -136,7 +137,7 @@ def _expect(timeout: float, key: str | None = None) -> None:
 def _join(
   coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
 ) -> bool:
-  """Connects to the other processes; gives whether there are any."""
+  """Connects to the other processes; returns whether there are any."""
   given = (coordinator, num_processes, process_id)
   if num_processes == 1 or (given == (None, None, None) and _num_processes_found() == 1):
     return False
@@ -145,7 +146,7 @@ def _join(
   state, joined = private.state(), threading.Event()
 
   def give_up_in_time() -> None:
-    # Asked all along: one that answered may itself have given up just before.
+    # Asks repeatedly, since a coordinator that answered once may have given up itself by now.
     deadline, answered = time.monotonic() + timeout, False
     while (left := deadline - time.monotonic()) > 0:
       answered = answered or state.service is not None or _answers(state.coordinator_address)
@@ -155,16 +156,16 @@ def _join(
     if answered:
       what = (
         f"not all of {num_processes or 'the'} processes joined {where} within {timeout:.0f} s: "
-        "start every one of them, with the same --num_processes; --num_processes=1 for one alone."
+        "start all of them with the same --num_processes, or a single one with --num_processes=1."
       )
     else:
       what = (
-        f"the coordinator {where} did not answer within {timeout:.0f} s: is process 0 running "
-        "there, and may this machine reach it?"
+        f"the coordinator {where} did not answer within {timeout:.0f} s: check that process 0 is "
+        "running there, and that this machine can reach it."
       )
     failure.exit_now(2, what)
 
-  # JAX aborts where it cannot connect, and waits without a word until then.
+  # JAX aborts if it cannot connect, and waits silently until then.
   threading.Thread(target=give_up_in_time, daemon=True).start()
   try:
     jax.distributed.initialize(
@@ -186,17 +187,17 @@ def _check(coordinator: str | None, num_processes: int | None, process_id: int |
   if coordinator is None or num_processes is None or process_id is None:
     raise RequestError(
       f"--coordinator={coordinator}, --num_processes={num_processes} and --process_id={process_id} "
-      "go together: give all three, or none and let the environment say."
+      "belong together: give all three, or none if the environment provides them."
     )
-  address = re.fullmatch(r"[!-~]+:([0-9]{1,5})", coordinator)  # JAX crashes for other digits
+  address = re.fullmatch(r"[!-~]+:([0-9]{1,5})", coordinator)  # JAX crashes on other digits.
   port = int(address[1]) if address else 0
   if not 1 <= port <= 65535:
     raise RequestError(
-      f"--coordinator={coordinator} is no address: write HOST:PORT, with a port from 1 to 65535."
+      f"--coordinator={coordinator} is not an address: write HOST:PORT, with a port of 1 to 65535."
     )
   if not 0 <= process_id < num_processes:
     raise RequestError(
-      f"--process_id={process_id} of --num_processes={num_processes}: they count from 0 to "
+      f"--process_id={process_id} is out of range for --num_processes={num_processes}: use 0 to "
       f"{num_processes - 1}."
     )
   if process_id == 0:
@@ -204,14 +205,14 @@ def _check(coordinator: str | None, num_processes: int | None, process_id: int |
       socket.create_server(("", port)).close()
     except OSError as error:  # JAX would crash.
       raise RequestError(
-        f"process 0 cannot listen at port {port} ({error}): choose another."
+        f"process 0 cannot listen on port {port} ({error}): choose another port."
       ) from error
 
 
 def _num_processes_found() -> int:
-  """How many processes the environment runs, as JAX detects it; 1 if it says nothing."""
+  """The number of processes in the environment, as JAX detects it; 1 if it detects none."""
   for cluster in private.cluster_types():
-    # A Kubernetes pod that belongs to no job, such as a notebook's, is alone.
+    # A Kubernetes pod that does not belong to a job, such as a notebook's, is a single process.
     plain_pod = private.is_kubernetes(cluster) and "JOB_COMPLETION_INDEX" not in os.environ
     if plain_pod or cluster.opt_in_only_method:
       continue
@@ -220,7 +221,7 @@ def _num_processes_found() -> int:
         return cluster.get_process_count()
     except Exception as error:
       raise RequestError(
-        f"this looks like a {cluster.name} job, but it does not say how many processes it has "
+        f"this looks like a {cluster.name} job, but its number of processes cannot be found "
         f"({error}): give --coordinator, --num_processes and --process_id."
       ) from error
   return 1
@@ -236,7 +237,7 @@ def _answers(address: str | None) -> bool:
 
 
 def _name_process_in_log(index: int) -> None:
-  """Process 0 reports for all; what else is said in the log says where."""
+  """Adds the process to log lines; other processes than process 0 log only warnings."""
   for handler in logging.getLogger().handlers:
     handler.setFormatter(logging.Formatter(f"%(asctime)s [{index}] %(message)s", "%H:%M:%S"))
   if index:
@@ -248,8 +249,8 @@ def _agree_on_count() -> None:
     for index, value in enumerate(values):
       if value != values[0]:
         return (
-          f"process {index} was started as one of {value} and process 0 as one of {values[0]}: "
-          "start all with the same --num_processes."
+          f"process {index} was started as one of {value} processes, and process 0 as one of "
+          f"{values[0]}: start all with the same --num_processes."
         )
     return None
 
@@ -257,15 +258,15 @@ def _agree_on_count() -> None:
 
 
 def _index() -> int:
-  """Which process this is, without a look at the devices."""
+  """The index of this process, found without initialising devices."""
   return private.state().process_id
 
 
 def _wait_for(client: Any, key: str) -> str:
-  """What a process says. Heartbeat and watcher end the wait for one that is gone."""
+  """Waits for a process's value. Heartbeat and watcher end the wait if that process has ended."""
   while True:
     try:
       return client.blocking_key_value_get(key, 1000)
-    except jax.errors.JaxRuntimeError as error:  # Returned to now and then, for Ctrl-C.
+    except jax.errors.JaxRuntimeError as error:  # Short waits let Ctrl-C through.
       if "DEADLINE_EXCEEDED" not in str(error):
         raise

@@ -1,7 +1,7 @@
-"""Requests to stop: Ctrl-C, the end of a session, a scheduler's notice.
+"""Handles requests to stop: Ctrl-C, the end of a session, a scheduler's notice.
 
-A thread hears them. Python's own handlers wait while the main thread compiles or computes, so that
-the log could not say at once what will happen, and a second Ctrl-C would end nothing.
+A thread receives them. Python's own handlers wait while the main thread compiles or computes; then
+the log could not report a request immediately, and a second Ctrl-C would have no effect.
 """
 
 import contextlib
@@ -19,25 +19,25 @@ from jax.experimental import multihost_utils
 from nfnet_jax.distributed import failure
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-_SAME_PRESS = 0.2  # seconds; a launcher passes on the Ctrl-C that its processes get as well
+_SAME_PRESS = 0.2  # seconds; a launcher may forward a Ctrl-C that its processes also receive
 
 log = logging.getLogger(__name__)
 
 
 class Notice:
-  """Whether a run is told to stop."""
+  """Records whether a run was told to stop."""
 
   def __init__(self) -> None:
     self._stop = False
-    self._pressed: float | None = None  # when Ctrl-C was, by the monotonic clock
+    self._pressed: float | None = None  # monotonic time of the first Ctrl-C
 
   @property
   def interrupted(self) -> bool:
-    """Whether it was told so by Ctrl-C in this process."""
+    """Whether the request was a Ctrl-C in this process."""
     return self._pressed is not None
 
   def stop_after(self, step: int) -> bool:
-    """Whether to stop after this step; to be called after every one.
+    """Whether to stop after this step; call it after every step.
 
     It becomes True at the same step on all processes of a job.
     """
@@ -46,12 +46,12 @@ class Notice:
     return self._stop
 
   def hear(self, number: int) -> None:
-    """Takes a signal; does not return from a second Ctrl-C."""
+    """Handles a signal; a second Ctrl-C does not return."""
     said = ""
     if number == signal.SIGINT:
       if self._pressed and time.monotonic() - self._pressed > _SAME_PRESS:
-        failure.end(KeyboardInterrupt("interrupted twice: ended at once."))
-      said = "; a second Ctrl-C ends the run at once, unsaved"
+        failure.end(KeyboardInterrupt("interrupted twice: ended immediately."))
+      said = "; a second Ctrl-C ends the run immediately, without saving"
       self._pressed = self._pressed or time.monotonic()
     if self._stop:
       return
@@ -59,16 +59,16 @@ class Notice:
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     log.warning("%s: stopping after this step, with a checkpoint%s", name, said)
     if jax.distributed.is_initialized():
-      os.kill(os.getpid(), signal.SIGTERM)  # What JAX tells the other processes about.
+      os.kill(os.getpid(), signal.SIGTERM)  # JAX reports this signal to the other processes.
 
 
 @contextlib.contextmanager
 def termination_notice() -> Iterator[Notice]:
-  """Listens for requests to stop for as long as the block runs; main thread only.
+  """Listens for requests to stop until the block ends; main thread only.
 
-  SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGUSR1 are such requests, to any process of a job. One that
-  this process was started to ignore, as `nohup` does with SIGHUP, stays ignored. A second Ctrl-C
-  ends the process, and its job, with status 130.
+  SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGUSR1 to any process of a job are such requests. A signal
+  that was ignored when the process started, such as SIGHUP under `nohup`, stays ignored. A second
+  Ctrl-C ends the process and its job with status 130.
   """
   notice = Notice()
   jax_hears = {signal.SIGTERM} if jax.distributed.is_initialized() else set()  # JAX listens.
@@ -87,7 +87,7 @@ def termination_notice() -> Iterator[Notice]:
           notice.hear(numbers[0])
 
   threading.Thread(target=listen, daemon=True).start()
-  # Python writes the number of every signal that it has a handler for.
+  # Python writes the number of every handled signal to the wakeup file descriptor.
   previous_fd = signal.set_wakeup_fd(telling.fileno(), warn_on_full_buffer=False)
   previous = {number: signal.signal(number, lambda *_: None) for number in signals}
   try:
@@ -96,4 +96,4 @@ def termination_notice() -> Iterator[Notice]:
     for number, handler in previous.items():
       signal.signal(number, handler)
     signal.set_wakeup_fd(previous_fd)
-    telling.close()  # ends the thread
+    telling.close()  # Ends the thread.

@@ -1,16 +1,15 @@
-"""All that the package takes from JAX beyond its public API, where there is no public way.
+"""All uses of JAX's private API, for which no public API exists.
 
-* The record of a job (`state`). Its key-value store lets the processes agree and learn of failures;
-  it also knows the rank without a look at the devices.
-* The environments that JAX knows (`cluster_types`). They say how many processes there are before
-  JAX connects, which can wait for a long time.
+* The state of a job (`state`). Processes use its key-value store to agree and to report failures;
+  it also gives the process index without initialising devices.
+* The environments that JAX detects (`cluster_types`). They give the number of processes before JAX
+  connects, which can take a long time.
 
-What would break: if JAX moves or renames either, importing this file or joining a job fails, and
-with it `train` and `evaluate`. Networks, AGC, weights, predictions and the training step do not
-need this file.
+If JAX moves or renames either, importing this file or joining a job fails, and with it `train` and
+`evaluate`. Networks, AGC, weights, predictions and the training step do not need this file.
 
-What to do: mend this file alone and run `pytest tests/distributed`. setup.py names the versions of
-JAX that were tested. No other file imports `jax._src`; `tests/test_house.py` holds that.
+To fix it, change only this file and run `pytest tests/distributed`. setup.py lists the tested
+versions of JAX. No other file imports `jax._src`; `tests/test_house.py` checks this.
 """
 
 from collections.abc import Sequence
@@ -21,16 +20,16 @@ from jax._src import distributed as _distributed
 
 
 def state() -> Any:
-  """JAX's own record of the job: `client`, `service`, `process_id`, `num_processes`, ...
+  """JAX's state of the job: `client`, `service`, `process_id`, `num_processes`, ...
 
-  `client` is the key-value store, None without a job: `key_value_set`, `key_value_try_get`,
-  `blocking_key_value_get`.
+  `client` is the key-value store, with `key_value_set`, `key_value_try_get` and
+  `blocking_key_value_get`; None without a job.
   """
   return _distributed.global_state
 
 
 def cluster_types() -> Sequence[Any]:
-  """The environments that JAX knows jobs of (TPU pods, Slurm, ...), the first that fits first."""
+  """The environments that JAX detects (TPU pods, Slurm, ...), in the order of its attempts."""
   return _clusters.ClusterEnv._cluster_types
 
 

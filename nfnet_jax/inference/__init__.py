@@ -1,4 +1,4 @@
-"""Networks with their weights at work: predictions, evaluation, export."""
+"""Uses networks with their weights: predictions, evaluation, export."""
 
 from nfnet_jax.inference.network import Network, load_network
 

@@ -1,4 +1,4 @@
-"""Evaluation of a run's checkpoint, or of weights from a file, on a data set."""
+"""Evaluates a run's checkpoint, or weights from a file, on a data set."""
 
 import logging
 import os
@@ -31,21 +31,20 @@ def evaluate_workdir(
   batch_size: int | None = None,
   data_dir: str | None = None,
 ) -> dict[str, float | int | str]:
-  """Evaluates the newest good checkpoint of a run, with classes found by name.
+  """Evaluates the newest good checkpoint of a run, matching classes by name.
 
-  A guess of a class that has no test image is a guess like any other, and wrong.
+  The network may predict classes without test images; such predictions count as wrong. Several
+  processes (`distributed.job`) share the work after checking that they have the same request, data
+  and state.
 
   Args:
     workdir: the run directory.
-    split: of the data set; the run's test split by default.
-    batch_size: global; the run's by default.
-    data_dir: where the data are, if not where they were during training.
+    split: the split to evaluate on; the run's test split by default.
+    batch_size: global batch size; the run's by default.
+    data_dir: directory of the data; the run's by default.
 
   Returns:
     `step`, `split` and the metrics of `evaluate`.
-
-  Several processes (`distributed.job`) share the work, once they have found that they have the
-  same request, data and state.
 
   Raises:
     RequestError: if the directory holds no run or no checkpoint, or the data do not fit the run, or
@@ -60,13 +59,13 @@ def evaluate_workdir(
   agreement.on_config("evaluate", config)
   num_classes = config.model.num_classes
   names = classes.load(workdir, num_classes)
-  if names:  # The classes are compared with these, and no longer with those of the training images.
+  if names:  # The recorded names replace those of the training images.
     config.data.train_split = config.data.test_split
   info = data.describe(config.data, test_only=True)
   if names is None and info.num_classes != num_classes:
     raise RequestError(
       f"the run in {workdir} has {num_classes} classes, but data set {config.data.name!r} has "
-      f"{info.num_classes}: evaluate on the data set that it was trained for."
+      f"{info.num_classes}: evaluate on the data set that the run was trained on."
     )
   names = names or data.former_classes(config.data, config.data.test_split)
   logits = _with_others(data.choose_classes(info, num_classes, names), num_classes)
@@ -103,24 +102,24 @@ def evaluate_weights(
 ) -> dict[str, float | int | str]:
   """Evaluates weights from a file, with the network's own test size and preprocessing.
 
+  Several processes share the work as in `evaluate_workdir`.
+
   Args:
     path, model: see `inference.load_network`.
-    dataset: any TFDS name, or "folder". It has the network's classes by name, in any order, or some
-      of them. Classes without names are compared by number. ImageNet's other test sets have some of
-      its classes, and guesses are compared among these, as their authors do; so they are wherever a
-      data set has a part of ImageNet's classes. Otherwise a guess of any class counts.
-    split: of the data set; "validation" of imagenet2012 and its kin and "test" of others by
-      default.
-    data_dir: where the data are, if not at TFDS's own default.
-    batch_size: global.
-    **overrides: as for `inference.load_network`; `size` among them.
+    dataset: any TFDS name, or "folder". Its classes must be the network's, or some of them, by name
+      and in any order. Classes without names are matched by number. If a data set has only some of
+      ImageNet's classes, as several of its test sets do, predictions are limited to these classes,
+      as in the papers of those test sets. Otherwise predictions may be any class of the network.
+    split: the split to evaluate on; by default "validation" for imagenet2012 and imagenet2012_real,
+      and "test" for others.
+    data_dir: directory of the data; TFDS's default directory by default.
+    batch_size: global batch size.
+    **overrides: as for `inference.load_network`, including `size`.
 
   Returns:
-    `model`, `split`, `size`, and the metrics of `evaluate`; `compared_classes`, if guesses are
-    compared among fewer classes than the network's; for the published networks on ImageNet and its
-    other test sets also the `expected_top1` and `expected_top5` of the published weights.
-
-  Several processes share the work as in `evaluate_workdir`.
+    `model`, `split`, `size` and the metrics of `evaluate`. Also `compared_classes` if predictions
+    are limited to some of the network's classes, and `expected_top1` and `expected_top5` of the
+    published weights for published networks on ImageNet and its other test sets.
 
   Raises:
     RequestError: if weights, network and data do not fit together, or processes differ.
@@ -141,7 +140,7 @@ def evaluate_weights(
   config.update(test_size=size, test_padding=padding, test_resize=resize)
   names = network.class_names
   if names is None and path.is_dir() and info.num_classes == network.num_classes:
-    names = data.former_classes(config, split)  # of a run of a time when they were not kept
+    names = data.former_classes(config, split)  # Older runs did not record class names.
   logits = data.choose_classes(info, network.num_classes, names)
   compared = {}
   if classes.are_part_of_imagenet(info.class_names, network.num_classes):
@@ -166,16 +165,16 @@ def evaluate_weights(
 
 
 def _arrays(path: str | pathlib.Path) -> dict[str, Any]:
-  """What a weights file holds, as it is stored."""
+  """The arrays of a weights file, as they are stored."""
   return {name: entry.read() for name, entry in weights.open_weights(path).entries.items()}
 
 
 def _with_others(logits: tuple[int, ...], num_classes: int) -> tuple[int, ...]:
-  """The logits of a data set's classes, and after them those of the other classes."""
+  """The logits of a data set's classes, followed by those of all other classes."""
   others = sorted(set(range(num_classes)) - set(logits))
   if others:
     log.warning(
-      "the data set has %d of the network's %d classes: a guess of another one counts as wrong",
+      "the data set has %d of the network's %d classes: predicting another one counts as wrong",
       *(len(logits), num_classes),
     )
   return (*logits, *others)
@@ -184,11 +183,11 @@ def _with_others(logits: tuple[int, ...], num_classes: int) -> tuple[int, ...]:
 def _giving(
   net: hk.TransformedWithState, order: tuple[int, ...], num_classes: int
 ) -> hk.TransformedWithState:
-  """The network with these of its logits alone, in this order."""
+  """The network, returning only the given logits, in the given order."""
   if order == tuple(range(num_classes)):
     return net
   if len(order) < num_classes:
-    log.info("guesses are compared among %d of the network's %d classes", len(order), num_classes)
+    log.info("predictions are limited to %d of the network's %d classes", len(order), num_classes)
 
   def apply(*args: Any, **kwargs: Any) -> tuple[jax.Array, hk.State]:
     logits, state = net.apply(*args, **kwargs)

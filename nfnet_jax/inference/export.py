@@ -1,4 +1,4 @@
-"""One file with network and weights, which predicts with JAX alone or with any ONNX runtime."""
+"""Exports a network with its weights as one file, for JAX alone or for any ONNX runtime."""
 
 import hashlib
 import importlib.util
@@ -31,41 +31,41 @@ def export(
   force: bool = False,
   **overrides: Any,
 ) -> dict[str, Any]:
-  """Writes a network with its weights, standardised once, as one file.
+  """Writes a network with its standardised weights as one file.
 
-  It maps `[N, size, size, 3]` float32 pixels in 0..255 to `[N, num_classes]` logits, for any `N`.
-  A file for JAX runs on CPU, GPU and TPU, without this package:
+  The exported function maps `[N, size, size, 3]` float32 pixels in 0..255 to `[N, num_classes]`
+  logits, for any `N`. A file for JAX runs on CPU, GPU and TPU, without this package:
 
   ```
   predict = jax.export.deserialize(bytearray(open(out, "rb").read())).call
   ```
 
-  A file for ONNX calls its input "images" and its output "logits":
+  In an ONNX file, the input is named "images" and the output "logits":
 
   ```
   (logits,) = onnxruntime.InferenceSession(out).run(["logits"], {"images": images})
   ```
 
-  What else a program must know is in `OUT.json`: the names of the classes, and how images become
-  pixels. The two files are written together, and `sha256` in `OUT.json` tells that they belong to
-  each other.
+  `OUT.json`, written together with it, holds what a program needs to use it: the names of the
+  classes and the preprocessing of images. Its `sha256` is that of the exported file, so a mismatch
+  can be detected.
 
   Args:
-    path, model: of the weights, see `inference.load_network`.
+    path, model: the weights, see `inference.load_network`.
     out: the new file.
     to: "jax" or "onnx"; ONNX needs the package `onnx`.
     force: whether to replace existing files.
-    **overrides: as for `inference.load_network`; `size` among them.
+    **overrides: as for `inference.load_network`, including `size`.
 
   Returns:
-    `out`, `about` (the name of `OUT.json`) and `bytes`; and what is in `OUT.json`: `model`,
-    `num_classes`, `class_names` (None if they are not known), `size`, `padding` and `resize` (see
+    `out`, `about` (the name of `OUT.json`), `bytes`, and the contents of `OUT.json`: `model`,
+    `num_classes`, `class_names` (None if unknown), `size`, `padding` and `resize` (see
     `nfnet_jax.data.preprocess`) and `sha256` of `out`.
 
   Raises:
     RunError: if the disk is full.
-    RequestError: if a file exists or cannot be written there, if the network does not fit into an
-      ONNX file, or as `weights.load_weights`.
+    RequestError: if a file exists or cannot be written, if the network does not fit into an ONNX
+      file, or as `weights.load_weights`.
   """
   out = pathlib.Path(os.path.expanduser(out))
   about_path = out.with_name(out.name + ".json")

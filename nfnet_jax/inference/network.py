@@ -16,16 +16,16 @@ logger = logging.getLogger(__name__)
 
 
 class Network(NamedTuple):
-  """What a weights file holds.
+  """A network with its weights.
 
   Attributes:
     model: its name.
-    num_classes: of its classifier; 0 without one.
-    net: gives logits, or pooled features.
-    params, state: for `net.apply`; folded, if it is a normalizer-free network.
-    preprocessing: of the images that it is tested on.
-    class_names: in the order of the logits, as the data set had them that the network was trained
-      on; ImageNet's synsets for the published networks; None if they are not known.
+    num_classes: the number of classes of its classifier; 0 without one.
+    net: returns logits, or pooled features.
+    params, state: for `net.apply`; a normalizer-free network's weights are already standardised.
+    preprocessing: the preprocessing of test images.
+    class_names: the names of the classes in the training data, in the order of the logits; ImageNet
+      synsets for the published networks; None if unknown.
   """
 
   model: str
@@ -47,26 +47,27 @@ def load_network(
   averaged: bool = True,
   **overrides: Any,
 ) -> Network:
-  """Loads weights, and standardises those of a normalizer-free network once.
+  """Loads a network's weights; those of a normalizer-free network are standardised once.
 
   Args:
-    path: of the weights, see `weights.load_weights`.
-    model: one of `list_models()`; by default the one that the file names or fits.
-    num_classes: of the network; by default the file's.
-    size: of the images in pixels. By default all of `preprocessing` is the run's that made the
-      weights, as far as the file says, or else what the network is published with.
-    features: whether the network is to give pooled features instead of logits.
-    averaged: of a run directory, the EMA weights or the raw ones.
+    path: the weights, see `weights.load_weights`.
+    model: one of `list_models()`; by default the file's metadata or its leaves determine it.
+    num_classes: the network's number of classes; by default the file's.
+    size: size of the images in pixels. By default, size and other preprocessing are those in the
+      file's metadata, or else the published ones of the network.
+    features: whether the network returns pooled features instead of logits.
+    averaged: whether to take the EMA weights of a run directory, or else the raw ones.
     **overrides: constructor overrides; by default the file's.
 
   Raises:
-    RequestError: as `weights.load_weights`; for weights without a classifier, if not `features`.
+    RequestError: as `weights.load_weights`, and if the weights have no classifier and `features` is
+      False.
   """
   stored = weights.open_weights(path, averaged=averaged)
   model, classes, overrides = weights.settle(stored, model, overrides)
   classes = classes if num_classes is None else num_classes
   if not classes and not features:
-    raise RequestError(f"{path} holds a network without classifier, which gives features only.")
+    raise RequestError(f"{path} holds a network without a classifier: ask for features instead.")
   preprocessing = _preprocessing(models.get_spec(model), stored.metadata, size)
   names = _class_names(stored, classes)
   params, state = weights.load_stored(stored, model, num_classes=classes, **overrides)
@@ -79,15 +80,15 @@ def _preprocessing(spec: models.ModelSpec, said: dict[str, str], size: int | Non
   try:
     found = usual._replace(**json.loads(said.get("preprocessing", "{}")))
   except (ValueError, TypeError) as error:
-    raise RequestError(f"the weights' file has damaged metadata: {error}.") from error
+    raise RequestError(f"the weights file has damaged metadata: {error}.") from error
   return found._replace(size=found.size if size is None else size).checked()
 
 
 def _class_names(stored: weights.Stored, num_classes: int) -> tuple[str, ...] | None:
   names = weights.class_names(stored)
   of_imagenet = classes_lib.imagenet()
-  # A run of another data set with 1000 classes, of a time when runs had no names, has none.
+  # An older run without recorded names may have 1000 classes that are not ImageNet's.
   if names or num_classes != len(of_imagenet) or stored.kind == "run":
     return names
-  logger.info("%s names no classes: its 1000 are taken for ImageNet's.", stored.path)
+  logger.info("%s has no class names: its 1000 classes are assumed to be ImageNet's", stored.path)
   return tuple(of_imagenet)

@@ -1,4 +1,4 @@
-"""Predictions for image files: classes with their probabilities, or features. No TensorFlow."""
+"""Predicts classes with probabilities, or features, for image files, without TensorFlow."""
 
 import io
 import logging
@@ -18,13 +18,13 @@ from nfnet_jax.errors import RequestError
 
 log = logging.getLogger(__name__)
 
-# On a CPU larger ones are slower and take more memory (experiments/speed/results.md); elsewhere a
-# guess.
+# On a CPU, larger batches are slower and take more memory (experiments/speed/results.md). The value
+# for other devices is a guess.
 _BATCH_SIZE, _BATCH_SIZE_OF_OTHERS = {"cpu": 8}, 128
 
 
 class NotFiniteError(RequestError):
-  """An image for which a network gives something else than numbers."""
+  """A network's output for an image is not finite."""
 
 
 def run(
@@ -39,31 +39,32 @@ def run(
   force: bool = False,
   **overrides: Any,
 ) -> Iterator[dict[str, Any]]:
-  """Predicts images, one after another.
+  """Predicts classes or features for images.
 
   Args:
     images: files and folders.
     weights, model: see `inference.load_network`.
-    classes: file of class names (see `classes.read_list`), if not those that the weights have.
-    top: how many classes to give.
-    batch_size: see `predict`; by default what fills the machine, and no more than there are images.
-    features: an `.npz` to write the pooled features `[images, C]` to, with the `images`' names: a
-      row for each image, also of one that is named twice.
+    classes: file of class names (see `classes.read_list`); by default the names in the weights
+      file.
+    top: number of classes to return.
+    batch_size: see `predict`; by default a good size for the device, at most the number of images.
+    features: an `.npz` file for the pooled features `[images, C]` and the names of the `images`.
+      Each given image has a row, even if it is given twice.
     force: whether to replace that file.
     **overrides: as for `inference.load_network`.
 
   Yields:
-    For each image, `image` and `top` (see `top_classes`), or `error`. With `features` only the
+    For each image, `image` and `top` (see `top_classes`), or `error`. With `features`, only the
     errors, and at the end `features` and the number of `images`.
 
   Raises:
-    RequestError: for a bad request, before anything is predicted; at the end, if there were images
-      that could not be read or predicted.
+    RequestError: for an invalid request, before any prediction; at the end if some images could not
+      be read or predicted.
   """
   if top < 1 or (batch_size is not None and batch_size < 1):
     raise RequestError(f"top={top} and batch_size={batch_size} must be at least 1.")
   paths = find_images(images)
-  # Batches are filled up, and a single image is not to cost as much as eight.
+  # The last batch is padded, and a single image must not cost as much as eight.
   batch_size = batch_size or min(
     len(paths), _BATCH_SIZE.get(jax.default_backend(), _BATCH_SIZE_OF_OTHERS)
   )
@@ -97,10 +98,10 @@ def run(
 
 
 def find_images(paths: Iterable[str | os.PathLike]) -> list[str]:
-  """The files among `paths`, whatever their names, and the images below the folders.
+  """Returns the files among `paths`, with any name, and all images in the folders.
 
   Raises:
-    RequestError: for a path that is no file or folder, or if there is no image.
+    RequestError: if a path is not a file or folder, or there is no image.
   """
   named, found = [str(pathlib.Path(path)) for path in paths], []
   skipped: list[tuple[str, str]] = []
@@ -119,7 +120,7 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[str]:
   others = search.summary(skipped, os.curdir) if skipped else ""
   if not found:
     if not named:
-      raise RequestError("no image is named: name image files, or folders of them.")
+      raise RequestError("no images are given: name image files, or folders of them.")
     where = ", ".join(map(search.shown, named))
     raise RequestError(f"no image in {where}{others and f' ({others})'}: name a file.")
   if skipped:
@@ -141,19 +142,19 @@ def _search(folder: str) -> search.Found:
 def predict(
   network: inference.Network, paths: Sequence[str], batch_size: int
 ) -> Iterator[tuple[str, np.ndarray | RequestError]]:
-  """What the network gives for each image, in order, batch by batch.
+  """Applies the network to images in order, batch by batch.
 
-  Images are read in other threads, some batches ahead (see `nfnet_jax.data.ahead`).
+  Other threads read the images some batches in advance (see `nfnet_jax.data.ahead`).
 
   Args:
-    network: with its weights.
-    paths: of the images.
-    batch_size: images that are computed together, if there are as many. The last batch is filled
-      up, so that the network compiles once.
+    network: the network with its weights.
+    paths: the images.
+    batch_size: number of images per batch, limited to the number of images. The last batch is
+      padded, so the network is compiled only once.
 
   Yields:
-    Each path with its logits or features, or with the error of an image that cannot be read, or
-    for which they are not finite.
+    Each path with its logits or features, or with an error if the image cannot be read or its
+    results are not finite.
   """
 
   @jax.jit
@@ -167,8 +168,8 @@ def predict(
     for i, path in enumerate(batch.paths):
       if i not in errors and not np.isfinite(results[i]).all():
         errors[i] = NotFiniteError(
-          f"the network computes numbers for {search.shown(path)} that are not finite: its"
-          " weights are damaged or too large."
+          f"the network's output for {search.shown(path)} is not finite: its weights are"
+          " damaged or too large."
         )
       yield path, errors[i] if i in errors else results[i]
 
@@ -177,8 +178,8 @@ def top_classes(logits: np.ndarray, k: int, names: Sequence[str] | None) -> list
   """The `k` most probable classes of `[num_classes]` logits, most probable first.
 
   Returns:
-    `class` (its index), `name` if there are names, and `probability` of each. Synsets of ImageNet's
-    are names that nobody can read: then `name` is what they are called, and `synset` the synset.
+    The `class` (its index), `name` if names are known, and `probability` of each. If the names are
+    ImageNet synsets, `name` is the readable name and `synset` the synset.
   """
   weights = np.exp(logits - np.max(logits))
   probabilities = weights / weights.sum()

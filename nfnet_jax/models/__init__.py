@@ -1,4 +1,4 @@
-"""The table of networks and the one function that builds them."""
+"""The table of networks, and the function that builds them."""
 
 import difflib
 import functools
@@ -20,10 +20,10 @@ class ModelSpec(NamedTuple):
 
   Attributes:
     module: its Haiku module.
-    kwargs: constructor arguments that make it this network.
+    kwargs: constructor arguments of this network.
     train_size, test_size: its image sizes in pixels.
-    randaugment_magnitude: how strongly its training images are distorted, if they are.
-    test_resize: how its test images are cropped, see `nfnet_jax.data.image`.
+    randaugment_magnitude: magnitude for its training images, if RandAugment is used.
+    test_resize: preprocessing of its test images, see `nfnet_jax.data.image`.
   """
 
   module: Any
@@ -50,7 +50,7 @@ def _resnet(module: type[hk.Module], depth: str) -> ModelSpec:
 
 MODELS: dict[str, ModelSpec] = {
   **{f"nfnet_{name}": _nfnet(variant) for name, variant in nfnet.VARIANTS.items()},
-  # Ours and not the paper's: for images of about 32 pixels, 0.5M parameters.
+  # Not from the paper: for images of about 32 pixels, with 0.5M parameters.
   "nfnet_micro": ModelSpec(
     nfnet.NFNet,
     {"widths": (64, 128, 256), "depths": (1, 1, 1), "group_size": 32, "drop_rate": 0.1},
@@ -63,7 +63,7 @@ MODELS: dict[str, ModelSpec] = {
   **{f"resnet{depth}": _resnet(resnet.ResNet, depth) for depth in ("50", "101", "152", "200")},
 }
 
-_BY_VARIANT = ("nfnet_f", "nf_regnet_b")  # their variants' names are nobody else's
+_BY_VARIANT = ("nfnet_f", "nf_regnet_b")  # families whose variants have unique names
 
 
 def list_models() -> list[str]:
@@ -72,10 +72,10 @@ def list_models() -> list[str]:
 
 
 def find(name: str) -> str:
-  """The name in `list_models()` of a network that goes by other names as well.
+  """Converts any spelling of a network's name to its name in `list_models()`.
 
-  Capitals, dashes and timm's prefix `dm_` make no difference, and the variant alone is enough for
-  NFNets and NF-RegNets.
+  Case, dashes and timm's prefix `dm_` are ignored. For NFNets and NF-RegNets, the variant alone is
+  enough.
 
   >>> find("dm_nfnet_f0"), find("NFNet-F0+"), find("B3"), find("nf_resnet-50")
   ('nfnet_f0', 'nfnet_f0+', 'nf_regnet_b3', 'nf_resnet50')
@@ -97,7 +97,7 @@ def find(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-  """A name without what people write in different ways."""
+  """A name without the parts that are spelt in different ways."""
   name = name.lower().replace("plus", "+").removeprefix("dm_").removeprefix("dm-")
   return re.sub(r"[^a-z0-9+]", "", name)
 
@@ -124,7 +124,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> hk.Tra
 
   Args:
     name: one of `list_models()`, or another name of it (see `find`).
-    num_classes: size of the classifier; 0 gives pooled features `[N, C]` instead of logits.
+    num_classes: size of the classifier; 0 for pooled features `[N, C]` instead of logits.
     **overrides: constructor arguments of the network's Haiku module, e.g. `alpha`, `activation`,
       `se_ratio`, `stochdepth_rate`, `drop_rate`, `use_two_convs`, `widths`, `dtype`,
       `remat`, `features_only`, `numerics`, `folded`.
@@ -135,7 +135,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> hk.Tra
     `[N, H, W, 3]`; `rng` may be None unless `is_training`.
 
   Raises:
-    RequestError: for an unknown name or override, or values that make no network.
+    RequestError: if a name or override is unknown, or the network cannot be built.
   """
   spec = get_spec(name)
   if not isinstance(num_classes, int) or num_classes < 0:
@@ -144,14 +144,14 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> hk.Tra
   taken = inspect.signature(spec.module.__init__).parameters
   if foreign := sorted(overrides.keys() - taken):
     others = ", ".join(sorted(taken.keys() - {"self", "num_classes", "name"}))
-    raise RequestError(f"{name} takes no {foreign[0]}: leave it out. It takes {others}.")
+    raise RequestError(f"{name} does not take {foreign[0]}: remove it. It takes {others}.")
 
   def forward(
     images: jax.Array, is_training: bool = False, example_ids: jax.Array | None = None
   ) -> jax.Array | list[jax.Array]:
     return spec.module(num_classes, **kwargs)(images, is_training, example_ids)
 
-  try:  # build the modules once, without parameters or computation, to find mistakes here
+  try:  # Building the modules once, without parameters or computation, finds mistakes early.
     hk.transform(lambda: spec.module(num_classes, **kwargs) and None).init(None)
   except TypeError as error:
     raise RequestError(f"cannot build {name} with {overrides}: {error}.") from error
@@ -159,10 +159,10 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> hk.Tra
 
 
 def feature_info(name: str, **overrides: Any) -> list[tuple[int, int]]:
-  """Channels and stride of each array that `create_model(name, features_only=True)` gives.
+  """Channels and stride of each output of `create_model(name, features_only=True)`.
 
-  They are the outputs of the network's stages, after the non-linearity that the next stage starts
-  with, from fine to coarse: what detection and segmentation heads are built on.
+  The outputs are those of the network's stages, from fine to coarse, after the non-linearity at the
+  start of the next stage. Detection and segmentation heads are built on them.
 
   >>> feature_info("nfnet_f0")
   [(256, 4), (512, 8), (1536, 16), (1536, 32)]
@@ -185,14 +185,14 @@ def feature_info(name: str, **overrides: Any) -> list[tuple[int, int]]:
 def fold(params: hk.Params, numerics: str = "published") -> hk.Params:
   """Standardises every convolution's weight once, for `create_model(name, folded=True)`.
 
-  A network that is only to predict need not do that at every call.
+  For inference, weights need not be standardised at every call.
 
   Args:
     params: `{module: {name: array}}` of a normalizer-free network.
     numerics: see `layers.make_style`.
 
   Returns:
-    The same parameters without the gains, which are in the weights then.
+    The parameters without gains, which are folded into the weights.
   """
   folded = {}
   for module, leaves in params.items():
@@ -226,7 +226,7 @@ def create_folded(
 
 
 def count_params(name: str, num_classes: int = 1000, **overrides: Any) -> int:
-  """Number of parameters of a network, found without allocating any (see `create_model`)."""
+  """The number of parameters of a network, without allocating them (see `create_model`)."""
   spec = get_spec(name)
   net = create_model(name, num_classes, **overrides)
   images = jax.ShapeDtypeStruct((1, spec.train_size, spec.train_size, 3), "float32")

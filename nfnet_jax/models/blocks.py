@@ -1,8 +1,8 @@
-"""Running the blocks of a residual network: what is kept for the backward pass, and what is a loop.
+"""Runs the blocks of a residual network, with or without rematerialisation.
 
-Rematerialisation also makes one loop of the equal blocks of a stage, which a compiler then sees
-once. Without it a loop would cost memory, for all that an iteration
-keeps is stacked, and time on a CPU; so the blocks then follow one another in the program.
+With rematerialisation, the equal blocks of a stage also become one loop, so they are compiled only
+once. Without it, a loop would need more memory, since the activations of all iterations are
+stacked, and more time on a CPU. The blocks are then unrolled.
 """
 
 import functools
@@ -18,11 +18,12 @@ from nfnet_jax.errors import RequestError
 from nfnet_jax.models import layers
 
 Array = jax.Array
-Block = Any  # a Haiku module as `run_blocks` wants it
+Block = Any  # a Haiku module, see `run_blocks`
 
-# Rematerialisation: which activations the backward pass finds in memory; it computes the others
-# again. "none": all. "block": what enters each block, for about a third more arithmetic. "stage":
-# what enters each stage, and within the stage at work what enters each block, for about two thirds.
+# Rematerialisation: the activations that are kept for the backward pass, which recomputes the
+# others. "none" keeps all. "block" keeps the input of each block, for about a third more work.
+# "stage" keeps the input of each stage, and while a stage is recomputed, the inputs of its blocks,
+# for about two thirds more work.
 REMAT = ("none", "block", "stage")
 
 
@@ -34,18 +35,18 @@ def run_blocks(
   *args: Any,
   remat: str = "none",
 ) -> tuple[Array, list[Array]]:
-  """The output of the last block, and that of the last one of each stage.
+  """Returns the output of the last block, and the outputs of all stages.
 
-  Every block has a `spec` and maps `[N, H, W, C]`, its row of `layers.stochastic_depth` (None for
-  all to be kept), and `args`; one without state also takes `beta` in place of its spec's. What
-  `remat` means: see `REMAT`.
+  A block has a `spec` and is called with `[N, H, W, C]`, its row of `layers.stochastic_depth` (None
+  keeps all branches), and `args`. A block without state also accepts `beta`, which replaces the
+  spec's. For `remat`, see `REMAT`.
   """
   rates = [block.spec.stochdepth_rate for block in blocks]
   keep: Any = [None] * len(blocks)
   if is_training and any(rates):
-    # Drawn outside of what is computed twice.
+    # Drawn here, outside of the recomputed part.
     keep = layers.stochastic_depth(rates, example_ids)
-  recomputes = remat != "none" and not hk.running_init()  # initialisation only makes parameters
+  recomputes = remat != "none" and not hk.running_init()  # Initialisation has no backward pass.
 
   def run_block(x: Array, i: int) -> Array:
     return blocks[i](x, keep[i], *args)
@@ -56,7 +57,7 @@ def run_blocks(
         x = _loop(x, [blocks[i] for i in equal], [keep[i] for i in equal], *args)
         continue
       for i in equal:
-        # A function of its own for each block: Haiku's remat takes arrays alone.
+        # A separate function for each block, because Haiku's remat accepts only arrays.
         f = functools.partial(run_block, i=i)
         x = hk.remat(f)(x) if recomputes else f(x)
     return x
@@ -71,7 +72,7 @@ def run_blocks(
 
 
 def _equals(blocks: Sequence[Block], stage: range) -> list[list[int]]:
-  """A stage's blocks in runs that differ in their place and parameters alone."""
+  """A stage's blocks, grouped into runs that differ only in position and parameters."""
 
   def kind(i: int) -> tuple:
     return blocks[i].spec._replace(beta=0.0, stochdepth_rate=0.0, ends_stage=False)
@@ -80,11 +81,11 @@ def _equals(blocks: Sequence[Block], stage: range) -> list[list[int]]:
 
 
 def _loop(x: Array, blocks: Sequence[Block], keep: Any, *args: Any) -> Array:
-  """Runs equal blocks as iterations of one loop, whose backward pass finds their inputs alone."""
+  """Runs equal blocks as iterations of one loop that keeps only their inputs."""
   first = blocks[0]
   block = hk.transform(lambda x, keep, beta: first(x, keep, *args, beta=beta)).apply
 
-  @functools.partial(jax.checkpoint, prevent_cse=False)  # the loop keeps its passes apart
+  @functools.partial(jax.checkpoint, prevent_cse=False)  # A loop already prevents CSE.
   def step(x: Array, block_of: tuple) -> tuple[Array, None]:
     params, keep, beta = block_of
     return block(params, None, x, keep, beta), None
@@ -99,7 +100,7 @@ def _loop(x: Array, blocks: Sequence[Block], keep: Any, *args: Any) -> Array:
 
 
 def _params(block: Block, name: str) -> Mapping[str, Mapping[str, Array]]:
-  """A block's parameters as those of the block `name`."""
+  """A block's parameters, renamed to those of the block `name`."""
   params: dict[str, dict[str, Array]] = {}
   for path, value in block.params_dict().items():
     module, _, leaf = path.removeprefix(block.module_name).rpartition("/")
@@ -108,7 +109,7 @@ def _params(block: Block, name: str) -> Mapping[str, Mapping[str, Array]]:
 
 
 def check_remat(remat: str) -> str:
-  """Gives `remat` back.
+  """Returns `remat` after checking it.
 
   Raises:
     RequestError: if it is not in `REMAT`.

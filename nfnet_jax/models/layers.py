@@ -1,7 +1,7 @@
-"""Layers that the networks share; the one place that calls a convolution.
+"""Layers shared by the networks; the only module that calls a convolution.
 
-Parameters are always created in float32. A layer computes in the dtype of its input; weights are
-standardised in the dtype of the parameters and cast afterwards.
+Parameters are always created in float32. A layer computes in the dtype of its input. Weights are
+standardised in the dtype of the parameters and then cast.
 """
 
 import functools
@@ -20,7 +20,7 @@ from nfnet_jax.ops.gelu import gelu
 Array = jax.Array
 
 # gamma of each non-linearity f: 1 / std(f(x)) for x ~ N(0, 1), so that gamma * f(x) has unit
-# variance (NF-ResNet paper, section 3.2). The published networks were trained with these digits.
+# variance (NFNet paper, section 3). The published networks were trained with exactly these values.
 GAMMAS = {
   "identity": 1.0,
   "elu": 1.2716004848480225,
@@ -58,23 +58,23 @@ def _timm_gelu(x: Array) -> Array:
 
 
 class Style(NamedTuple):
-  """How a network's convolutions and non-linearities compute; see `make_style`."""
+  """The convolution and the non-linearity of a network; see `make_style`."""
 
   conv: Callable[..., "WSConv2D"]
   activation: Callable[[Array], Array]
 
 
 def make_style(activation: str, numerics: str = "published", folded: bool = False) -> Style:
-  """Chooses a network's convolutions and non-linearity.
+  """Chooses a network's convolution and non-linearity.
 
   Args:
     activation: a name in `ACTIVATIONS`.
-    numerics: "published", or "timm" for networks that were trained by timm: it computes GELU by
-      the error function, and adds 1e-5 to the variance of a weight instead of bounding it.
-    folded: takes weights as they are, standardised before (`nfnet_jax.models.fold`).
+    numerics: "published", or "timm" for networks that timm trained. timm computes GELU with the
+      error function, and adds 1e-5 to the variance of a weight instead of bounding it.
+    folded: whether the weights are already standardised (`nfnet_jax.models.fold`).
 
   Raises:
-    RequestError: for an unknown activation or numerics.
+    RequestError: if the activation or the numerics are unknown.
   """
   for name, value, choices in (
     ("activation", activation, ACTIVATIONS),
@@ -90,8 +90,8 @@ def standardize_weight(w: Array, gain: Array, numerics: str = "published") -> Ar
   """Scaled weight standardisation (NFNet paper, section 3, equation 1).
 
   `w_hat = gain * (w - mu) / sqrt(max(N * var, 1e-4))`, with the mean `mu` and the biased variance
-  `var` over the fan-in of every output channel and `N` the fan-in. The small number is a bound and
-  not an addend, as published; timm's is `N * (var + 1e-5)`.
+  `var` over the fan-in of every output channel, and `N` the fan-in. As published, 1e-4 is a lower
+  bound and is not added; timm uses `N * (var + 1e-5)`.
 
   Args:
     w: `[kh, kw, I, O]` kernel.
@@ -101,7 +101,7 @@ def standardize_weight(w: Array, gain: Array, numerics: str = "published") -> Ar
   Returns:
     `[kh, kw, I, O]`, every output channel with zero mean and norm `gain`.
   """
-  # As a matrix: XLA's CPU backend takes several times as long for sums over axes of length 1.
+  # A matrix, because sums over axes of length 1 take several times as long on XLA's CPU backend.
   matrix = w.reshape(-1, w.shape[-1])
   centred = matrix - jnp.mean(matrix, axis=0)
   square = jnp.sum(jnp.square(centred), axis=0)
@@ -111,7 +111,7 @@ def standardize_weight(w: Array, gain: Array, numerics: str = "published") -> Ar
 
 
 class WSConv2D(hk.Module):
-  """Square convolution with scaled weight standardisation, gain and bias (see there)."""
+  """Square convolution with gain, bias and scaled weight standardisation (`standardize_weight`)."""
 
   def __init__(
     self,
@@ -142,7 +142,7 @@ class WSConv2D(hk.Module):
 
 
 class Conv2D(hk.Module):
-  """Square convolution without bias, for networks that normalise after it."""
+  """Square convolution without bias, for networks with normalisation."""
 
   def __init__(self, channels: int, kernel: int, *, stride: int = 1, name: str | None = None):
     super().__init__(name)
@@ -157,10 +157,10 @@ class Conv2D(hk.Module):
 
 
 class BatchNorm(hk.BatchNorm):
-  """Batch normalisation with scale and offset, computed in float32 at least."""
+  """Batch normalisation with scale and offset, computed in at least float32."""
 
   def __init__(self, decay: float, cross_replica_axis: str | None, name: str | None = None):
-    # Initialisation runs on one device, outside of the mapped axis.
+    # Initialisation runs on one device, outside the mapped axis.
     axis = None if hk.running_init() else cross_replica_axis
     super().__init__(True, True, decay, cross_replica_axis=axis, name=name)
 
@@ -169,7 +169,7 @@ class BatchNorm(hk.BatchNorm):
   ) -> Array:
     """Normalises `[N, H, W, C]` over all axes but the last."""
     high = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    # Only training makes the running statistics, and initialisation has to.
+    # Haiku creates the running statistics only in training mode, so initialisation needs it.
     return super().__call__(high, is_training or hk.running_init()).astype(x.dtype)
 
 
@@ -185,8 +185,8 @@ class Linear(hk.Module):
   def __call__(self, x: Array) -> Array:
     """Maps `[N, C]` to `[N, size]`."""
     fan_in = x.shape[-1]
-    # Haiku's default, which the published networks were initialised with: the two-sigma
-    # truncation is not corrected for, so the standard deviation is 0.88 / sqrt(fan_in).
+    # Haiku's default, with which the published networks were initialised. It does not correct for
+    # the truncation at two sigma, so the standard deviation is 0.88 / sqrt(fan_in).
     init = self.w_init or hk.initializers.TruncatedNormal(fan_in**-0.5)
     w = hk.get_parameter("w", (fan_in, self.size), jnp.float32, init)
     b = hk.get_parameter("b", (self.size,), jnp.float32, jnp.zeros)
@@ -197,7 +197,7 @@ class SqueezeExcite(hk.Module):
   """Squeeze-and-excitation: a gate in 0..1 per example and channel.
 
   The hidden non-linearity is a plain ReLU, as in the published networks (the paper's text says
-  GELU); the factor 2 that keeps the variance is applied by the block.
+  GELU). The block applies the factor 2 that preserves the variance.
   """
 
   def __init__(self, channels: int, ratio: float, name: str | None = None):
@@ -212,7 +212,7 @@ class SqueezeExcite(hk.Module):
 
 
 def avg_pool(x: Array) -> Array:
-  """2x2 average pooling with stride 2; windows over the border average the pixels that exist."""
+  """2x2 average pooling with stride 2; windows at the border average only existing pixels."""
   return hk.avg_pool(x, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
 
 
@@ -227,21 +227,21 @@ def max_pool(x: Array) -> Array:
 def example_keys(example_ids: Array) -> Array:
   """One random key per example, `[N]`, from the next key of the running transform.
 
-  Keyed by identity and not by position in the local batch, the draws for an example are the same
-  on one device and on a thousand.
+  The keys depend on the ids and not on positions in the local batch, so the draws for an example
+  are the same on any number of devices.
   """
   return jax.vmap(jax.random.fold_in, (None, 0))(hk.next_rng_key(), example_ids)
 
 
 def stochastic_depth(rates: Sequence[float], example_ids: Array) -> Array:
-  """Draws which residual branches an example keeps.
+  """Draws which residual branches each example keeps.
 
-  What is kept is not rescaled by `1 / (1 - rate)`, as in the published networks, so that the
-  expectation differs between training and evaluation. One draw serves all blocks: a draw for each
-  would take most of the compile time of a deep network.
+  As in the published networks, kept branches are not rescaled by `1 / (1 - rate)`, so their
+  expectation differs between training and evaluation. One draw serves all blocks, because separate
+  draws would take most of the compile time of a deep network.
 
   Args:
-    rates: probability of dropping the branch, by block.
+    rates: probability of dropping the branch of each block.
     example_ids: `[N]` integers, see `example_keys`.
 
   Returns:
@@ -252,7 +252,7 @@ def stochastic_depth(rates: Sequence[float], example_ids: Array) -> Array:
 
 
 def dropout(x: Array, rate: float, example_ids: Array) -> Array:
-  """Dropout on features `[N, C]`, rescaled by `1 / (1 - rate)`; `example_ids` as above."""
+  """Dropout on features `[N, C]`, rescaled by `1 / (1 - rate)`; for ids, see `example_keys`."""
   keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))
   return jnp.where(keep(example_keys(example_ids)), x / (1.0 - rate), 0.0)
 

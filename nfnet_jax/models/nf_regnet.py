@@ -1,7 +1,7 @@
 """NF-RegNet: the small normalizer-free networks of the NF-ResNet paper (2021, section 5).
 
-Table, block, network, in that order. Parameters carry the published names, for instance
-`NF_RegNet/~/nf_block_3/~/conv1` with `w`, `gain` and `bias`.
+The module holds the table of variants, the block and the network. Parameters have the published
+names, for instance `NF_RegNet/~/nf_block_3/~/conv1` with `w`, `gain` and `bias`.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ Array = jax.Array
 
 
 class Variant(NamedTuple):
-  """Widths before the multiplier 0.75, and sizes in pixels."""
+  """A variant: widths before the multiplier 0.75, and image sizes in pixels."""
 
   widths: tuple[int, ...]
   depths: tuple[int, ...]
@@ -75,8 +75,8 @@ class NFBlock(hk.Module):
   def __call__(self, x: Array, keep: Array | None = None, beta: Array | None = None) -> Array:
     """Maps `[N, H, W, in_channels]` to `[N, H / stride, W / stride, out_channels]`.
 
-    `keep`, `[N]`, is 0 for the examples whose branch stochastic depth drops; `beta` takes the place
-    of the spec's.
+    `keep`, `[N]`, is 0 for examples whose branch stochastic depth drops. `beta` replaces the
+    spec's.
     """
     out = self.activation(x) * (self.spec.beta if beta is None else beta)
     shortcut = x
@@ -94,27 +94,27 @@ class NF_RegNet(hk.Module):
   """Normalizer-free RegNet.
 
   Args:
-    num_classes: size of the classifier; 0 gives the pooled features instead.
+    num_classes: size of the classifier; 0 for pooled features instead of logits.
     widths: output channels of each stage, before the multiplier.
-    depths: blocks of each stage.
-    width_multiplier: of the widths, fractions cut.
-    drop_rate: dropout on the pooled features.
-    stochdepth_rate: rate of stochastic depth, which grows with depth; the last block's is a
-      little below it.
+    depths: number of blocks in each stage.
+    width_multiplier: factor of the widths; results are truncated.
+    drop_rate: rate of dropout on the pooled features.
+    stochdepth_rate: rate of stochastic depth. It grows linearly with depth from 0; the last block's
+      rate is slightly below this value.
     alpha: scale of the residual branches.
     activation: name of a non-linearity in `layers.ACTIVATIONS`.
-    se_ratio: hidden over input channels of squeeze-and-excitation; 0 leaves it out.
-    expansion: inner width of a block over its input width; 1 in the first block.
+    se_ratio: ratio of hidden to input channels in squeeze-and-excitation; 0 for none.
+    expansion: ratio of a block's inner to its input width; 1 in the first block.
     group_size: channels per group of the 3x3 convolutions.
     numerics, folded: see `layers.make_style`.
-    remat: what the backward pass computes again to save memory, see `blocks.REMAT`.
-    features_only: gives the activated outputs of all stages instead, see `models.feature_info`.
-    dtype: of the computation. Parameters are float32 and so are the outputs, or float64 for
-      float64.
+    remat: rematerialisation to save memory, see `blocks.REMAT`.
+    features_only: whether to return the activated outputs of all stages, see `models.feature_info`.
+    dtype: dtype of the computation. Parameters and outputs are float32 (outputs are float64 for
+      float64).
     name: root of the parameters' names.
 
   Raises:
-    RequestError: for an unknown activation, numerics or remat, or stages that cannot be built
+    RequestError: if activation, numerics or remat are unknown, or the stages cannot be built
       (`residual.block_specs`).
   """
 
@@ -166,7 +166,7 @@ class NF_RegNet(hk.Module):
   def __call__(
     self, images: Array, is_training: bool = False, example_ids: Array | None = None
   ) -> Array | list[Array]:
-    """Classifies images; arguments and results as those of `nfnet.NFNet`."""
+    """Classifies images; arguments and results are those of `nfnet.NFNet`."""
     layers.check_images(images)
     if example_ids is None:
       example_ids = jnp.arange(images.shape[0])

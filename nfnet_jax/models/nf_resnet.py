@@ -1,8 +1,8 @@
 """NF-ResNet: "Characterizing signal propagation to close the performance gap in unnormalized
 ResNets" (Brock, De, Smith 2021).
 
-Table, block, network, in that order. Parameters carry the published names, for instance
-`NF_ResNet/~/nf_res_block_3/~/conv1` with `w`, `gain` and `bias`.
+The module holds the table of depths, the block and the network. Parameters have the published
+names, for instance `NF_ResNet/~/nf_res_block_3/~/conv1` with `w`, `gain` and `bias`.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ Array = jax.Array
 
 WIDTHS = (256, 512, 1024, 2048)
 
-# Blocks of each stage, by the number of layers.
+# Number of blocks in each stage, by the number of layers.
 DEPTHS = {
   "50": (3, 4, 6, 3),
   "101": (3, 4, 23, 3),
@@ -38,9 +38,9 @@ DEPTHS = {
 
 
 class NFResBlock(hk.Module):
-  """Residual block without normalisation: `h + alpha * f(h / beta)` (section 3 of the paper).
+  """Residual block without normalisation: `h + alpha * f(h / beta)` (NFNet paper, section 3).
 
-  The spec's `beta` is the reciprocal of the paper's: the block multiplies by it.
+  The spec's `beta` is the reciprocal of the paper's, so the block multiplies by it.
   """
 
   def __init__(
@@ -70,8 +70,8 @@ class NFResBlock(hk.Module):
   def __call__(self, x: Array, keep: Array | None = None, beta: Array | None = None) -> Array:
     """Maps `[N, H, W, in_channels]` to `[N, H / stride, W / stride, out_channels]`.
 
-    `keep`, `[N]`, is 0 for the examples whose branch stochastic depth drops; `beta` takes the place
-    of the spec's.
+    `keep`, `[N]`, is 0 for examples whose branch stochastic depth drops. `beta` replaces the
+    spec's.
     """
     out = self.activation(x) * (self.spec.beta if beta is None else beta)
     shortcut = x if self.conv_shortcut is None else self.conv_shortcut(out)
@@ -86,26 +86,26 @@ class NF_ResNet(hk.Module):
   """Normalizer-free pre-activation ResNet.
 
   Args:
-    num_classes: size of the classifier; 0 gives the pooled features instead.
-    depths: blocks of each stage.
+    num_classes: size of the classifier; 0 for pooled features instead of logits.
+    depths: number of blocks in each stage.
     widths: output channels of each stage.
-    drop_rate: dropout on the pooled features.
-    stochdepth_rate: rate of stochastic depth, which grows with depth; the last block's is a
-      little below it.
+    drop_rate: rate of dropout on the pooled features.
+    stochdepth_rate: rate of stochastic depth. It grows linearly with depth from 0; the last block's
+      rate is slightly below this value.
     alpha: scale of the residual branches.
     activation: name of a non-linearity in `layers.ACTIVATIONS`.
-    se_ratio: hidden over input channels of squeeze-and-excitation (0.25 in the published code); 0
-      leaves it out.
-    expansion: inner width of a block over its output width.
+    se_ratio: ratio of hidden to input channels in squeeze-and-excitation (0.25 in the published
+      code); 0 for none.
+    expansion: ratio of a block's inner to its output width.
     numerics, folded: see `layers.make_style`.
-    remat: what the backward pass computes again to save memory, see `blocks.REMAT`.
-    features_only: gives the activated outputs of all stages instead, see `models.feature_info`.
-    dtype: of the computation. Parameters are float32 and so are the outputs, or float64 for
-      float64.
+    remat: rematerialisation to save memory, see `blocks.REMAT`.
+    features_only: whether to return the activated outputs of all stages, see `models.feature_info`.
+    dtype: dtype of the computation. Parameters and outputs are float32 (outputs are float64 for
+      float64).
     name: root of the parameters' names.
 
   Raises:
-    RequestError: for an unknown activation, numerics or remat, or stages that cannot be built
+    RequestError: if activation, numerics or remat are unknown, or the stages cannot be built
       (`residual.block_specs`).
   """
 
@@ -152,7 +152,7 @@ class NF_ResNet(hk.Module):
   def __call__(
     self, images: Array, is_training: bool = False, example_ids: Array | None = None
   ) -> Array | list[Array]:
-    """Classifies images; arguments and results as those of `nfnet.NFNet`."""
+    """Classifies images; arguments and results are those of `nfnet.NFNet`."""
     layers.check_images(images)
     if example_ids is None:
       example_ids = jnp.arange(images.shape[0])

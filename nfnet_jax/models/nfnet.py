@@ -1,7 +1,7 @@
 """NFNet: the network of "High-Performance Large-Scale Image Recognition Without Normalization".
 
-Table, block, network, in that order. Parameters carry the published names, for instance
-`NFNet/~/nf_block_3/~/conv1b` with `w`, `gain` and `bias`.
+The module holds the table of variants, the block and the network. Parameters have the published
+names, for instance `NFNet/~/nf_block_3/~/conv1b` with `w`, `gain` and `bias`.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ Array = jax.Array
 
 
 class Variant(NamedTuple):
-  """A row of the paper's Table 1, sizes in pixels, and the magnitude of RandAugment (A.3)."""
+  """A row of the paper's Table 1, with sizes in pixels, and RandAugment's magnitude (A.3)."""
 
   widths: tuple[int, ...]
   depths: tuple[int, ...]
@@ -38,8 +38,8 @@ class Variant(NamedTuple):
 _WIDTHS = (256, 512, 1536, 1536)
 _WIDTHS_PLUS = (384, 768, 2048, 2048)
 
-# Depth grows by (1, 2, 6, 3) blocks a step; F7 and the wider "+" networks are in the published
-# code and in "ConvNets Match Vision Transformers at Scale" (2023), not in Table 1.
+# Depth grows by (1, 2, 6, 3) blocks per variant. F7 and the wider "+" networks are not in Table 1,
+# but in the published code and in "ConvNets Match Vision Transformers at Scale" (2023).
 _FAMILY = {
   "f0": ((1, 2, 6, 3), 0.2, 192, 256, 5),
   "f1": ((2, 4, 12, 6), 0.3, 224, 320, 10),
@@ -58,7 +58,7 @@ VARIANTS = {name: Variant(_WIDTHS, *row) for name, row in _FAMILY.items()} | {
 class NFBlock(hk.Module):
   """Residual block without normalisation: `h + alpha * f(h / beta)` (NFNet paper, section 3).
 
-  The spec's `beta` is the reciprocal of the paper's: the block multiplies by it.
+  The spec's `beta` is the reciprocal of the paper's, so the block multiplies by it.
   """
 
   def __init__(
@@ -88,8 +88,8 @@ class NFBlock(hk.Module):
   def __call__(self, x: Array, keep: Array | None = None, beta: Array | None = None) -> Array:
     """Maps `[N, H, W, in_channels]` to `[N, H / stride, W / stride, out_channels]`.
 
-    `keep`, `[N]`, is 0 for the examples whose branch stochastic depth drops; `beta` takes the place
-    of the spec's.
+    `keep`, `[N]`, is 0 for examples whose branch stochastic depth drops. `beta` replaces the
+    spec's.
     """
     out = self.activation(x) * (self.spec.beta if beta is None else beta)
     shortcut = x
@@ -108,27 +108,27 @@ class NFNet(hk.Module):
   """Normalizer-free network (NFNet paper, section 5).
 
   Args:
-    num_classes: size of the classifier; 0 gives the pooled features instead.
+    num_classes: size of the classifier; 0 for pooled features instead of logits.
     widths: output channels of each stage.
-    depths: blocks of each stage.
-    drop_rate: dropout on the pooled features.
-    stochdepth_rate: rate of stochastic depth, which grows with depth; the last block's is a
-      little below it. The published runs have 0.25.
+    depths: number of blocks in each stage.
+    drop_rate: rate of dropout on the pooled features.
+    stochdepth_rate: rate of stochastic depth. It grows linearly with depth from 0; the last block's
+      rate is slightly below this value. The published runs use 0.25.
     alpha: scale of the residual branches.
     activation: name of a non-linearity in `layers.ACTIVATIONS`.
-    se_ratio: hidden over input channels of squeeze-and-excitation; 0 leaves it out.
-    expansion: inner width of a block over its output width.
+    se_ratio: ratio of hidden to input channels in squeeze-and-excitation; 0 for none.
+    expansion: ratio of a block's inner to its output width.
     group_size: channels per group of the 3x3 convolutions.
     use_two_convs: whether a block has two 3x3 convolutions (Table 2 of the paper) or one.
     numerics, folded: see `layers.make_style`.
-    remat: what the backward pass computes again to save memory, see `blocks.REMAT`.
-    features_only: gives the activated outputs of all stages instead, see `models.feature_info`.
-    dtype: of the computation. Parameters are float32 and so are the outputs, or float64 for
-      float64.
+    remat: rematerialisation to save memory, see `blocks.REMAT`.
+    features_only: whether to return the activated outputs of all stages, see `models.feature_info`.
+    dtype: dtype of the computation. Parameters and outputs are float32 (outputs are float64 for
+      float64).
     name: root of the parameters' names.
 
   Raises:
-    RequestError: for an unknown activation, numerics or remat, or stages that cannot be built
+    RequestError: if activation, numerics or remat are unknown, or the stages cannot be built
       (`residual.block_specs`).
   """
 
@@ -187,17 +187,16 @@ class NFNet(hk.Module):
 
     Args:
       images: `[N, H, W, 3]` normalised images.
-      is_training: whether stochastic depth and dropout act; a random key is needed only then.
-      example_ids: `[N]` integers that stochastic depth and dropout of each example are keyed by;
-        its index in the global batch makes the draws the same on any number of devices.
-        0..N-1 by default.
+      is_training: whether to apply stochastic depth and dropout, which need a random key.
+      example_ids: `[N]` integers that key the random draws of each example; 0..N-1 by default.
+        With indices in the global batch, the draws are the same on any number of devices.
 
     Returns:
-      Logits `[N, num_classes]`, or features `[N, 2 * widths[-1]]` if `num_classes` is 0, or with
-      `features_only` one `[N, H / s, W / s, width]` for each stage.
+      Logits `[N, num_classes]`; features `[N, 2 * widths[-1]]` if `num_classes` is 0; with
+      `features_only`, a list of `[N, H / s, W / s, width]`, one for each stage.
 
     Raises:
-      ValueError: unless `images` is a batch of floating-point images.
+      ValueError: if `images` is not a batch of floating-point images.
     """
     layers.check_images(images)
     if example_ids is None:

@@ -1,4 +1,4 @@
-"""What the normalizer-free residual networks share: the layout of their blocks, and their head."""
+"""Shared parts of the residual networks: the layout of their blocks, and their head."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,14 +14,14 @@ Array = jax.Array
 
 
 class BlockSpec(NamedTuple):
-  """What one residual block is made of.
+  """The configuration of one residual block.
 
   Attributes:
-    in_channels, out_channels: of the block.
-    width: channels of its inner convolutions, in `groups` groups.
+    in_channels, out_channels: channels of its input and output.
+    width: channels of its inner convolutions.
     groups: number of groups of the 3x3 convolutions.
-    stride: of its first 3x3 convolution.
-    beta: reciprocal of the standard deviation that the input has at initialisation.
+    stride: stride of its first 3x3 convolution.
+    beta: reciprocal of the input's standard deviation at initialisation.
     stochdepth_rate: probability of dropping the branch.
     ends_stage: whether it is the last block of its stage.
   """
@@ -54,30 +54,31 @@ def block_specs(
 ) -> list[BlockSpec]:
   """Lays out the residual blocks of all stages.
 
-  The variance that a block adds is `alpha ** 2` by construction; it is tracked from block to block
-  and starts again at 1 after the transition block of each stage (NF-ResNet paper, section 3).
+  By construction, a block adds `alpha ** 2` to the variance. The variance is tracked from block to
+  block; the transition block of each stage resets it to 1 before adding to it (NFNet paper,
+  section 3).
 
   Args:
-    in_channels: of the first block.
+    in_channels: input channels of the first block.
     widths: output channels of each stage.
-    depths: number of blocks of each stage.
-    inner: inner channels of a block from its number and its input and output channels; fractions
-      are cut, then it is rounded down to whole groups.
+    depths: number of blocks in each stage.
+    inner: maps a block's index, input channels and output channels to its inner channels. The
+      result is truncated to an integer and to whole groups.
     group_size: channels per group; None for one group.
     alpha: scale of the residual branches.
     stochdepth_rate: rate of stochastic depth, growing linearly from 0 at the first block.
-    first_stride: stride of the first stage; that of the others is 2.
+    first_stride: stride of the first stage; the others have stride 2.
 
   Returns:
     One `BlockSpec` per block, in order.
 
   Raises:
-    RequestError: if the stages don't match, or if a width leaves no group.
+    RequestError: if `widths` and `depths` do not match, or a block is narrower than one group.
   """
   if not widths or len(widths) != len(depths) or min(depths) < 1:
     raise RequestError(
-      f"widths={tuple(widths)} and depths={tuple(depths)} must name the same stages, "
-      "each of at least one block."
+      f"widths={tuple(widths)} and depths={tuple(depths)} must have the same length, "
+      "with at least one block in each stage."
     )
   specs: list[BlockSpec] = []
   expected_std = 1.0
@@ -87,7 +88,7 @@ def block_specs(
       groups = width // group_size if group_size else 1
       if groups < 1 or width < 1:
         raise RequestError(
-          f"a block of {out_channels} channels has {width} inner ones, less than one group of "
+          f"a block of {out_channels} channels has {width} inner channels, fewer than one group of "
           f"{group_size}: choose a wider stage or a smaller group_size."
         )
       specs.append(
@@ -108,21 +109,21 @@ def block_specs(
 
 
 def drop_branch(out: Array, keep: Array | None) -> Array:
-  """Stochastic depth: `keep`, `[N]`, is 0 for the examples whose branch `out` is dropped."""
+  """Stochastic depth: `keep`, `[N]`, is 0 for examples whose branch `out` is dropped."""
   return out if keep is None else out * keep.astype(out.dtype)[:, None, None, None]
 
 
 def add_branch(
   out: Array, shortcut: Array, keep: Array | None, alpha: float, gate: Array | None = None
 ) -> Array:
-  """`alpha * skip_gain * gate * out + shortcut`, with the gain a parameter of the running module.
+  """`alpha * skip_gain * gate * out + shortcut`; the gain is a parameter of the running module.
 
-  At initialisation SkipInit's gain of 0 makes every block but a transition the identity. The small
-  factors are multiplied first: then they and their gradients cost one pass over `out`.
+  At initialisation, SkipInit's gain is 0, so every block except a transition is the identity. The
+  small factors are multiplied first, so that they and their gradients need one pass over `out`.
 
   Args:
     out, shortcut: `[N, H, W, C]`.
-    keep: `[N]`, 0 for the examples whose branch stochastic depth drops; None keeps all.
+    keep: `[N]`, 0 for examples whose branch stochastic depth drops; None keeps all.
     alpha: scale of the residual branches.
     gate: `[N, 1, 1, C]` or None.
   """
@@ -142,8 +143,8 @@ def classify(
   is_training: bool,
   example_ids: Array,
 ) -> Array:
-  """Logits `[N, num_classes]` from `[N, H, W, C]`; without a head the pooled features."""
-  # Pooling and classifier cost next to nothing: they keep full precision under bfloat16.
+  """Maps `[N, H, W, C]` to logits `[N, num_classes]`, or to pooled features without a head."""
+  # Pooling and classifier take little time, so they keep full precision under bfloat16.
   x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
   if head is None:
     return x

@@ -1,8 +1,9 @@
-"""ResNet with batch normalisation: the baseline that the normalizer-free networks replace.
+"""ResNet with batch normalisation: the baseline for the normalizer-free networks.
 
-Block and network; the table of depths is that of NF-ResNet. Parameters carry the published names,
-for instance `ResNet/~/res_block_v2_3/~/conv1` with `w` and `ResNet/~/res_block_v2_3/~/bn1` with
-`scale` and `offset`; running means and variances are the network's state.
+The module holds the blocks and the network; the table of depths is NF-ResNet's. Parameters have the
+published names, for instance `ResNet/~/res_block_v2_3/~/conv1` with `w` and
+`ResNet/~/res_block_v2_3/~/bn1` with `scale` and `offset`. Running means and variances are the
+network's state.
 """
 
 import functools
@@ -63,7 +64,7 @@ class ResBlockV1(hk.Module):
     """Maps `[N, H, W, in_channels]` to `[N, H / stride, W / stride, out_channels]`."""
     out, shortcut = x, x
     if self.conv_shortcut is not None:
-      # Made here and not above, because that is what gives it its published name.
+      # Created here and not above, because its published name requires it.
       shortcut = self.norm(name="shortcut_bn")(self.conv_shortcut(x), is_training)
     for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
       out = norm(conv(out), is_training)
@@ -72,7 +73,7 @@ class ResBlockV1(hk.Module):
 
 
 def _convs(spec: BlockSpec) -> tuple[list[layers.Conv2D], layers.Conv2D | None]:
-  """The convolutions of the branch, and that of the shortcut if it needs one."""
+  """The convolutions of the branch, and the convolution of the shortcut if it needs one."""
   conv0 = layers.Conv2D(spec.width, 1, name="conv0")
   conv1 = layers.Conv2D(spec.width, 3, stride=spec.stride, name="conv1")
   conv2 = layers.Conv2D(spec.out_channels, 1, name="conv2")
@@ -86,24 +87,24 @@ class ResNet(hk.Module):
   """ResNet with batch normalisation.
 
   Args:
-    num_classes: size of the classifier; 0 gives the pooled features instead.
-    depths: blocks of each stage.
+    num_classes: size of the classifier; 0 for pooled features instead of logits.
+    depths: number of blocks in each stage.
     widths: output channels of each stage.
-    preactivation: normalises before (v2) or after (v1) each convolution.
-    cross_replica_axis: the mapped axis over whose devices training normalises together ("devices"
-      in `nfnet_jax.training.step`); None for each device's own part of the batch.
-    bn_decay: of the running means and variances.
-    drop_rate: dropout on the pooled features.
-    stochdepth_rate: rate of stochastic depth, which grows with depth; the last block's is a
-      little below it.
-    remat: what the backward pass computes again to save memory, see `blocks.REMAT`.
-    features_only: gives the activated outputs of all stages instead, see `models.feature_info`.
-    dtype: of the computation; normalisation is computed in float32. Parameters are float32 and so
-      are the outputs, or float64 for float64.
+    preactivation: whether to normalise before (v2) or after (v1) each convolution.
+    cross_replica_axis: the mapped axis over which training computes the batch statistics
+      ("devices" in `nfnet_jax.training.step`); None for separate statistics on each device.
+    bn_decay: decay of the running means and variances.
+    drop_rate: rate of dropout on the pooled features.
+    stochdepth_rate: rate of stochastic depth. It grows linearly with depth from 0; the last block's
+      rate is slightly below this value.
+    remat: rematerialisation to save memory, see `blocks.REMAT`.
+    features_only: whether to return the activated outputs of all stages, see `models.feature_info`.
+    dtype: dtype of the computation; normalisation is computed in float32. Parameters and outputs
+      are float32 (outputs are float64 for float64).
     name: root of the parameters' names.
 
   Raises:
-    RequestError: for an unknown remat, or stages that cannot be built (`residual.block_specs`).
+    RequestError: if remat is unknown, or the stages cannot be built (`residual.block_specs`).
   """
 
   def __init__(
@@ -150,9 +151,9 @@ class ResNet(hk.Module):
   def __call__(
     self, images: Array, is_training: bool = False, example_ids: Array | None = None
   ) -> Array | list[Array]:
-    """Classifies images; arguments and results as those of `nfnet.NFNet`.
+    """Classifies images; arguments and results are those of `nfnet.NFNet`.
 
-    When training, what comes out for an image depends on the others, and the state changes.
+    In training, the output for an image depends on the other images, and the state changes.
     """
     layers.check_images(images)
     if example_ids is None:

@@ -1,1 +1,1 @@
-"""How an operation is computed, by backend."""
+"""Operations with an implementation for each backend."""

@@ -1,12 +1,12 @@
-"""The convolution that all networks call; how it is computed is decided here, by backend.
+"""The convolution that all networks call, with an implementation for each backend.
 
-GPU and TPU get XLA's convolution as it is. On a CPU that one is slow where a network spends its
-time, and `conv_cpu` takes its place. The choice is made when a program is lowered, so that
-compiling for a TPU on a machine without one gives the TPU's program.
+GPU and TPU use XLA's convolution. On a CPU it is slow for the shapes that dominate a network's
+time, so `conv_cpu` replaces it. The choice is made when a program is lowered, so compiling for a
+TPU on a machine without one gives the TPU's program.
 
 A convolution is linear in its input and in its kernel, and so are its two gradients. All three are
-primitives here, each with the others as its transposes. So JAX differentiates them in forward and
-in reverse mode, to any order, and every derivative is computed by the backend's own formulation.
+primitives here, and each has the other two as its transposes. JAX can therefore differentiate them
+in forward and reverse mode, to any order, and every derivative uses the backend's implementation.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ Array = jax.Array
 def conv(x: Array, w: Array, *, stride: int = 1, groups: int = 1) -> Array:
   """Convolves with TensorFlow's "SAME" padding.
 
-  May be differentiated any number of times, in both modes, and vectorised with `jax.vmap`.
+  It can be differentiated any number of times, in both modes, and vectorised with `jax.vmap`.
 
   Args:
     x: `[N, H, W, C]` input.
     w: `[kh, kw, C / groups, D]` kernel, of the same dtype.
-    stride: of both spatial axes.
+    stride: stride of both spatial axes.
     groups: number of feature groups.
 
   Returns:
@@ -43,7 +43,7 @@ def conv(x: Array, w: Array, *, stride: int = 1, groups: int = 1) -> Array:
 
 
 def plain(x: Array, w: Array, stride: int = 1, groups: int = 1) -> Array:
-  """XLA's convolution as it is; see `conv`."""
+  """XLA's own convolution; see `conv`."""
   return jax.lax.conv_general_dilated(
     x,
     w,
@@ -56,7 +56,7 @@ def plain(x: Array, w: Array, stride: int = 1, groups: int = 1) -> Array:
 
 @contextlib.contextmanager
 def forward_mode() -> Iterator[None]:
-  """Deprecated, and does nothing: `conv` can always be differentiated in forward mode."""
+  """Deprecated and without effect: `conv` can always be differentiated in forward mode."""
   warnings.warn(
     "forward_mode() is no longer needed: convolutions can be differentiated in every mode.",
     DeprecationWarning,
@@ -68,7 +68,7 @@ def forward_mode() -> Iterator[None]:
 def _plain_input_gradient(
   g: Array, w: Array, *, size: tuple[int, int], stride: int, groups: int
 ) -> Array:
-  """Of an input of `size`, `[N, *size, C]`, from the gradient of the output."""
+  """Gradient of the input, `[N, *size, C]`, from that of the output."""
   x = varying.placeholder(_input_shape(g, w, size, groups), g)
   return jax.linear_transpose(lambda x: plain(x, w, stride, groups), x)(g)[0]
 
@@ -76,7 +76,7 @@ def _plain_input_gradient(
 def _plain_kernel_gradient(
   x: Array, g: Array, *, kernel: tuple[int, int], stride: int, groups: int
 ) -> Array:
-  """Of a kernel of `[*kernel, C / groups, D]`, from the gradient of the output."""
+  """Gradient of the kernel, `[*kernel, C / groups, D]`, from that of the output."""
   w = varying.placeholder(_kernel_shape(x, g, kernel, groups), x)
   return jax.linear_transpose(lambda w: plain(x, w, stride, groups), w)(g)[0]
 
@@ -100,23 +100,23 @@ def _bilinear(
   cpu: Callable[..., Array],
   merges: bool,
 ) -> tuple[Primitive, Callable[..., Array]]:
-  """A primitive of two arrays, and the function that calls it.
+  """Creates a primitive of two arrays, and the function that calls it.
 
   Args:
-    name: in jaxprs.
-    shape: of its result.
-    default: what it computes.
-    cpu: how a CPU computes that.
-    merges: whether the first axis of the left array is a batch that the result has too. A vmapped
-      axis of that array is then merged into it.
+    name: name in jaxprs.
+    shape: gives the shape of its result.
+    default: its implementation.
+    cpu: its implementation for CPUs.
+    merges: whether the first axis of the left array is a batch axis that the result also has. A
+      vmapped axis of that array is then merged into it.
   """
   primitive = Primitive(name)
 
   def bind(a: Array, b: Array, **params: Any) -> Array:
     return primitive.bind(a, b, **params)
 
-  bind.__name__ = name  # what profiles and programs call it
-  # Compiled, so that blocks of the same shape are traced and lowered once.
+  bind.__name__ = name  # The name in profiles and programs.
+  # Compiled, so that blocks of the same shape are traced and lowered only once.
   call = jax.jit(bind, static_argnames=("size", "kernel", "stride", "groups"))
 
   def batch(arrays: tuple[Array, Array], axes: tuple[Any, Any], **params: Any) -> tuple:
@@ -165,7 +165,8 @@ _kernel_gradient_p, _kernel_gradient = _bilinear(
   merges=False,
 )
 
-# Each rule is given a cotangent and the two arrays; of the one in question it needs the shape.
+# Each rule receives a cotangent and the two arrays. Of the differentiated array, only the shape is
+# known.
 ad.defbilinear(
   _conv_p,
   lambda g, x, w, **how: _input_gradient(g, w, size=x.aval.shape[1:3], **how),

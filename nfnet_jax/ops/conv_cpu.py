@@ -1,8 +1,8 @@
 """Convolutions and their gradients, formulated for the CPU.
 
-XLA's CPU backend computes matrix products and ungrouped convolutions at the machine's speed, and
-grouped convolutions and the gradients of kernels several times slower: here they are made of the
-former. What each formulation gains by shape, and what did not, is in experiments/speed/notes.md.
+XLA's CPU backend computes matrix products and ungrouped convolutions at full speed, but grouped
+convolutions and kernel gradients several times slower. Here the slow operations are built from the
+fast ones. experiments/speed/notes.md lists what each formulation gains, and which ones failed.
 """
 
 import functools
@@ -15,12 +15,13 @@ from nfnet_jax.ops import varying
 
 Array = jax.Array
 
-# Output rows up to which a kernel's gradient is best computed for all images at once, by stride.
+# Largest number of output rows, by stride, for which a kernel gradient is computed faster for all
+# images at once.
 _ROWS_AT_ONCE = {1: 48, 2: 12}
 
 
 def forward(x: Array, w: Array, stride: int, groups: int) -> Array:
-  """What `conv.plain` gives, by a convolution or matrix product for each group."""
+  """Computes `conv.plain` with a convolution or matrix product for each group."""
   return _by_group(_formulation(w, stride), groups, x, w)
 
 
@@ -48,7 +49,7 @@ def kernel_gradient(x: Array, g: Array, kernel: tuple[int, int], stride: int, gr
 
 
 def _by_group(one: Callable[..., Array], groups: int, *arrays: Array) -> Array:
-  """Splits the last axes, which are channels, and joins the results."""
+  """Applies a function to each group of channels, the last axis, and concatenates the results."""
   if groups == 1:
     return one(*arrays)
   parts = zip(*(jnp.split(array, groups, axis=-1) for array in arrays), strict=True)
@@ -56,7 +57,7 @@ def _by_group(one: Callable[..., Array], groups: int, *arrays: Array) -> Array:
 
 
 def _formulation(w: Array, stride: int) -> Callable[[Array, Array], Array]:
-  """How one group is convolved."""
+  """The convolution of one group."""
   if w.shape[:2] == (1, 1):
     return lambda x, w: jnp.tensordot(x[:, ::stride, ::stride], w[0, 0], 1)
   return functools.partial(
@@ -68,8 +69,8 @@ def _formulation(w: Array, stride: int) -> Callable[[Array, Array], Array]:
 
 
 def _matrix_gradient(x: Array, g: Array, stride: int) -> Array:
-  # As matrices, because XLA transposes what it contracts over several axes, and with the smaller
-  # one on the left, which is the one that is copied: the barrier keeps XLA from turning it round.
+  # As matrices, because XLA transposes operands that are contracted over several axes. XLA copies
+  # the left operand, so the smaller one is on the left; the barrier keeps XLA from swapping them.
   x = x[:, ::stride, ::stride].reshape(-1, x.shape[-1])
   g = g.reshape(-1, g.shape[-1])
   product = jax.lax.optimization_barrier(g.T @ x).T if x.size > g.size else x.T @ g
@@ -77,7 +78,7 @@ def _matrix_gradient(x: Array, g: Array, stride: int) -> Array:
 
 
 def kernel_gradient_by_image(x: Array, g: Array, kernel: tuple[int, int], stride: int) -> Array:
-  """The sum over images of patches times gradient: an image's patches stay in the cache."""
+  """Sums patches times gradient over images; the patches of one image fit in the cache."""
   taps, high = kernel[0] * kernel[1], jnp.promote_types(x.dtype, jnp.float32)
   height, width = (stride * (n - 1) + 1 for n in g.shape[1:3])
   x = _pad(x, kernel, stride)
@@ -91,7 +92,7 @@ def kernel_gradient_by_image(x: Array, g: Array, kernel: tuple[int, int], stride
       for j in range(kernel[1])
     ]
     patches = jnp.stack(windows, axis=2).reshape(-1, shape[1])
-    # The left side is copied, and the gradient has fewer channels than the patches.
+    # XLA copies the left operand, so it is the gradient, which has fewer channels than the patches.
     product = jnp.matmul(g.reshape(-1, shape[0]).T, patches, preferred_element_type=high)
     return total + product, None
 
@@ -101,7 +102,7 @@ def kernel_gradient_by_image(x: Array, g: Array, kernel: tuple[int, int], stride
 
 
 def kernel_gradient_by_rows(x: Array, g: Array, kernel: tuple[int, int], stride: int) -> Array:
-  """A convolution along the rows that contracts images and columns."""
+  """Convolves along the rows and contracts over images and columns."""
   n, height, width, out_channels = g.shape
   kh, kw = kernel
   x = _pad(x, kernel, stride)
@@ -117,12 +118,12 @@ def kernel_gradient_by_rows(x: Array, g: Array, kernel: tuple[int, int], stride:
     rhs_dilation=(stride,),
     dimension_numbers=("NWC", "WIO", "NWC"),
   )
-  # Rows past the last window give outputs that belong to no tap.
+  # Rows beyond the last window give outputs that belong to no kernel row.
   return out[:, :kh].reshape(kw, x.shape[-1], kh, out_channels).transpose(2, 0, 1, 3)
 
 
 def _pad(x: Array, kernel: tuple[int, int], stride: int) -> Array:
-  """As "SAME" does."""
+  """Pads like "SAME"."""
   padding = [(0, 0)] * 4
   for axis, k in enumerate(kernel, start=1):
     size = x.shape[axis]

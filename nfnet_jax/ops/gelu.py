@@ -1,9 +1,9 @@
-"""GELU whose gradient is computed from its input alone.
+"""GELU with a gradient that is computed only from its input.
 
-Differentiated by JAX, `jax.nn.gelu` keeps its hyperbolic tangent for the backward pass: an array of
-the activation's size that is written to memory and read again, for each of a network's GELUs. Here
-the derivative is a formula in the logistic function: it shares no tanh with the forward pass that
-a compiler could keep, and can be computed where it is multiplied.
+Differentiated by JAX, each `jax.nn.gelu` keeps its hyperbolic tangent for the backward pass. This
+array of the activation's size is written to memory and read again. Here the derivative uses the
+logistic function. It has no tanh in common with the forward pass for the compiler to keep, and can
+be fused with the multiplication.
 """
 
 import math
@@ -16,10 +16,10 @@ Array = jax.Array
 
 @jax.custom_jvp
 def gelu(x: Array) -> Array:
-  """`x Phi(x)` by the published networks' approximation, `x (1 + tanh u) / 2`.
+  """`x Phi(x)` in the published networks' approximation, `x (1 + tanh u) / 2`.
 
-  `u = sqrt(2 / pi) (x + 0.044715 x^3)`, as in `jax.nn.gelu`. Low precisions are computed in float32
-  and rounded once. May be differentiated any number of times, in both modes.
+  `u = sqrt(2 / pi) (x + 0.044715 x^3)`, as in `jax.nn.gelu`. Lower precisions are computed in
+  float32 and rounded once. It can be differentiated any number of times, in both modes.
 
   Args:
     x: floating-point array.

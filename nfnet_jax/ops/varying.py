@@ -1,4 +1,4 @@
-"""What `jax.shard_map` asks of our primitives: to say over which mesh axes an array varies."""
+"""Tracks the mesh axes over which an array varies, as `jax.shard_map` requires of primitives."""
 
 import jax
 
@@ -6,15 +6,15 @@ Array = jax.Array
 
 
 def alike(*arrays: Array) -> tuple[Array, ...]:
-  """The arrays, each of them varying over all axes that one of them varies over."""
+  """Makes all arrays vary over the union of the axes over which they vary."""
   axes = frozenset().union(*map(_axes, arrays))
   return tuple(_over(array, axes) for array in arrays)
 
 
 def placeholder(shape: tuple[int, ...], like: Array) -> Array | jax.ShapeDtypeStruct:
-  """Stands for an array in `jax.linear_transpose`: of this shape, in all else like another.
+  """A placeholder for `jax.linear_transpose`, with this shape and otherwise like another array.
 
-  An array that does not vary would get the sum of all devices' cotangents.
+  A placeholder that does not vary would get the sum of all devices' cotangents.
   """
   axes = _axes(like)
   if not axes:

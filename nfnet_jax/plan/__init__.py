@@ -1,4 +1,4 @@
-"""What a run would need and cost on a machine that is not there."""
+"""Estimates what a run would need and cost on another machine."""
 
 import functools
 import importlib.metadata
@@ -20,7 +20,7 @@ from nfnet_jax.training import gradients
 
 __all__ = ["plan", "report"]
 
-# What follows from the number of devices, and makes no difference to the work of one.
+# Keys that depend on the number of devices, but do not affect the work of one device.
 _OF_THE_WHOLE_BATCH = (
   *("batch_size", "steps", "optimizer.learning_rate", "optimizer.warmup_steps"),
 )
@@ -31,29 +31,28 @@ log = logging.getLogger(__name__)
 def plan(config: ConfigDict, topology: str, compiles: bool = True) -> dict:
   """Finds out whether a run fits on a machine, how long it takes and what it costs.
 
-  The training step is counted by formula, and for TPUs it is compiled, which takes minutes and no
-  TPU. What does not fit is tried again with rematerialisation and then in more parts. What was
-  found is remembered by config and versions.
+  The cost of the training step is computed by formula. For TPUs the step is also compiled, which
+  takes minutes but needs no TPU. If it does not fit, it is tried again with rematerialisation and
+  then with more gradient accumulation steps. Results are cached by config and versions.
 
   Args:
-    config: `config.default()` with changes. ImageNet and other well-known data sets need not be
-      there.
+    config: `config.default()` with changes. ImageNet and other well-known data sets need not exist.
     topology: `v4:4x4x8` for TPUs, `gpu:h200x8` for GPUs.
-    compiles: whether to compile for TPUs; for GPUs it is never done.
+    compiles: whether to compile for TPUs. For GPUs, nothing is compiled.
 
   Returns:
-    What JSON can hold: `topology`, `network`, `run`, `per_device`, `step_seconds`, `whole_run`,
-    `compiled` (None without compiler) and `attempts`; README.md describes the fields. The figures
-    are those of the first attempt that fits, or of the config as given if none does.
+    JSON values: `topology`, `network`, `run`, `per_device`, `step_seconds`, `whole_run`, `compiled`
+    (None without compiler) and `attempts`. The figures are those of the first attempt that fits, or
+    of the given config if none does.
 
   Raises:
-    RequestError: if there is no such topology, the batch does not divide over its devices, the
-      config makes no run, or libtpu is missing.
+    RequestError: if the topology is unknown, the batch does not divide over its devices, the config
+      is not valid, or libtpu is missing.
   """
   machine = topology_lib.parse(topology)
   config = config_lib.resolve(config, data.outline(config.data))
   gradients.check_step(config, machine.num_devices)
-  models.create_model(  # what makes no network is refused before anything takes time
+  models.create_model(  # Refuses an invalid network before anything takes time.
     config.model.name, config.model.num_classes, **config_lib.model_kwargs(config)
   )
   versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "dm-haiku")}
@@ -83,12 +82,12 @@ def plan(config: ConfigDict, topology: str, compiles: bool = True) -> dict:
 def _attempts(
   config: ConfigDict, machine: Topology, versions: dict[str, str]
 ) -> Iterator[tuple[ConfigDict, dict]]:
-  """Configs of the same run and how they compile, until one fits."""
+  """Compiles configs of the same run, with less and less memory, until one fits."""
   examples = config.batch_size // machine.num_devices
   first = models.REMAT.index(config.model.remat)
   parts = config.accumulate
   settings = [(remat, parts) for remat in models.REMAT[first:]]
-  # Where parts are normalised each by itself, or ascend so, more of them are another run.
+  # With BatchNorm, and with SAM by a share, accumulation changes the results of the run.
   is_normalised = models.get_spec(config.model.name).module is resnet.ResNet
   ascends = config.sam.rho > 0 and config.sam.share < 1
   while not (is_normalised or ascends) and examples % (2 * parts) == 0:
@@ -111,7 +110,7 @@ def _setting(config: ConfigDict) -> dict:
 
 def _words(config: ConfigDict, examples: int) -> str:
   return (
-    f"remat={config.model.remat}, {examples} images per device in {config.accumulate} parts"
+    f"remat={config.model.remat}, {examples} images per device, accumulate={config.accumulate}"
     if config.accumulate > 1
     else f"remat={config.model.remat}, {examples} images per device"
   )
@@ -157,7 +156,7 @@ def _cost(config: ConfigDict, machine: Topology, counts: dict[str, int]) -> dict
       "bound_by_memory": seconds.memory,
       "bound_by_network": seconds.network,
       "expected": [seconds.low, seconds.high],
-      # For its 32 images per device, on TPUv3, whatever the machine planned for.
+      # Always for the paper's 32 images per device on TPUv3.
       "published_v3": _published_v3(config),
     },
     "whole_run": {

@@ -1,4 +1,4 @@
-"""What was found out about a program, kept under the user's cache directory."""
+"""Caches results about programs in the user's cache directory."""
 
 import contextlib
 import hashlib
@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
 
-# Where the training step comes from: a change of these makes another program.
+# Sources of the training step; a change of these changes the program.
 _SOURCES = (
   *("agc", "augment", "config", "data/batch", "losses", "models", "ops", "optim", "sam"),
   *("seeds", "training", "plan/flops", "plan/program", "plan/compiler"),
 )
-# What the step does not see.
+# Keys that do not affect the step.
 _IGNORED = ("data.dir", "data.name", "data.test_size", "epochs", "seed", "log_every", "eval_every")
 
 
@@ -28,14 +28,14 @@ def remember(
   versions: dict[str, str],
   ignored: Sequence[str] = (),
 ) -> dict:
-  """Calls `find_out(config, where)`, or gives what it gave before.
+  """Calls `find_out(config, where)`, or returns its cached result.
 
   Args:
-    find_out: gives what JSON can hold.
-    config: resolved.
-    where: second argument.
-    versions: of the programs that it depends on, by name.
-    ignored: further keys of the config that make no difference.
+    find_out: a function that returns JSON values.
+    config: resolved config.
+    where: second argument of the function.
+    versions: versions of the programs that the result depends on, by name.
+    ignored: additional keys of the config that do not affect the result.
   """
   flat = config_lib.flatten(config.to_dict())
   key = {
@@ -48,9 +48,9 @@ def remember(
   path = directory() / f"{digest[:32]}.json"
   try:
     return json.loads(path.read_text())["found"]
-  except (OSError, ValueError, KeyError, TypeError):  # not there, or of no use
+  except (OSError, ValueError, KeyError, TypeError):  # missing or unusable
     found = find_out(config, where)
-  with contextlib.suppress(OSError):  # A home that cannot be written is no obstacle.
+  with contextlib.suppress(OSError):  # The cache is optional.
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(key | {"found": found}, indent=1, default=str))
@@ -59,7 +59,7 @@ def remember(
 
 
 def directory() -> pathlib.Path:
-  """Where it is kept: `$XDG_CACHE_HOME/nfnet_jax/plan`, or under `~/.cache`."""
+  """The cache directory: `$XDG_CACHE_HOME/nfnet_jax/plan`, or the same in `~/.cache`."""
   root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   return pathlib.Path(os.path.expanduser(root)) / "nfnet_jax" / "plan"
 

@@ -1,9 +1,9 @@
 """Public figures of the chips that a run can be planned for.
 
-Sources. TPUs: cloud.google.com/tpu/docs, a page for each; the links of v3 and v4: table 4 of "TPU
-v4: An Optically Reconfigurable Supercomputer" (Jouppi et al. 2023). GPUs: NVIDIA's data sheets of
-the SXM modules, without sparsity, and of the DGX systems for what leaves a host. A bandwidth of
-links is that of one direction.
+Sources for TPUs: cloud.google.com/tpu/docs, one page per TPU; for the links of v3 and v4, table 4
+of "TPU v4: An Optically Reconfigurable Supercomputer" (Jouppi et al. 2023). Sources for GPUs:
+NVIDIA's data sheets of the SXM modules, without sparsity, and of the DGX systems for bandwidth
+between hosts. Link bandwidths are those of one direction.
 """
 
 from typing import NamedTuple
@@ -12,20 +12,20 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-  """What one chip can do.
+  """The figures of one chip.
 
   Attributes:
-    flops: peak floating-point operations per second in bfloat16 (V100: float16), two for each
-      multiply-add.
-    float32_flops: the same for float32 as JAX computes it by default: TPUs round the operands of
-      matrix products to bfloat16, GPUs from A100 on to TF32.
-    memory: bytes.
-    bandwidth: of its memory, bytes per second.
-    link: bytes per second of one link to another chip; of a GPU, of all its links within a host.
-    devices: how many JAX devices it is. The two cores of a v3 are two, those of v4 and v5p one.
+    flops: peak floating-point operations per second in bfloat16 (V100: float16); a multiply-add
+      counts as two.
+    float32_flops: the same for float32 in JAX's default precision: TPUs round the operands of
+      matrix products to bfloat16, and GPUs since A100 to TF32.
+    memory: size of its memory in bytes.
+    bandwidth: bandwidth of its memory in bytes per second.
+    link: bytes per second of one link to another chip; for a GPU, of all its links within a host.
+    devices: number of JAX devices: two for the two cores of a v3, one for those of v4 and v5p.
     axes: dimensions of its torus; 0 for a GPU.
-    most: chips of the largest slice.
-    host_link: bytes per second and GPU between hosts.
+    most: number of chips in the largest slice.
+    host_link: bytes per second between hosts, for each GPU.
   """
 
   flops: float

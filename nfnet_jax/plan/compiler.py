@@ -1,4 +1,4 @@
-"""Reading what the compiler (XLA) gives as text."""
+"""Parses the text output of the compiler (XLA)."""
 
 import collections
 import math
@@ -9,14 +9,14 @@ _HOST_TRANSFERS = ("infeed", "outfeed", "send", "recv")
 
 
 def read_program(text: str) -> dict:
-  """Reads what a compiled program sends, from its text (HLO).
+  """Reads the communication of a compiled program from its text (HLO).
 
   Returns:
     `all_reduces`, `all_reduced_bytes`, `host_transfers` and `float64` of `compile_step`.
   """
   found = re.findall(r"^\s*(?:ROOT )?%?\S+ = (\(.*?\)|\S+) ([a-z][a-z0-9-]*)\(", text, re.MULTILINE)
   kinds = collections.Counter(kind for _, kind in found)
-  # An asynchronous one has a start and an end; the start has the shapes.
+  # An asynchronous operation has a start and an end; the start has the shapes.
   reduced = [shape for shape, kind in found if kind in ("all-reduce", "all-reduce-start")]
   return {
     "all_reduces": len(reduced),
@@ -27,10 +27,11 @@ def read_program(text: str) -> dict:
 
 
 def read_shortage(message: str) -> dict:
-  """Reads how much memory is short, from the compiler's message.
+  """Reads the needed and the available memory from the compiler's message.
 
   Returns:
-    `reason`, and if it says so `peak`, what the program needs, and `capacity`, in bytes.
+    `reason`; and, if the message gives them, `peak`, the memory that the program needs, and
+    `capacity`, in bytes.
   """
   units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
   used = re.search(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm", message)

@@ -1,7 +1,7 @@
-"""What a function costs, by formula: multiply-adds, bytes of its matrix products, bytes reduced.
+"""Counts a function's multiply-adds, the bytes of its matrix products, and all-reduced bytes.
 
-The counts are read from the function's jaxpr, so that nothing is computed or compiled. As in the
-papers, an operation is one multiply-add, taps on padding count, and element-wise work does not.
+The counts come from the function's jaxpr, so nothing is computed or compiled. As in the papers, an
+operation is one multiply-add; padding counts, and element-wise work does not.
 """
 
 import math
@@ -12,8 +12,8 @@ import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-# The primitives of `nfnet_jax/ops/conv.py`. Of two arguments and a result: which has the shape of
-# the convolution's output, and which that of its kernel.
+# The primitives of `nfnet_jax/ops/conv.py`. For each, which of its two arguments and its result has
+# the shape of the convolution's output, and which that of its kernel.
 _OUR_CONVS = {
   "nf_conv": (2, 1),
   "nf_conv_input_gradient": (0, 1),
@@ -25,10 +25,10 @@ class Cost(NamedTuple):
   """Cost of one call on one device.
 
   Attributes:
-    multiply_adds: of all convolutions and matrix products.
-    matrix_bytes: that these read and write if each fetches its operands from memory once and puts
-      its result there, with all element-wise work done on the way.
-    reduced_bytes: that are summed over the devices of a mapped axis.
+    multiply_adds: multiply-adds of all convolutions and matrix products.
+    matrix_bytes: bytes that these read and write if each operand is read once, each result is
+      written once, and all element-wise work is fused.
+    reduced_bytes: bytes that are summed over the devices of a mapped axis.
   """
 
   multiply_adds: int = 0
@@ -43,10 +43,10 @@ class Cost(NamedTuple):
 
 
 def count(f: Callable, *args: Any, axes: dict[str, int] | None = None) -> Cost:
-  """Counts what a function costs.
+  """Counts the cost of a function.
 
-  A loop counts as often as it runs, and of several branches the dearest; a loop without a fixed
-  number of rounds counts once. What the results do not depend on does not count.
+  A loop counts as often as it runs, or once if the number of iterations is not fixed. Of several
+  branches, the most expensive counts. Operations that do not affect the results do not count.
 
   >>> import jax.numpy as jnp
   >>> count(jnp.matmul, jax.ShapeDtypeStruct((2, 3), "float32"),
@@ -56,10 +56,10 @@ def count(f: Callable, *args: Any, axes: dict[str, int] | None = None) -> Cost:
   Args:
     f: any function that JAX can trace.
     *args: its arguments, or their shapes (`jax.ShapeDtypeStruct`).
-    axes: sizes of the mapped axes that it reduces over, by name.
+    axes: sizes of mapped axes that the function reduces over, by name.
   """
   jaxpr = jax.make_jaxpr(f, axis_env=list((axes or {}).items()))(*args).jaxpr
-  # A gradient that nobody asked for, such as that of the images, is traced and never computed.
+  # Unused gradients, such as those of the images, are traced but never computed.
   needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
   return _jaxpr_cost(needed)
 
@@ -80,14 +80,14 @@ def _equation_cost(eqn: core.JaxprEqn) -> Cost:
     return Cost(reduced_bytes=_bytes(*eqn.invars))
   inner = [_jaxpr_cost(jaxpr) for jaxpr in _inner_jaxprs(eqn.params)]
   if name == "cond":
-    # Of formulations for different backends, the one without a backend's name is the formula.
+    # Among implementations for different backends, the default one is counted.
     platforms = eqn.params.get("branches_platforms")
     return inner[platforms.index(None)] if platforms else max(inner)
   return sum(inner, Cost()) * (eqn.params["length"] if name == "scan" else 1)
 
 
 def _conv_multiply_adds(eqn: core.JaxprEqn) -> int:
-  """Output elements times the taps that each sums over, without the holes of a dilated input."""
+  """Output elements times kernel taps, without the zeros of a dilated input."""
   kernel, spec = _shape(eqn.invars[1]), eqn.params["dimension_numbers"].rhs_spec
   taps = math.prod(kernel[axis] for axis in spec[1:])  # all but the output channels
   holes = math.prod(eqn.params["lhs_dilation"])
@@ -95,7 +95,7 @@ def _conv_multiply_adds(eqn: core.JaxprEqn) -> int:
 
 
 def _our_conv_multiply_adds(eqn: core.JaxprEqn) -> int:
-  """The same for a convolution and its gradients, which take one multiply-add for each of its."""
+  """The same for our convolution and its gradients, which all have the same number."""
   shapes = [_shape(variable) for variable in (*eqn.invars, *eqn.outvars)]
   output, kernel = (shapes[i] for i in _OUR_CONVS[eqn.primitive.name])
   return math.prod(output) * math.prod(kernel[:3])
@@ -116,7 +116,7 @@ def _bytes(*variables: Any) -> int:
 
 
 def _inner_jaxprs(value: Any) -> Iterator[core.Jaxpr]:
-  """The jaxprs among an equation's parameters, however deep."""
+  """The jaxprs among an equation's parameters, at any depth."""
   if isinstance(value, core.ClosedJaxpr):
     yield value.jaxpr
   elif isinstance(value, core.Jaxpr):

@@ -1,4 +1,4 @@
-"""The training step of a config as it would run on a topology: traced, or compiled for a TPU."""
+"""Traces the training step of a config for a topology, or compiles it for TPUs."""
 
 import contextlib
 import importlib.metadata
@@ -21,7 +21,7 @@ from nfnet_jax.training.build import build
 from nfnet_jax.training.replicas import AXIS
 from nfnet_jax.training.step import images_per_example
 
-# What libtpu would ask the machine for, on a machine that has no TPU; and no log of its own.
+# Values that libtpu would otherwise request from a TPU machine; the last two silence its log.
 _ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v4-8",
@@ -33,17 +33,17 @@ _ENVIRONMENT = {
 
 
 def trace(config: ConfigDict, images: int) -> dict[str, int]:
-  """Counts one step of one device by formula; nothing is compiled.
+  """Counts the cost of one step on one device by formula; nothing is compiled.
 
   Args:
-    config: resolved.
+    config: resolved config.
     images: examples per device.
 
   Returns:
-    `parameters`; `state_bytes`, of the `TrainState`; `batch_bytes`; and the fields of `flops.Cost`.
+    `parameters`; `state_bytes` of the `TrainState`; `batch_bytes`; and the fields of `flops.Cost`.
   """
   step, state, batch = _step(config, images)
-  cost = flops.count(step, state, batch, axes={AXIS: 2})  # of how many makes no difference
+  cost = flops.count(step, state, batch, axes={AXIS: 2})  # The size of the axis does not matter.
   return {
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     "state_bytes": _bytes(state),
@@ -53,26 +53,26 @@ def trace(config: ConfigDict, images: int) -> dict[str, int]:
 
 
 def compile_step(config: ConfigDict, topology: Topology) -> dict:
-  """Compiles the mapped training step for TPUs that need not be there; it takes minutes.
+  """Compiles the mapped training step for TPUs, which need not exist; this takes minutes.
 
   Args:
-    config: resolved.
-    topology: of TPUs.
+    config: resolved config.
+    topology: a TPU topology.
 
   Returns:
-    `fits`, whether it compiles, and `seconds` that it took. If it fits, bytes of memory of a
-    device: `arguments`, `outputs` that are not among them, `temporaries`, `program`, and their sum
-    `peak`; `accessed_bytes`, read and written by all operations as the compiler counts them;
-    `all_reduces` and `all_reduced_bytes`; `host_transfers`, and whether it computes in `float64`.
-    If it does not, the compiler's `reason`, and `peak`, if it says how much it would need.
+    `fits`, whether the program fits into memory, and `seconds` of the compilation. If it fits, the
+    memory of a device in bytes: `arguments`, `outputs` that do not alias arguments, `temporaries`,
+    `program`, and their sum `peak`; `accessed_bytes`, the compiler's count of bytes that all
+    operations read and write; `all_reduces` and `all_reduced_bytes`; `host_transfers`; and whether
+    it computes in `float64`. If it does not fit, the compiler's `reason`, and `peak` if known.
 
   Raises:
-    RequestError: without libtpu, or if the compiler knows no such topology.
+    RequestError: if libtpu is missing, or does not know the topology.
   """
   devices = _devices(topology)
   step, state, batch = _step(config, config.batch_size // topology.num_devices)
-  # For all devices, not for one host's: this process is the only one, and `pmap` maps over as
-  # many devices as the batch has shards.
+  # The batch has one shard for each device of all hosts: this process is the only one, and `pmap`
+  # maps over as many devices as there are shards.
   shards = len(devices)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((shards, *x.shape), x.dtype), batch)
   start = time.monotonic()
@@ -114,7 +114,7 @@ def libtpu_version() -> str:
   if importlib.util.find_spec("libtpu") is None:
     raise RequestError(
       "compiling for TPUs needs libtpu, which is not installed: pip install 'nfnet_jax[plan]', or "
-      "give --nocompile for the analytic part alone."
+      "use only formulas with --nocompile."
     )
   return importlib.metadata.version("libtpu")
 
@@ -137,7 +137,7 @@ def _devices(topology: Topology) -> list[jax.Device]:
   libtpu_version()
   from jax.experimental import topologies
 
-  # The two cores of a chip work as one device where they can, which is not libtpu's default for v4.
+  # On v4, the two cores of a chip can work as one device, which is not libtpu's default.
   options = {"chip_config_name": "megacore"} if topology.kind == "v4" else {}
   with _environment():
     try:
@@ -149,8 +149,8 @@ def _devices(topology: Topology) -> list[jax.Device]:
       raise RequestError(f"libtpu has no topology {topology.name!r}: {reason}") from error
   if len(found) != topology.num_devices:
     raise RequestError(
-      f"libtpu {libtpu_version()} has {len(found)} devices in {topology.name}, where "
-      f"{topology.num_devices} were expected: another version may do."
+      f"libtpu {libtpu_version()} has {len(found)} devices in {topology.name}, but "
+      f"{topology.num_devices} were expected: try another version of libtpu."
     )
   return list(found)
 

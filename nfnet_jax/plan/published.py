@@ -1,4 +1,4 @@
-"""The NFNet paper's own figures, to stand beside a plan (Table 3, and section 4.1)."""
+"""The NFNet paper's own figures, for comparison with a plan (Table 3)."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,9 @@ class Published(NamedTuple):
   """A row of the paper's Table 3.
 
   Attributes:
-    multiply_adds: of one image at test size.
-    v3_seconds: of a step of 32 images per device on 32 TPUv3 cores; None if not published.
-    v3_seconds_with_sam: of one with SAM.
+    multiply_adds: multiply-adds of one image at test size.
+    v3_seconds: seconds per step with 32 images per device on 32 TPUv3 cores; None if not published.
+    v3_seconds_with_sam: the same with SAM.
   """
 
   multiply_adds: float

@@ -1,10 +1,10 @@
-"""A plan in words."""
+"""Formats a plan as text."""
 
 GB = 1e9
 
 
 def report(plan: dict) -> str:
-  """Tells a plan (`nfnet_jax.plan.plan`) in a dozen lines, for people."""
+  """Formats a plan (`nfnet_jax.plan.plan`) as a dozen lines of text."""
   topology, network, run = plan["topology"], plan["network"], plan["run"]
   device, seconds, whole = plan["per_device"], plan["step_seconds"], plan["whole_run"]
   low, high = (1e3 * each for each in seconds["expected"])
@@ -38,7 +38,7 @@ def _paper(value: float | None, text: str, scale: float) -> str:
 
 
 def _compiled(plan: dict) -> list[str]:
-  """What the compiler said."""
+  """The lines on the compiler's result."""
   lines = [
     f"  tried     remat={tried['remat']}, accumulate={tried['accumulate']}: "
     + ("fits" if tried["fits"] else f"does not fit, {tried['reason']}")
@@ -47,9 +47,9 @@ def _compiled(plan: dict) -> list[str]:
   ]
   found, capacity = plan["compiled"], plan["topology"]["memory_per_device"]
   if found is None:
-    return ["  compiler  not asked: whether it fits is open"]
+    return ["  compiler  not used: whether it fits is unknown"]
   if not found["fits"]:
-    return [*lines, f"  compiler  does not fit: {found['reason']}; nothing that was tried does"]
+    return [*lines, f"  compiler  does not fit: {found['reason']}; no attempt fits"]
   parts = {name: found[name] / GB for name in ("arguments", "temporaries", "program", "peak")}
   return [
     *lines,

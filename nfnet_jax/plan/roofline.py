@@ -1,4 +1,4 @@
-"""How long a step must take at least, and how long it may be expected to take."""
+"""Lower bounds and estimates of the time of a step."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ class StepTime(NamedTuple):
   """Seconds of a step.
 
   Attributes:
-    compute, memory, network: what each alone would take at the chip's public figures.
+    compute, memory, network: lower bounds from the chip's public figures.
     low, high: the expected range.
   """
 
@@ -20,24 +20,24 @@ class StepTime(NamedTuple):
   high: float
 
 
-# Step time without the network over the sum of the bounds by compute and memory, as measured: 1.75
-# to 2.04 in the paper's TPUv3 steps of F0 to F5, 3.0 to 3.5 in its V100 steps of F0 to F3, 2.1 to
-# 2.9 in timm's steps of F0 to F6 on an RTX 3090. Other TPUs are given room on both sides of v3.
+# Measured ratios of the step time without network to the sum of the compute and memory bounds: 1.75
+# to 2.04 for the paper's TPUv3 steps of F0 to F5, 3.0 to 3.5 for its V100 steps of F0 to F3, and
+# 2.1 to 2.9 for timm's steps of F0 to F6 on an RTX 3090. Other TPUs get a wider range than v3.
 _TPU_V3, _TPU, _GPU = (1.7, 2.1), (1.3, 2.5), (2.0, 3.5)
 
 
 def step_time(counts: dict[str, int], topology: Topology, dtype: str) -> StepTime:
-  """Bounds and expectation.
+  """Computes bounds and the expected range.
 
   Args:
-    counts: of one device, from `program.trace`.
-    topology: whose chips it runs on.
-    dtype: of the computation.
+    counts: the cost on one device, from `program.trace`.
+    topology: the machine.
+    dtype: dtype of the computation.
   """
   chip = topology.chip
   flops = chip.flops if dtype == "bfloat16" else chip.float32_flops
   compute = 2 * counts["multiply_adds"] / (flops / chip.devices)
-  # Matrix products fetch their operands once, and the state is read and written once.
+  # Matrix products read their operands once, and the state is read and written once.
   traffic = counts["matrix_bytes"] + 2 * counts["state_bytes"]
   memory = traffic / (chip.bandwidth / chip.devices)
   others = topology.num_chips - 1

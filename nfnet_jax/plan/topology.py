@@ -1,4 +1,4 @@
-"""Which machine a run is planned for: `v4:4x4x8` or `gpu:h200x8`."""
+"""The machines that a run can be planned for, such as `v4:4x4x8` or `gpu:h200x8`."""
 
 import functools
 import itertools
@@ -14,12 +14,12 @@ GPUS_PER_HOST = 8
 
 
 class Topology(NamedTuple):
-  """A number of equal chips that reduce gradients over each other.
+  """A number of equal, connected chips.
 
   Attributes:
-    name: as it was asked for.
-    kind: of the chips, a key of `CHIPS`.
-    shape: chips along each axis of the torus; of GPUs, their number.
+    name: the requested name.
+    kind: kind of the chips, a key of `CHIPS`.
+    shape: number of chips along each axis of the torus; for GPUs, their number.
   """
 
   name: str
@@ -28,17 +28,17 @@ class Topology(NamedTuple):
 
   @property
   def chip(self) -> Chip:
-    """Figures of one chip."""
+    """The figures of one chip."""
     return CHIPS[self.kind]
 
   @property
   def num_chips(self) -> int:
-    """How many chips are paid for."""
+    """The number of chips."""
     return math.prod(self.shape)
 
   @property
   def num_devices(self) -> int:
-    """How many devices JAX sees, each with its part of the batch."""
+    """The number of JAX devices, each with its part of the batch."""
     return self.num_chips * self.chip.devices
 
   @property
@@ -48,21 +48,21 @@ class Topology(NamedTuple):
 
   @property
   def egress(self) -> float:
-    """Bytes per second that a chip can send to others at most."""
+    """The most bytes per second that a chip can send to others."""
     if not self.is_tpu:
       return self.chip.link if self.num_chips <= GPUS_PER_HOST else self.chip.host_link
-    # Along an axis of two the neighbours on both sides are the same chip.
+    # Along an axis of length 2, the neighbours on both sides are the same chip.
     return self.chip.link * sum(min(size - 1, 2) for size in self.shape)
 
 
 def parse(name: str) -> Topology:
-  """Reads the name of a topology.
+  """Parses the name of a topology.
 
   >>> parse("v3:4x4").num_devices
   32
 
   Raises:
-    RequestError: if there is none of that name; the message gives the nearest.
+    RequestError: if it does not exist; the message suggests the nearest ones.
   """
   if name.startswith("gpu"):
     gpus = [each for each, chip in CHIPS.items() if not chip.axes]
@@ -72,7 +72,7 @@ def parse(name: str) -> Topology:
       return Topology(name, kind, (count,))
     raise RequestError(
       f"there is no topology {short(name)}: write gpu:KINDxNUMBER, with one of {', '.join(gpus)}, "
-      f"and up to {GPUS_PER_HOST} or whole hosts of {GPUS_PER_HOST}."
+      f"and up to {GPUS_PER_HOST} GPUs or a multiple of {GPUS_PER_HOST}."
     )
   kind, _, shape = name.partition(":")
   tpus = [each for each, chip in CHIPS.items() if chip.axes]
@@ -92,7 +92,7 @@ def parse(name: str) -> Topology:
 
 
 def _distance(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[float, int]:
-  """How far the number of chips is off, and then how far the sizes."""
+  """The distance of two shapes: first in the number of chips, then in the sizes."""
   chips = abs(math.log(math.prod(shape) / max(math.prod(wanted), 1)))
   sizes = itertools.zip_longest(shape, sorted(wanted), fillvalue=1)
   return chips, sum(abs(a - b) for a, b in sizes)
@@ -100,14 +100,14 @@ def _distance(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[float, i
 
 @functools.cache
 def _shapes(kind: str) -> list[tuple[int, ...]]:
-  """The slices that are let, from the smallest on, sizes ascending but for 2x2x1."""
+  """The available slices, smallest first, with ascending sizes except for 2x2x1."""
   chip = CHIPS[kind]
   shapes: list[tuple[int, ...]]
   if chip.axes == 2:  # powers of two, square or twice as long
     squares = [(2**i, 2**i) for i in range(1, 6)]
     oblongs = [(size, 2 * size) for size, _ in squares]
     if kind == "v3":
-      oblongs = oblongs[1:]  # there are hosts of 2x2 chips only
+      oblongs = oblongs[1:]  # All hosts have 2x2 chips.
     shapes = [*squares, *oblongs]
   else:  # parts of a cube of 64 chips, and whole cubes
     cubes = [4 * i for i in range(1, 9)]

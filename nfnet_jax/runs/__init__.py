@@ -1,1 +1,1 @@
-"""What a run leaves in its directory, and how it is read back."""
+"""Writes and reads the files of a run directory."""

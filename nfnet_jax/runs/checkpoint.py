@@ -1,18 +1,18 @@
 """Checkpoints that are either restored exactly or not at all.
 
-Orbax writes them: in the background, atomically, the newest few kept. It does not notice a flipped
-bit, so the digest of every leaf is stored beside the leaves, in the same atomic directory, and
-compared on the way back:
+Orbax writes them in the background and atomically, and keeps the newest few. It does not detect a
+flipped bit. A digest of every leaf is therefore stored in the same atomic directory and compared
+when the checkpoint is read:
 
     checkpoints/900/state/    the leaves, flat, by name: `params/NFNet/~/stem_conv0/w`
-    checkpoints/900/digest/   shape, dtype and SHA-256 of each leaf, under a SHA-256 of its own
+    checkpoints/900/digest/   shape, dtype and SHA-256 of each leaf, protected by another SHA-256
 
-A run that goes on reads first and then opens the manager at the step it read:
+A resumed run first restores a checkpoint and then opens the manager at its step:
 
     step, state = restore_newest(directory, fresh_state) or (None, fresh_state)
     manager = open_manager(directory, keep=3, resume_step=step)
 
-Of several processes all read, each for itself, and one writes.
+With several processes, each process reads the checkpoint itself, and one process writes.
 """
 
 import contextlib
@@ -37,49 +37,51 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointError(RunError):
-  """There are checkpoints, and none of them can be restored."""
+  """Checkpoints exist, but none can be restored."""
 
 
 class SaveError(RunError):
-  """A checkpoint was not written, or does not read back."""
+  """A checkpoint could not be written, or read back wrong."""
 
 
 class _DamagedError(Exception):
-  """Why one step directory does not verify."""
+  """A checkpoint is damaged; the message says why."""
 
 
 def open_manager(directory: str, *, keep: int, resume_step: int | None) -> ocp.CheckpointManager:
-  """Opens a directory for saving; close the manager when done, which waits for the last save.
+  """Opens a directory for saving. Close the manager when done, which waits for the last save.
 
-  Steps newer than `resume_step` are those that did not verify. They are renamed to
-  `<step>.corrupt`, so that these steps can be saved again and do not count among the kept ones.
+  Steps newer than `resume_step` are damaged. They are renamed to `<step>.corrupt`, so that they can
+  be saved again and do not count as kept checkpoints.
 
   Args:
-    directory: where the checkpoints are or will be; created if need be.
-    keep: how many of the newest checkpoints to keep, at least 1.
+    directory: directory of the checkpoints; created if it does not exist.
+    keep: number of newest checkpoints to keep, at least 1.
     resume_step: the step that `restore_newest` returned; None if it returned None.
 
   Returns:
     An Orbax manager for `save`.
 
   Raises:
-    RequestError: if what is written to the directory does not read back, if it holds checkpoints
-      but not `resume_step`, or if `keep` is less than 1.
+    RequestError: if a test file cannot be written to the directory and read back, if the directory
+      holds checkpoints but not `resume_step`, or if `keep` is less than 1.
   """
   if keep < 1:
-    raise RequestError(f"keep={keep} checkpoints leaves nothing to resume from; keep at least 1.")
+    raise RequestError(f"keep={keep} leaves no checkpoint to resume from: keep at least 1.")
   root = epath.Path(directory).resolve()
   try:
     root.mkdir(parents=True, exist_ok=True)
     _rehearse(root)
   except (OSError, SaveError) as error:
-    raise RequestError(f"Cannot write checkpoints to {root} ({error}). Choose another.") from error
+    raise RequestError(
+      f"cannot write checkpoints to {root} ({error}): choose another directory."
+    ) from error
   steps = saved_steps(root)
   known: list[int | None] = [*steps] or [None]
   if resume_step not in known:
     raise RequestError(
-      f"{root} holds checkpoints of steps {steps}, and the run would go on from {resume_step}. "
-      "Resume from the newest, or choose an empty work directory."
+      f"{root} holds checkpoints of steps {steps}, but not of step {resume_step} to resume from: "
+      "resume from the newest, or choose an empty work directory."
     )
   for step in steps:
     if step > (resume_step or 0):
@@ -88,18 +90,18 @@ def open_manager(directory: str, *, keep: int, resume_step: int | None) -> ocp.C
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, *, read_back: bool = False) -> None:
-  """Saves a checkpoint; returns when the state is copied and writes it in the background.
+  """Copies the state, returns, and writes the checkpoint in the background.
 
-  Saving a step again is allowed if the state is the same, and does nothing.
+  Saving the same state at the same step again does nothing.
 
   Args:
     manager: from `open_manager`.
     step: number of updates that led to this state.
-    state: any pytree of arrays, none of them of size 0. It may be changed or donated afterwards.
-    read_back: whether to wait until the checkpoint is written, read it and compare every bit.
+    state: any pytree of nonempty arrays. It may be changed or donated afterwards.
+    read_back: whether to wait until the checkpoint is written, then read it and compare every bit.
 
   Raises:
-    ValueError: if this step is there already with another state.
+    ValueError: if this step was saved before with a different state.
     SaveError: if this checkpoint, or the one before it, cannot be written or read back.
   """
   leaves = {
@@ -109,7 +111,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, *, read_back: bo
   if step in manager.all_steps():
     finish(manager)
     if _read_record(manager.directory / str(step)) != record:
-      raise ValueError(f"Step {step} is already saved in {manager.directory}, with another state.")
+      raise ValueError(f"step {step} was saved before in {manager.directory} with another state.")
     return
   items = ocp.args.Composite(
     state=ocp.args.PyTreeSave(leaves),
@@ -127,22 +129,22 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, *, read_back: bo
     except _DamagedError as error:
       path = manager.directory.resolve() / str(step)
       _set_aside(path)
-      raise SaveError(f"{path} was written and does not read back: {error}.") from None
+      raise SaveError(f"{path} was written, but reading it back failed: {error}.") from None
 
 
 @contextlib.contextmanager
 def closing(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
-  """Closes a manager at the end of a block; raises SaveError if the last save has failed."""
+  """Closes a manager at the end of a block; raises SaveError if the last save failed."""
   try:
     yield manager
     finish(manager)
   finally:
-    with contextlib.suppress(Exception):  # `finish` has raised it, or the block something worse.
+    with contextlib.suppress(Exception):  # `finish` or the block has already raised an error.
       manager.close()
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
-  """Waits until all is written; raises SaveError if it cannot be."""
+  """Waits until all checkpoints are written; raises SaveError if one cannot be."""
   try:
     manager.wait_until_finished()
   except Exception as error:
@@ -152,55 +154,56 @@ def finish(manager: ocp.CheckpointManager) -> None:
 def restore_newest(
   directory: str, template: Any, *, step: int | None = None, partial: bool = False
 ) -> tuple[int, Any] | None:
-  """Restores the newest checkpoint whose every leaf equals its digest.
+  """Restores the newest checkpoint whose leaves all match their digests.
 
-  Each one that does not verify is skipped with a warning that says which and why. Nothing in the
-  directory is changed.
+  Damaged checkpoints are skipped with a warning that gives the reason. Nothing in the directory is
+  changed.
 
   Args:
-    directory: where the checkpoints are.
-    template: pytree of arrays or `jax.ShapeDtypeStruct`: the structure, shapes and dtypes wanted.
-    step: restore this step and no other.
-    partial: whether the template is a dictionary of some of the state's fields. What they hold has
-      to agree as a whole; the other fields are neither read nor verified.
+    directory: directory of the checkpoints.
+    template: pytree of arrays or `jax.ShapeDtypeStruct` with the expected structure, shapes and
+      dtypes.
+    step: restore only this step.
+    partial: whether the template is a dictionary of only some of the state's fields. These fields
+      must match completely; the others are neither read nor verified.
 
   Returns:
     The step, and the state as a tree like `template` with NumPy leaves; None if there is no
-    checkpoint at all.
+    checkpoint.
 
   Raises:
-    RequestError: if the newest checkpoint belongs to another model, or `step` is not there.
-    CheckpointError: if there are checkpoints and none verifies.
+    RequestError: if the newest checkpoint belongs to another model, or `step` does not exist.
+    CheckpointError: if checkpoints exist, but all are damaged.
   """
   root = epath.Path(directory).resolve()
   steps = saved_steps(root)
   if step is not None:
     if step not in steps:
-      raise RequestError(f"There is no checkpoint of step {step} in {root}; there is {steps}.")
+      raise RequestError(f"no checkpoint of step {step} in {root}: choose one of {steps}.")
     steps = [step]
   for path in _unfinished(root):
-    logger.warning("Skipped checkpoint %s: it is being saved, or the run ended while it was.", path)
+    logger.warning("skipped checkpoint %s: it is incomplete, since its save has not finished", path)
   skipped = []
   for candidate in reversed(steps):
     try:
       return candidate, _read(root / str(candidate), template, partial)
     except _DamagedError as error:
-      logger.warning("Skipped checkpoint %s: %s.", root / str(candidate), error)
+      logger.warning("skipped checkpoint %s: %s", root / str(candidate), error)
       skipped.append(f"step {candidate}: {error}")
   if skipped and step is None and saved_steps(root) != steps:
     return restore_newest(
       directory, template, partial=partial
-    )  # A run that goes on has replaced them meanwhile.
+    )  # A running run has replaced them meanwhile.
   if skipped:
     raise CheckpointError(
-      f"None of the checkpoints in {root} can be restored ({'; '.join(skipped)}). Nothing was "
-      "deleted: put back a copy of one of them, or start again in an empty work directory."
+      f"none of the checkpoints in {root} can be restored ({'; '.join(skipped)}). Nothing was "
+      "deleted: restore one of them from a backup, or start again in an empty work directory."
     )
   return None
 
 
 def saved_steps(directory: str) -> list[int]:
-  """The steps of all checkpoints in a directory, good or damaged."""
+  """The steps of all checkpoints in a directory, intact or damaged."""
   root = epath.Path(directory)
   paths = root.iterdir() if root.is_dir() else ()
   return sorted(int(path.name) for path in paths if path.name.isdecimal())
@@ -212,7 +215,7 @@ def _unfinished(root: epath.Path) -> list[epath.Path]:
 
 
 def _rehearse(root: epath.Path) -> None:
-  """Saves a small state and reads it back, so that a run need not train to learn that it cannot."""
+  """Saves a small state and reads it back, to find out before training whether saving works."""
   place = root / _REHEARSAL
   if place.exists():
     place.rmtree()
@@ -234,7 +237,7 @@ def _set_aside(path: epath.Path) -> None:
   names = (path.with_name(f"{path.name}.corrupt{ending}") for ending in endings)
   target = next(name for name in names if not name.exists())
   path.rename(target)
-  logger.warning("Moved %s, which does not verify, to %s.", path, target)
+  logger.warning("moved the damaged checkpoint %s to %s", path, target)
 
 
 def _read(path: epath.Path, template: Any, partial: bool = False) -> Any:
@@ -247,11 +250,11 @@ def _read(path: epath.Path, template: Any, partial: bool = False) -> Any:
     stored = storage.restore_leaves(path / "state", wanted)
     found = digest.tree_digest(stored)
   except Exception as error:
-    raise _DamagedError(f"its leaves cannot be read, {storage.reason(error)}") from error
+    raise _DamagedError(f"its leaves cannot be read ({storage.reason(error)})") from error
   broken = [name for name in leaves if found.get(name) != leaves[name]]
   if broken:
     count = f"{len(broken)} of {len(leaves)} leaves do not match their digest"
-    raise _DamagedError(f"{count}, the first of them {broken[0]}")
+    raise _DamagedError(f"{count}, first {broken[0]}")
   return jax.tree.unflatten(jax.tree.structure(template), [stored[name] for name in wanted])
 
 
@@ -260,9 +263,9 @@ def _read_record(path: epath.Path) -> dict[str, Any]:
     record = storage.restore(path / "digest", storage.json_handler(), ocp.args.JsonRestore())
     seal = record.pop("sha256")
   except Exception as error:
-    raise _DamagedError(f"its digest cannot be read, {storage.reason(error)}") from error
+    raise _DamagedError(f"its digest cannot be read ({storage.reason(error)})") from error
   if seal != digest.seal(record):
-    raise _DamagedError("its digest does not match the SHA-256 of its own")
+    raise _DamagedError("its digest does not match its own SHA-256")
   if record["step"] != int(path.name):
     raise _DamagedError(f"it was saved as step {record['step']}")
   return record
@@ -280,8 +283,8 @@ def _check_model(path: epath.Path, leaves: dict[str, Any], wanted: dict[str, Any
     if more := len(differences) - len(listed):
       listed.append(f"and {more} more")
     raise RequestError(
-      f"This checkpoint is of another model: {path}: {'; '.join(listed)}. "
-      "Build the model it was saved from, or choose another work directory."
+      f"checkpoint {path} belongs to another model: {'; '.join(listed)}. "
+      "Use the model that it was saved from, or choose another work directory."
     )
 
 

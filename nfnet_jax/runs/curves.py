@@ -1,4 +1,4 @@
-"""A run's curves as one picture, drawn from its `metrics.jsonl`."""
+"""Draws a run's curves as one picture, from its `metrics.jsonl`."""
 
 import io
 import warnings
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-# Blue, vermilion and green of Okabe and Ito, told apart by colour-blind readers too.
+# Blue, vermilion and green of Okabe and Ito, which colour-blind readers can tell apart.
 _TRAIN, _TEST, _EMA = "#0072B2", "#D55E00", "#009E73"
 _INK, _GRID = "#333333", "#E4E4E4"
 _FEW_POINTS = 40
 
 
 class _Curve(NamedTuple):
-  """One line of a panel: where its values are found, and how it is drawn."""
+  """One line of a panel: the source of its values, and its style."""
 
   split: str
   metric: str
@@ -86,22 +86,22 @@ def plot(workdir: epath.PathLike) -> epath.Path:
     Path of the picture.
 
   Raises:
-    RequestError: if there is no `metrics.jsonl`, or nothing in it that is drawn here.
+    RequestError: if there is no `metrics.jsonl`, or it holds no values to draw.
     RunError: if the picture cannot be written.
   """
   workdir = epath.Path(workdir)
   picture = figure(metrics.read(workdir), title=workdir.resolve().name)
   content = io.BytesIO()
   with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "Glyph")  # A name may be in any script.
+    warnings.filterwarnings("ignore", "Glyph")  # The name of a run may use any script.
     picture.savefig(content, dpi=160)
   path = workdir / "curves.png"
   try:
     output.replace(path, content.getvalue())
   except OSError as error:
     raise RunError(
-      f"cannot write {path}: {error.strerror or error}. All else is saved; the same command draws "
-      "it again."
+      f"cannot write {path}: {error.strerror or error}. All other files are saved: run the same "
+      "command to draw it again."
     ) from error
   return path
 
@@ -114,10 +114,10 @@ def figure(records: list[dict[str, Any]], title: str) -> "Figure":
     title: heading of the picture.
 
   Returns:
-    A Matplotlib figure; a panel of whose metrics there is no finite value is left out.
+    A Matplotlib figure. Panels without finite values are left out.
 
   Raises:
-    RequestError: if that leaves none.
+    RequestError: if no panel has finite values.
   """
   from matplotlib.figure import Figure
   from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -128,7 +128,7 @@ def figure(records: list[dict[str, Any]], title: str) -> "Figure":
   rows = [drawn] if len(drawn) < 3 else [drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]]
   engine = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
   result = Figure(figsize=(11, 3.5 * len(rows) + 0.4), layout=engine)
-  title = title.encode(errors="replace").decode()  # A path may be any bytes.
+  title = title.encode(errors="replace").decode()  # A path may not be valid Unicode.
   result.suptitle(title, fontsize=14, fontweight="bold", color=_INK, parse_math=False)
   bands = result.subfigures(len(rows), 1, squeeze=False)[:, 0]
   for band, row in zip(bands, rows, strict=True):
@@ -149,7 +149,7 @@ def _series(
     lines = [line for line in records if line["split"] == curve.split and curve.metric in line]
     values = [line[curve.metric] for line in lines]
     if any(value is not None for value in values):
-      # NaN leaves a gap in the line where the run had no finite value.
+      # NaN leaves a gap in the line where a value is not finite.
       numbers = [float("nan") if value is None else value * scale for value in values]
       found.append((curve, [line["step"] for line in lines], numbers))
   return found

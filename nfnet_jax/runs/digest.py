@@ -1,4 +1,4 @@
-"""Fingerprints: what a checkpoint is checked by, and processes compare themselves by."""
+"""Digests, used to verify checkpoints and to compare the states of processes."""
 
 import hashlib
 import json
@@ -10,14 +10,14 @@ import numpy as np
 
 
 def tree_digest(tree: Any) -> dict[str, dict[str, Any]]:
-  """Fingerprints every leaf of a tree.
+  """Computes a digest of every leaf of a tree.
 
   Args:
     tree: any pytree of arrays, on host or device.
 
   Returns:
-    For each leaf's name, its path joined by `/`: `{"shape": [...], "dtype": "float32", "sha256":
-    ...}`, the hash being that of the leaf's bytes in row-major order.
+    `{"shape": [...], "dtype": "float32", "sha256": ...}` by the leaf's name, which is its path
+    joined by `/`. The hash is that of the leaf's bytes in row-major order.
 
   Raises:
     ValueError: if two leaves have the same name, as in `{"a/b": x, "a": {"b": y}}`.
@@ -28,7 +28,7 @@ def tree_digest(tree: Any) -> dict[str, dict[str, Any]]:
 
 
 def fingerprint(step: int, state: Any) -> str:
-  """One digest of a step and every bit of its state, by which processes compare what they hold."""
+  """One digest of a step and every bit of its state, for comparing processes."""
   return seal({"step": step, "leaves": tree_digest(state)})
 
 
@@ -38,18 +38,18 @@ def named_leaves(tree: Any) -> dict[str, Any]:
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     if name in leaves:
-      raise ValueError(f"Two leaves of the state have the name {name}; rename one.")
+      raise ValueError(f"two leaves of the state have the name {name}: rename one.")
     leaves[name] = leaf
   return leaves
 
 
 def spec(leaf: Any) -> dict[str, Any]:
-  """Shape and dtype of an array, as JSON has them."""
+  """Shape and dtype of an array as JSON values."""
   return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
 def seal(record: dict[str, Any]) -> str:
-  """SHA-256 of what JSON can hold."""
+  """SHA-256 of a record that JSON can represent."""
   return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""One run directory, one run: a lock that ends with the process that holds it.
+"""A lock that limits a run directory to one run and ends with the process that holds it.
 
-The lock is the operating system's, on a file that is there as long as the run. It also tells a run
-whose directory was deleted, moved or taken by another. Object stores have no locks, and file
-systems without them are trusted.
+It is a lock of the operating system, on a file that exists as long as the run. It also lets a run
+detect that its directory was deleted, moved or replaced. Object stores have no locks. On file
+systems without locks, only a warning is given.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ log = logging.getLogger(__name__)
 
 
 class GoneError(RunError):
-  """The run directory is no longer the one that the run began in."""
+  """The run directory is no longer the one that the run started in."""
 
 
 @contextlib.contextmanager
 def hold(workdir: epath.Path) -> Iterator[Callable[[], None]]:
-  """Keeps other runs out of a run directory for as long as the block runs.
+  """Keeps other runs out of a run directory until the block ends.
 
   Args:
-    workdir: the run directory, which exists.
+    workdir: an existing run directory.
 
   Yields:
-    A function that raises `GoneError` if the directory is no longer there.
+    A function that raises `GoneError` if the directory no longer exists.
 
   Raises:
     RequestError: if another run holds the directory.
@@ -51,7 +51,7 @@ def hold(workdir: epath.Path) -> Iterator[Callable[[], None]]:
     if not _is_at(descriptor, path):
       raise GoneError(
         f"{workdir} was deleted, moved or replaced while the run was writing to it. Put it back to "
-        "carry on from its last checkpoint, if it has one, or start again."
+        "resume from its last checkpoint, if it has one, or start again."
       )
 
   try:
@@ -72,20 +72,20 @@ def _acquire(path: str) -> int:
       os.close(descriptor)
       raise RequestError(_taken(os.path.dirname(path), text)) from None
     except OSError as error:
-      log.warning("%s cannot be locked (%s): start no second run there.", path, error.strerror)
-    if _is_at(descriptor, path):  # Not one that its holder has removed in between.
+      log.warning("cannot lock %s (%s): do not start a second run there", path, error.strerror)
+    if _is_at(descriptor, path):  # Its former holder may have removed the file meanwhile.
       break
     os.close(descriptor)
   since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
   holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-  with contextlib.suppress(OSError):  # It is good to know, and no more.
+  with contextlib.suppress(OSError):  # This information is optional.
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(holder).encode(), 0)
   return descriptor
 
 
 def _is_at(descriptor: int, path: str) -> bool:
-  """Whether an open file is still the one that a path leads to."""
+  """Whether an open file is still the one at a path."""
   try:
     there = os.stat(path)
   except OSError:
@@ -95,6 +95,6 @@ def _is_at(descriptor: int, path: str) -> bool:
 
 def _taken(workdir: str, text: bytes) -> str:
   who = "another run"
-  with contextlib.suppress(ValueError, TypeError, KeyError):  # It may be writing at this moment.
+  with contextlib.suppress(ValueError, TypeError, KeyError):  # It may be only partly written.
     who = "process {pid} on {host}, since {since}".format(**json.loads(text))
-  return f"{workdir} is in use by {who}: wait for its end, stop it, or choose another --workdir."
+  return f"{workdir} is in use by {who}: wait for it, stop it, or choose another --workdir."

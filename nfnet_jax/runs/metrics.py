@@ -1,7 +1,7 @@
-"""The numbers of a run: one line of JSON each in `metrics.jsonl`, and TensorBoard events.
+"""The metrics of a run: lines of JSON in `metrics.jsonl`, and TensorBoard events.
 
-A line reads `{"step": 900, "split": "test", "loss": 0.08, "top1": 0.986}`. A run that goes on from
-a checkpoint drops what was written after it, so the file reads as if the run had never stopped.
+A line reads `{"step": 900, "split": "test", "loss": 0.08, "top1": 0.986}`. A run that resumes from
+a checkpoint drops all later lines, so the file looks as if the run had never stopped.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from nfnet_jax import output
 from nfnet_jax.errors import RequestError, RunError
 
 FILE_NAME = "metrics.jsonl"
-_LARGEST_STEP = 2**53  # more than a run makes, and a float holds it
+_LARGEST_STEP = 2**53  # more than any run has, and exact as a float
 
 
 class WriteError(RunError):
@@ -28,7 +28,7 @@ class WriteError(RunError):
 
 
 class Writer:
-  """Writes a run's metrics; made by `open_writer`, closed by `close` or by leaving a `with`."""
+  """Writes a run's metrics. Create it with `open_writer`; use it in a `with`, or call `close`."""
 
   def __init__(self, workdir: epath.Path, lines: TextIO, events: Any):
     self._workdir = workdir
@@ -36,13 +36,13 @@ class Writer:
     self._events = events
 
   def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-    """Writes one line, which is on its way to the disk when this returns, and its events.
+    """Writes and flushes one line, and writes its events.
 
     Args:
-      step: number of updates done.
+      step: number of updates so far.
       split: "train" or "test".
-      values: a number, or an array of one, for each name. A value that is not finite becomes
-        `null`, JSON having no name for it, and no event.
+      values: a number, or an array with one element, for each name. A non-finite value becomes
+        `null`, since JSON cannot represent it, and has no event.
 
     Raises:
       WriteError: if it cannot be written.
@@ -58,7 +58,7 @@ class Writer:
       _write_event(self._events, step=int(step), summary=Summary(value=scalars))
 
   def close(self) -> None:
-    """Writes out what is left and closes both; raises WriteError if it cannot be written."""
+    """Flushes and closes both files; raises WriteError if that fails."""
     with self._failing(), contextlib.ExitStack() as both:
       both.callback(self._events.close)
       both.callback(self._lines.close)
@@ -70,7 +70,7 @@ class Writer:
     try:
       self.close()
     except WriteError:
-      if exception is None:  # It is less than what has gone wrong before.
+      if exception is None:  # An earlier exception is more important.
         raise
 
   @contextlib.contextmanager
@@ -86,15 +86,15 @@ def open_writer(workdir: epath.PathLike, *, resume_step: int | None) -> Writer:
   """Opens a run directory's metrics for writing.
 
   Args:
-    workdir: the run directory; created if need be.
-    resume_step: the step of the checkpoint the run goes on from: what is there of later steps is
-      dropped. None if the run starts from nothing: everything there is dropped.
+    workdir: the run directory; created if it does not exist.
+    resume_step: the step of the checkpoint that the run resumes from; lines of later steps are
+      dropped. None for a new run, which drops all lines.
 
   Returns:
     The writer.
 
   Raises:
-    RequestError: if the directory cannot be written, or a line in the file is not one of ours.
+    RequestError: if the directory cannot be written, or a line in the file is not valid.
   """
   from tensorboardX.event_file_writer import EventsWriter
   from tensorboardX.proto.event_pb2 import SessionLog
@@ -106,13 +106,15 @@ def open_writer(workdir: epath.PathLike, *, resume_step: int | None) -> Writer:
     _drop_after(workdir / FILE_NAME, last_step)
     lines = _open_lines(workdir / FILE_NAME)
     (workdir / "tensorboard").mkdir(exist_ok=True)
-    # Without tensorboardX's SummaryWriter: its queue to another thread was once seen to hang on
-    # closing, under Python 3.13. The suffix is needed because the file is named by the second.
+    # Not tensorboardX's SummaryWriter: closing the queue to its thread once caused a hang under
+    # Python 3.13. The suffix is needed because file names contain the time only in seconds.
     events = EventsWriter(str(workdir / "tensorboard" / "events"), f".from{last_step + 1}")
-    # TensorBoard then hides what older files have from this step on.
+    # This makes TensorBoard hide events of older files from this step on.
     _write_event(events, step=last_step + 1, session_log=SessionLog(status=SessionLog.START))
-  except (OSError, ImportError) as error:  # TensorBoard's needs a package of its own for gs://.
-    raise RequestError(f"Cannot write metrics to {workdir} ({error}). Choose another.") from error
+  except (OSError, ImportError) as error:  # tensorboardX needs another package for gs:// paths.
+    raise RequestError(
+      f"cannot write metrics to {workdir} ({error}): choose another directory."
+    ) from error
   return Writer(workdir, lines, events)
 
 
@@ -123,15 +125,15 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     workdir: the run directory.
 
   Returns:
-    One dict a line, as written: `step`, `split`, then names and values, None where not finite.
-    A last line without an end, which is one being written, is left out.
+    One dict per line, as written: `step`, `split`, then names and values, None if not finite. An
+    incomplete last line, which is still being written, is left out.
 
   Raises:
-    RequestError: if the file is missing, or a line in it is not one of ours.
+    RequestError: if the file is missing, or a line in it is not valid.
   """
   path = epath.Path(workdir) / FILE_NAME
   if not path.is_file():
-    raise RequestError(f"There is no {FILE_NAME} in {workdir}. Is it the directory of a run?")
+    raise RequestError(f"no {FILE_NAME} in {workdir}: name the directory of a run.")
   try:
     return [record for _, record in _complete_lines(path)]
   except OSError as error:
@@ -139,7 +141,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 class _Object(io.StringIO):
-  """A file in an object store: it is written as a whole each time."""
+  """A file in an object store; every write uploads the whole file."""
 
   def __init__(self, path: epath.Path):
     super().__init__()
@@ -164,9 +166,9 @@ def _write_event(events: Any, **content: Any) -> None:
 
 
 def _complete_lines(path: epath.Path) -> list[tuple[bytes, dict[str, Any]]]:
-  """Every whole line, as it is and as what it says."""
-  if os.path.exists(path) and not os.path.isfile(path):  # a pipe would never end
-    raise RequestError(f"cannot read {path}: it is no file.")
+  """All complete lines, each as bytes and parsed."""
+  if os.path.exists(path) and not os.path.isfile(path):  # Reading a pipe would hang.
+    raise RequestError(f"cannot read {path}: it is not a file.")
   *lines, _ = path.read_bytes().split(b"\n")
   records = []
   for number, line in enumerate(lines, 1):
@@ -175,26 +177,26 @@ def _complete_lines(path: epath.Path) -> list[tuple[bytes, dict[str, Any]]]:
     except (ValueError, RecursionError) as error:
       shown = line[:80].decode(errors="replace").strip()
       raise RequestError(
-        f"{path}, line {number} is not a line of metrics: {shown!r}. "
-        "Mend or remove it, or choose another work directory."
+        f"{path}: line {number} is not valid: {shown!r}. "
+        "Repair or remove it, or choose another work directory."
       ) from error
   return list(zip(lines, records, strict=True))
 
 
 def _record(found: Any) -> dict[str, Any]:
-  """What a line says, its step and split first; raises ValueError if it is not one of ours."""
+  """Validates a parsed line and puts its step and split first; raises ValueError if invalid."""
   record = {"step": None, "split": None} | found if isinstance(found, dict) else {}
   step, split, *values = record.values() if record else (None, None)
   if not (type(step) is int and 0 <= step <= _LARGEST_STEP and isinstance(split, str)):
     raise ValueError("no step or no split")
   for value in values:
     if value is not None and not (type(value) in (int, float) and abs(value) <= sys.float_info.max):
-      raise ValueError("a value that is no finite number")
+      raise ValueError("a value that is not a finite number")
   return record
 
 
 def _refuse(name: str) -> None:
-  raise ValueError(f"{name} is no JSON")
+  raise ValueError(f"{name} is not valid JSON")
 
 
 def _drop_after(path: epath.Path, last_step: int) -> None:

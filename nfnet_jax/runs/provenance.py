@@ -1,7 +1,7 @@
-"""What a run began with, apart from its config: versions, and the sizes of its data set.
+"""Provenance of a run: the versions and data set sizes that it started with.
 
-It stands in `config.json` under a key of its own, for people. A run may go on with other versions
-and other images; it is warned, because it does not end bit for bit as it would have.
+`config.json` holds it under a separate key, for people. A run may resume with other versions or
+other images; a warning then says that its results will not be bit for bit the same.
 """
 
 import json
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def of_now(info: DatasetInfo) -> dict[str, Any]:
-  """That of a run that begins now."""
+  """The provenance of a run that starts now."""
   return {
     "nfnet_jax": nfnet_jax.__version__,
     "jax": jax.__version__,
@@ -39,13 +39,13 @@ def of_now(info: DatasetInfo) -> dict[str, Any]:
 
 
 def load(path: epath.Path) -> dict[str, Any]:
-  """That in a `config.json` that `config.load` can read; nothing in those of old runs."""
+  """Reads the provenance from a valid `config.json`; {} for older runs."""
   found = json.loads(path.read_text()).get(PROVENANCE)
   return found if isinstance(found, dict) else {}
 
 
 def warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-  """Says in the log what has changed since a run began."""
+  """Logs a warning if versions or data have changed since the run started."""
   changed = [
     f"{name}: {then[key]}, now {now[key]}"
     for key, name in _NAMES.items()
@@ -55,8 +55,8 @@ def warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     return
   order = then.get("num_train") != now.get("num_train")
   log.warning(
-    "since this run began, its circumstances have changed (%s): it goes on with its own steps and "
-    "learning rates%s, and does not end bit for bit as it would have",
+    "versions or data have changed since this run started (%s): it continues with the same steps "
+    "and learning rates%s, but its results will not be bit for bit the same",
     "; ".join(changed),
-    ", in another order of images from here on" if order else "",
+    ", and a different order of images" if order else "",
   )

@@ -1,4 +1,4 @@
-"""What a run leaves in its directory: config, checkpoints, metrics; process 0 writes it all."""
+"""Writes a run's config, checkpoints and metrics to its directory, on process 0."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +20,13 @@ Check = Callable[[], None]
 _LAST_WORDS = {
   DivergedError: "Lower optimizer.learning_rate or optimizer.clipping, and start in another "
   "--workdir.",
-  checkpoint.SaveError: "Mend that, and give the same command again.",
-  metrics.WriteError: "Mend that, and give the same command again.",
+  checkpoint.SaveError: "Fix the cause, then run the same command again.",
+  metrics.WriteError: "Fix the cause, then run the same command again.",
 }
 
 
 class Record(NamedTuple):
-  """Where a run is written to; on other processes than the first, nowhere."""
+  """The open files of a run; on processes other than 0, none."""
 
   manager: ocp.CheckpointManager | None = None
   writer: metrics.Writer | None = None
@@ -40,24 +40,24 @@ class Record(NamedTuple):
       self.writer.write(step, split, values)
 
   def save(self, step: int, state: Any) -> None:
-    """Saves a checkpoint, see `checkpoint.save`; the first one is read back at once."""
+    """Saves a checkpoint, see `checkpoint.save`; the first one is read back immediately."""
     if self.manager:
       self.check()
       first = self.manager.latest_step() == self.resume_step
       checkpoint.save(self.manager, step, state, read_back=first)
 
   def newest(self) -> int:
-    """The newest step that is on disk as a whole; 0 if there is none."""
+    """The newest step that is completely on disk; 0 if there is none."""
     return max(checkpoint.saved_steps(self.manager.directory), default=0) if self.manager else 0
 
   def wait(self) -> None:
-    """Waits until all that was saved is on disk."""
+    """Waits until all saves have finished."""
     if self.manager:
       checkpoint.finish(self.manager)
 
 
 def recorded_config(workdir: epath.Path) -> ConfigDict | None:
-  """The config of the run that a directory holds; None if it holds none."""
+  """The config of the run in a directory; None if there is no run."""
   path = workdir / "config.json"
   return config_lib.load(path) if path.exists() else None
 
@@ -66,18 +66,17 @@ def recorded_config(workdir: epath.Path) -> ConfigDict | None:
 def claim_workdir(
   workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]
 ) -> Iterator[Check]:
-  """Makes a run directory, or finds that it is this run's already.
+  """Creates a run directory, or checks that it belongs to this run, and locks it for the block.
 
-  The directory is this process's until the block ends. Process 0 does it all; it speaks for the
-  others, should it have to refuse.
+  Only process 0 does this; if it refuses, all processes end.
 
   Args:
     workdir: the run directory.
     config: resolved config of the run.
-    class_names: of its data set.
+    class_names: the class names of its data set.
 
   Yields:
-    A function that raises `lock.GoneError` if the directory is no longer there.
+    A function that raises `lock.GoneError` if the directory no longer exists.
 
   Raises:
     RequestError: if it holds another run, is in use by another process or cannot be written.
@@ -97,16 +96,16 @@ def claim_workdir(
 def write_config(
   workdir: epath.Path, config: ConfigDict, class_names: Sequence[str], now: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-  """Writes config and class names, once nothing speaks against the run any more.
+  """Writes config and class names, after all checks of the run have passed.
 
   Args:
     workdir: a directory that has been claimed with the same config and class names.
     config: resolved config of the run.
-    class_names: of its data set.
-    now: from `provenance.of_now`; what the run began with is kept.
+    class_names: the class names of its data set.
+    now: from `provenance.of_now`; written only if the run has no provenance yet.
 
   Returns:
-    What it began with; nothing on processes other than 0, or if that is not known.
+    The recorded provenance; {} for a new run, and on processes other than 0.
 
   Raises:
     RequestError: if it cannot be written.
@@ -116,7 +115,7 @@ def write_config(
   path = workdir / "config.json"
   with _written(workdir):
     began = provenance.load(path) if path.exists() else {}
-    classes.save(workdir, class_names)  # first: a run with a config and without names is an old one
+    classes.save(workdir, class_names)  # First, since a config without names marks an older run.
     config_lib.save(config, path, began or now)
   return began
 
@@ -139,7 +138,7 @@ def _check_config(workdir: epath.Path, config: ConfigDict, class_names: Sequence
       shown = "; ".join(different[:10])
       raise RequestError(
         f"{workdir} holds a run with another config (key: there, here): {shown}. "
-        "Choose another --workdir, or give the same config to carry on."
+        "Choose another --workdir, or use the same config to resume that run."
       )
     _check_classes(workdir, config, class_names)
   elif (workdir / "checkpoints").exists() or (workdir / "metrics.jsonl").exists():
@@ -147,10 +146,10 @@ def _check_config(workdir: epath.Path, config: ConfigDict, class_names: Sequence
 
 
 def _check_classes(workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]) -> None:
-  """Refuses a data set whose labels mean something else than the run's; see `claim_workdir`."""
+  """Refuses a data set whose labels differ in meaning from the run's; see `claim_workdir`."""
   before = classes.load(workdir, config.model.num_classes)
-  remedy = "name them as they were"
-  if before is None:  # A run of a time when they were not kept.
+  remedy = "restore their old names"
+  if before is None:  # Older runs did not record class names.
     before = data.former_classes(config.data, config.data.train_split)
     remedy = "put a letter before the number of each class folder (c0, c1, ...) to keep that order"
   if before:
@@ -162,15 +161,16 @@ def _check_classes(workdir: epath.Path, config: ConfigDict, class_names: Sequenc
 def open_record(
   workdir: epath.Path, config: ConfigDict, *, resume_step: int | None, check: Check
 ) -> Iterator[Record]:
-  """Opens a run directory for writing; when it is closed, all is written.
+  """Opens a run directory for writing; everything is on disk when the block has ended.
 
-  An error from within that ends the run gets to know the last good checkpoint.
+  Errors of the block that end the run are raised again with the last good checkpoint in their
+  message.
 
   Args:
     workdir: the run directory.
     config: resolved config of the run.
-    resume_step: the step that the run goes on from; None from the start.
-    check: from `claim_workdir`; called before everything that is written.
+    resume_step: the step that the run resumes from; None for a new run.
+    check: from `claim_workdir`; called before every write.
   """
   if jax.process_index():
     yield Record()
@@ -189,7 +189,7 @@ def open_record(
   except tuple(_LAST_WORDS) as error:
     failed = type(error), str(error)
   check()
-  if failed:  # Raised here, where nothing holds the state any more.
+  if failed:  # Raised here, where no reference keeps the state in memory.
     kind, message = failed
     steps = checkpoint.saved_steps(directory)
     last = "no checkpoint had been saved"

@@ -1,4 +1,4 @@
-"""How Orbax is used here: in one process, by paths without patterns, patiently and quietly."""
+"""Sets up Orbax: for a single process, with literal paths, one error per failure, and less log."""
 
 import asyncio
 import atexit
@@ -19,29 +19,29 @@ from etils import epath
 
 from nfnet_jax.errors import RequestError
 
-# What Orbax and TensorStore take literally in a path. They glob the directories that they are given
-# (`[`, `*`), turn backslashes into slashes and read `gs:/` wherever it stands.
+# Characters that Orbax and TensorStore take literally in a path. They treat directories as glob
+# patterns (`[`, `*`), replace backslashes by slashes and interpret `gs:/` anywhere in a path.
 _PLAIN = re.compile(r"[\w/.,=+@~ -]*")
 _PATTERN = re.compile(r"[\[\]*?\\]")
 
 
 def plain(directory: epath.Path) -> epath.Path:
-  """The same directory by a path that Orbax takes literally.
+  """Returns a path to the same directory that Orbax takes literally.
 
   Args:
-    directory: absolute; it need not exist yet.
+    directory: absolute path; it need not exist yet.
 
   Returns:
-    The path itself, or that of a temporary link, which lasts as long as this process.
+    The path itself, or a temporary link to it, which is removed when this process ends.
 
   Raises:
-    RequestError: if there is no such path.
+    RequestError: if no such path can be made.
   """
   path = str(directory)
   if "://" in path:
     if _PATTERN.search(path):
       raise RequestError(
-        f"Checkpoints cannot be kept in {path}: Orbax takes [ ] * ? and \\ for patterns. Choose "
+        f"cannot keep checkpoints in {path}: Orbax treats [ ] * ? and \\ as patterns. Choose "
         "another work directory."
       )
     return directory
@@ -56,14 +56,14 @@ def _link(path: str) -> str:
     (holder / "link").symlink_to(path)
   except OSError as error:
     raise RequestError(
-      f"Checkpoints in {path} need a link without special characters, and none can be made "
-      f"({error}). Choose another work directory."
+      f"cannot keep checkpoints in {path}: its special characters need a temporary link, which "
+      f"cannot be made ({error}). Choose another work directory."
     ) from error
   return str(holder / "link")
 
 
 def alone() -> ocp.options.MultiprocessingOptions:
-  """Lets Orbax work in this process without waiting for the others."""
+  """Options that make Orbax work in this process without waiting for the others."""
   index = jax.process_index()
   return ocp.options.MultiprocessingOptions(
     primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
@@ -82,12 +82,12 @@ def leaves_handler() -> ocp.PyTreeCheckpointHandler:
 
 
 def json_handler() -> ocp.JsonCheckpointHandler:
-  """Reads and writes what JSON can hold."""
+  """Reads and writes JSON."""
   return ocp.JsonCheckpointHandler(multiprocessing_options=alone())
 
 
 class _PatientHandler(ocp.type_handlers.NumpyHandler):
-  """Waits for every leaf before it fails: what is given up halfway prints tracebacks of its own."""
+  """Waits for all leaves before it fails; reads abandoned halfway would print tracebacks."""
 
   async def deserialize(self, infos: Any, args: Any = None) -> list[np.ndarray]:
     read = super().deserialize
@@ -110,7 +110,7 @@ class _PatientHandler(ocp.type_handlers.NumpyHandler):
 
 
 def manager(root: epath.Path, keep: int) -> ocp.CheckpointManager:
-  """Writes checkpoints of leaves and their digest, of which the newest `keep` stay."""
+  """A manager for checkpoints of leaves and their digest that keeps the newest `keep`."""
   options = ocp.CheckpointManagerOptions(
     preservation_policy=ocp.checkpoint_managers.LatestN(keep),
     cleanup_tmp_directories=True,
@@ -137,16 +137,16 @@ def restore_leaves(path: epath.Path, names: Iterable[str]) -> dict[str, np.ndarr
 
 
 def reason(error: BaseException) -> str:
-  """What went wrong, in one line of reasonable length."""
+  """The reason for an error, in one short line."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
-  if found := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's; they are long
+  if found := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's errors are long.
     return os.strerror(int(found[1]))
   return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
 
 
 def _worth_reading(record: logging.LogRecord) -> bool:
-  """Whether a record is neither Orbax's running commentary nor an error that it raises as well."""
+  """Whether to log a record: drops Orbax's progress, and errors that it also raises."""
   return "orbax" not in record.pathname or record.levelno == logging.WARNING
 
 

@@ -1,4 +1,4 @@
-"""From a resolved config to the functions that make a run."""
+"""Turns a resolved config into the functions of a run."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,17 +15,17 @@ from nfnet_jax.training import evaluate, step
 
 
 class Run(NamedTuple):
-  """What a config stands for; nothing in it has been computed yet.
+  """The parts of a run that a config describes; nothing has been computed yet.
 
   Attributes:
     net: the network.
     schedule: learning rate as a function of the step.
-    init: gives the initial `TrainState`; under `jax.eval_shape`, its shapes alone.
-    init_from: the same from a network's parameters and state.
-    train_step, eval_step: of one replica, see `nfnet_jax.training.step` and `evaluate`.
-    eval_net: the network of `eval_step`.
-    fold: gives the parameters that `eval_net` takes: weights standardised, once for all batches.
-    multipliers: of each parameter's learning rate, see `nfnet_jax.groups`.
+    init: returns the initial `TrainState`; under `jax.eval_shape`, only its shapes.
+    init_from: does the same, starting from a network's parameters and state.
+    train_step, eval_step: the steps of one replica, see `nfnet_jax.training.step` and `evaluate`.
+    eval_net: the network that `eval_step` applies.
+    fold: standardises the weights once for all batches and returns the parameters for `eval_net`.
+    multipliers: multipliers of each parameter's learning rate, see `nfnet_jax.groups`.
   """
 
   net: hk.TransformedWithState
@@ -43,10 +43,10 @@ def build(config: ConfigDict) -> Run:
   """Builds a run.
 
   Args:
-    config: from `config.resolve`.
+    config: a resolved config, from `config.resolve`.
 
   Raises:
-    RequestError: if the config describes no network or no training rule.
+    RequestError: if the config does not describe a valid network and training rule.
   """
   num_classes, optimizer = config.model.num_classes, config.optimizer
   kwargs = config_lib.model_kwargs(config)
@@ -81,8 +81,8 @@ def build(config: ConfigDict) -> Run:
   )
   eval_net, fold = models.create_folded(config.model.name, num_classes, **kwargs)
   eval_step = evaluate.make_eval_step(eval_net, num_classes=num_classes)
-  # Compiled, because the forward pass that names the parameters is then never computed; without
-  # optimisation, because XLA takes seconds of a CPU for every random draw that it optimises.
+  # Initialisation is compiled, so that XLA drops the forward pass that only names the parameters.
+  # It is not optimised, because XLA spends seconds of CPU time on optimising each random draw.
   options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
   init = jax.jit(lambda: step.init_state(*init_net(), tx, multipliers), compiler_options=options)
   init_from = jax.jit(lambda params, state: step.init_state(params, state, tx, multipliers))

@@ -1,4 +1,4 @@
-"""Evaluation: one step of it, and every example of a test set counted exactly once."""
+"""The evaluation step, and evaluation on a test set; every example counts exactly once."""
 
 import collections
 from collections.abc import Callable, Iterable
@@ -22,13 +22,13 @@ def make_eval_step(
   """Builds the evaluation step of one replica, to be mapped over the axis `replicas.AXIS`.
 
   Returns:
-    A function of parameters, network state and this replica's `Batch`, that gives sums over the
-    global batch, padding left out: `examples`, `loss`, `top1`, `top5`. Of several right classes
-    the one with the largest logit counts; images without any do not.
+    A function of parameters, network state and this replica's `Batch` that returns sums over the
+    global batch without padding: `examples`, `loss`, `top1`, `top5`. If an image has several
+    correct labels, the one with the largest logit counts. Images without a label are not counted.
 
   Raises:
-    RequestError: from the step, when it is traced, if its batch has other shapes or dtypes than
-      `Batch` says.
+    RequestError: from the step, when it is traced, if the shapes or dtypes of its batch are not
+      those of `Batch`.
   """
 
   def eval_step(params: hk.Params, net_state: hk.State, batch: Batch) -> Metrics:
@@ -37,7 +37,7 @@ def make_eval_step(
     logits, _ = net.apply(params, net_state, None, images, is_training=False)
     if batch.labels.ndim == 2:
       batch = batch._replace(
-        # Classes without an image, if there are any, are the last ones.
+        # Classes without images, if any, come last.
         labels=losses.likeliest(logits[:, : batch.labels.shape[1]], batch.labels),
         mask=batch.mask * jnp.any(batch.labels, axis=-1),
       )
@@ -65,7 +65,7 @@ def evaluate(
       on all processes.
 
   Returns:
-    `examples`, the number counted over all processes, and for each prefix the mean `loss`, and
+    `examples`, the number counted over all processes, and for each prefix the mean `loss` and the
     `top1` and `top5` accuracy in 0..1.
   """
   totals: dict[str, dict[str, float]] = {p: collections.defaultdict(float) for p in weights}
@@ -78,7 +78,7 @@ def evaluate(
   before: dict[str, Metrics] = {}
   for batch in parallel.prefetch(batches):
     sums = {prefix: eval_step(*variables, batch) for prefix, variables in weights.items()}
-    add(before)  # The devices are busy with this batch while the sums of the last are fetched.
+    add(before)  # Fetches the previous sums while the devices work on this batch.
     before = sums
   add(before)
   metrics: dict[str, float] = {}

@@ -1,7 +1,7 @@
-"""A replica's gradient: of its images in one part or several, plain or with SAM (`nfnet_jax.sam`).
+"""A replica's gradient, with or without gradient accumulation and SAM (`nfnet_jax.sam`).
 
-Whatever the way, it is a function of (params, net_state, batch, key, example_ids) that gives the
-gradient, and metrics and network state beside it.
+In all cases it is a function of (params, net_state, batch, key, example_ids) that returns the
+gradient, and the metrics and network state as auxiliary output.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,10 @@ from nfnet_jax.training.replicas import Metrics
 def make_grad_fn(loss_fn: Callable, accumulate: int, sam: ConfigDict | None) -> Callable:
   """Builds the function that gives a replica's gradient.
 
-  With a share of the images below 1, each replica and each part ascends by the first of its own
-  images, as published; nothing more is exchanged than without SAM, and the step depends on their
-  number. With the share 1 all ascend alike, by the gradient of the whole batch, and it does not.
+  As published, SAM with a share below 1 uses the first images of each replica and accumulation step
+  for its ascent step. It then needs no more communication than without SAM, but the result depends
+  on the number of replicas and accumulation steps. With the share 1, all ascend by the gradient of
+  the whole batch, and the result does not depend on these numbers.
 
   Args:
     loss_fn: of (params, net_state, batch, key, example_ids), gives the loss of a part, and metrics
@@ -34,7 +35,7 @@ def make_grad_fn(loss_fn: Callable, accumulate: int, sam: ConfigDict | None) -> 
       for not at all, as `rho` 0 is.
 
   Returns:
-    The function; metrics and network state are those of the pass that gives the gradient.
+    The function. Metrics and network state are those of the pass that gives the gradient.
   """
   if sam is None or sam.rho == 0:
     return _accumulated(jax.grad(loss_fn, has_aux=True), accumulate)
@@ -45,7 +46,7 @@ def make_grad_fn(loss_fn: Callable, accumulate: int, sam: ConfigDict | None) -> 
     params: hk.Params, net_state: hk.State, batch: Batch, key: jax.Array, example_ids: jax.Array
   ) -> tuple:
     count = ascent_size(len(example_ids), sam.share)
-    sources = batch.labels.shape[0] // len(example_ids)  # images that are mixed to an example
+    sources = batch.labels.shape[0] // len(example_ids)  # images that are mixed into one example
     part = jax.tree.map(lambda x: x[: count * sources], batch)
     return params, net_state, part, key, example_ids[:count]
 
@@ -59,15 +60,15 @@ def make_grad_fn(loss_fn: Callable, accumulate: int, sam: ConfigDict | None) -> 
 
 
 def ascent_size(examples: int, share: float) -> int:
-  """How many of a part's examples SAM ascends by: its share, rounded.
+  """The number of examples for SAM's ascent step: its share of the part, rounded.
 
   Raises:
-    RequestError: if that is none.
+    RequestError: if this is 0.
   """
   count = int(share * examples + 0.5)
   if count < 1:
     raise RequestError(
-      f"sam.share={share:g} of the {examples} images that a device takes at once rounds to none: "
+      f"sam.share={share:g} of the {examples} images that a device takes at once rounds to 0: "
       f"give sam.share={1 / examples:.2g} or more, a larger batch, or 1 for the whole batch."
     )
   return count
@@ -87,7 +88,7 @@ def check_step(config: ConfigDict, num_devices: int | None = None) -> None:
 
 
 def _after_whole_ascent(grad_fn: Callable, rho: float) -> Callable:
-  """The gradient after an ascent by the mean over all replicas and parts."""
+  """The gradient after an ascent by the mean gradient of all replicas and accumulation steps."""
 
   def of_whole_batch(params: hk.Params, *args: Any) -> tuple[Any, tuple[Metrics, hk.State]]:
     grads, _ = grad_fn(params, *args)
@@ -97,7 +98,7 @@ def _after_whole_ascent(grad_fn: Callable, rho: float) -> Callable:
 
 
 def _accumulated(grad_fn: Callable, num_parts: int) -> Callable:
-  """The same function of the mean loss, one part after another."""
+  """`grad_fn`, computed in `num_parts` gradient accumulation steps."""
   if num_parts == 1:
     return grad_fn
 

@@ -33,9 +33,10 @@ from nfnet_jax.training.step import TrainState, images_per_example, weights_of
 
 log = logging.getLogger(__name__)
 
-_FEW_TESTS = 2000  # test images that are read before the first step, to see that none is damaged
+# Test sets up to this size are read before the first step, to find damaged images early.
+_FEW_TESTS = 2000
 
-# How the log shows metrics; all of them, and all digits, are in metrics.jsonl.
+# How the log shows metrics. metrics.jsonl holds all of them, with all digits.
 _SHOWN = {
   "loss": "loss {:.4f}",
   "top1": "top-1 {:.2%}",
@@ -49,31 +50,31 @@ _SHOWN = {
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
-  """Trains a network as a config says, or carries on with a run that was interrupted.
+  """Trains a network as configured, or resumes an interrupted run.
 
   The run directory holds `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` and, at
-  the end, `curves.png`. Data order, augmentation, dropout and schedule follow from the seed and the
-  step, so that a run that was interrupted ends with the same numbers as one that was not.
+  the end, `curves.png`. Data order, augmentation, dropout and schedule depend only on the seed and
+  the step, so an interrupted run ends with the same numbers as an uninterrupted one.
+
+  A run may have several processes (`distributed.job`), each with its share of every batch. Process
+  0 writes to a directory that all of them see. When any process is asked to stop (`notice`), the
+  run saves a checkpoint and all processes return early.
 
   Args:
-    config: `config.default()` with changes; see there.
-    workdir: the run directory; made if it does not exist.
-
-  Several processes (`distributed.job`) do the same, each with its share of every batch. Process 0
-  writes, to a directory that all of them see. A request to stop to any of them (`notice`) is a
-  checkpoint and an early return on all.
+    config: `config.default()` with changes.
+    workdir: the run directory; created if it does not exist.
 
   Returns:
     The metrics of the last evaluation (`evaluate.evaluate`); empty if the run was told to stop.
 
   Raises:
     RequestError: if config, data and run directory do not fit together; nothing is written then.
-      Data that turn out to be damaged later end the run too; what was trained is saved before.
+      Also if data turn out to be damaged during the run, after the latest state is saved.
     KeyboardInterrupt: after Ctrl-C, once the run is saved.
-    DivergedError: if loss, gradients or parameters are no longer finite; what was saved before is
+    DivergedError: if loss, gradients or parameters are no longer finite; earlier checkpoints are
       kept.
   """
-  # Whatever can be refused is refused before anything is written.
+  # All requests are checked before anything is written.
   config, workdir = config_lib.checked(config), epath.Path(workdir).expanduser()
   gradients.check_step(config)
   info = data.describe(config.data)
@@ -96,7 +97,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     began = record_lib.write_config(workdir, config, info.class_names, provenance.of_now(info))
     start, state = restored or (0, built.init_from(*given) if given else built.init())
     resume_step = start if restored else None
-    del restored, given  # The state is a copy, and they are as large.
+    del restored, given  # The state is a copy, so these would only take memory.
     agreement.on_state(start, state)
     untested = _is_untested(workdir, config, start)
     _announce(config, info, groups.sizes(state.params, built.multipliers), start, began)
@@ -138,7 +139,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
       for step in range(start + 1, config.steps + 1):
         with saver.saving_on_error(record, step - 1, state):
           batch = next(batches)
-        # The call returns at once and the meter waits for the step before: devices are never idle.
+        # The call returns at once, and the meter waits for the step before, so devices stay busy.
         state, metrics = train_step(state, batch)
         meter.add(step, metrics)
         bar.update(config.batch_size)
@@ -149,7 +150,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
           values = meter.report() | {"learning_rate": float(built.schedule(step - 1))}
           record.write(step, "train", values)
           log.info("step %d/%d: %s", step, config.steps, _format(values))
-        # Another process that fails while testing leaves this one no time to save.
+        # If another process fails during evaluation, this one has no time left to save.
         if stop or saver.is_due(step) or (testing and jax.process_count() > 1):
           saver.save(record, step, state)
         if stop and step < config.steps:
@@ -165,11 +166,11 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
 
 
 def _given_weights(config: ConfigDict, info: data.DatasetInfo) -> tuple[hk.Params, hk.State] | None:
-  """What `config.init` asks to start from."""
+  """The initial weights that `config.init` names; None for a random initialisation."""
   init, model = config.init, config.model
   if init.weights is None:
     if init.head is not None:
-      raise RequestError(f"init.head={init.head!r} without init.weights: name a weights file.")
+      raise RequestError(f"init.head={init.head!r} needs init.weights: name a weights file.")
     return None
   log.info("starting from %s%s", init.weights, ", with a new classifier" if init.head else "")
   stored = weights.open_weights(init.weights)
@@ -188,14 +189,14 @@ def _given_weights(config: ConfigDict, info: data.DatasetInfo) -> tuple[hk.Param
 
 
 def _check_tests(config: ConfigDict, info: data.DatasetInfo, share: dict[str, int]) -> None:
-  """Reads the test images once where that is quick: damage is known before anything is trained."""
+  """Reads a small test set once, so that damaged images are found before training starts."""
   if info.num_test <= _FEW_TESTS:
     for _ in data.test_batches(config.data, **share):
       pass
 
 
 def _is_untested(workdir: epath.Path, config: ConfigDict, step: int) -> bool:
-  """Whether the evaluation that is due at the step that a run goes on from is yet to be made."""
+  """Whether an evaluation is due at the step to resume from and has not been recorded."""
 
   def is_missing() -> bool:
     path = workdir / metrics_lib.FILE_NAME
@@ -243,18 +244,18 @@ def _announce(
 
 
 def _stopped(step: int, workdir: epath.Path, notice: Notice) -> dict[str, float]:
-  """Says, on every process, that the run ends early and well."""
-  job_lib.agree(lambda: "saved")  # A process that ends with another status than 0 ends them all.
+  """Reports, on every process, that the run stops early without an error."""
+  job_lib.agree(lambda: "saved")  # A process that exits with a status other than 0 ends them all.
   saved = f"saved step {step} in {workdir}; the same command goes on"
   if notice.interrupted:
     raise KeyboardInterrupt(f"interrupted: {saved}.")
-  # Louder than the rest of the log, of which other processes than the first show nothing.
+  # A warning, because processes other than process 0 show nothing below that level.
   log.warning("told to stop: %s", saved)
   return {}
 
 
 def _conclude(workdir: epath.Path) -> dict[str, float]:
-  """Draws the curves; returns the last line of the test's metrics. Process 0 has them."""
+  """Draws the curves and returns the last test metrics, on process 0; others return {}."""
   if jax.process_index():
     return {}
   final = [line for line in metrics_lib.read(workdir) if line["split"] == "test"][-1]
@@ -264,7 +265,7 @@ def _conclude(workdir: epath.Path) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _progress_bar(config: ConfigDict, start: int) -> Iterator[tqdm]:
-  """A bar in images with images/s and time left; on a terminal only, logs go on elsewhere."""
+  """A progress bar with images/s and time left, shown on process 0 and on a terminal only."""
   with (
     logging_redirect_tqdm(),
     tqdm(

@@ -1,4 +1,4 @@
-"""Averages of the training metrics between two reports, and the speed."""
+"""Averages training metrics between two reports and measures the speed."""
 
 import math
 import time
@@ -14,11 +14,11 @@ class Meter:
   """Collects metrics one step behind the device, so that waiting for them costs nothing.
 
   Args:
-    batch_size: images a step, over all processes.
-    start: the step that the run goes on from.
+    batch_size: images per step, over all processes.
+    start: the step that the run starts or resumes from.
 
   Attributes:
-    finished: the last step that the devices are known to have made.
+    finished: the last step that the devices are known to have finished.
   """
 
   def __init__(self, batch_size: int, start: int = 0):
@@ -33,20 +33,20 @@ class Meter:
     """Takes the metrics of a step that was just dispatched; waits for the step before it.
 
     Raises:
-      DivergedError: if the step before was not finite.
+      DivergedError: if the metrics of the step before are not finite.
     """
     self.wait()
     self._pending = step, metrics
 
   def wait(self) -> None:
-    """Waits for the last step dispatched; raises DivergedError if it was not finite."""
+    """Waits for the last dispatched step; raises DivergedError if its metrics are not finite."""
     if self._pending is None:
       return
     step, metrics = self._pending
     self._pending = None
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    # The loss alone does not tell: compiled for CPU, a network with NaN parameters can give finite
-    # logits. Gradient and parameter norms do.
+    # Checking the loss is not enough: compiled for CPU, a network with NaN parameters can return
+    # finite logits. Gradient and parameter norms are not finite then.
     if not all(map(math.isfinite, values.values())):
       shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
       raise DivergedError(f"step {step} is not finite: {shown}.")
@@ -58,7 +58,7 @@ class Meter:
       self._timed_steps += 1
 
   def report(self) -> dict[str, float]:
-    """Means over the steps since the last report, and `images_per_second`; starts afresh."""
+    """Means since the last report, and `images_per_second`; resets both."""
     self.wait()
     means = {name: float(np.mean([s[name] for s in self._steps])) for name in self._steps[0]}
     if self._timed_steps and self._clock is not None:
@@ -69,6 +69,6 @@ class Meter:
     return means
 
   def restart_clock(self) -> None:
-    """Leaves what happened since the last report out of the speed: evaluation, saving."""
+    """Excludes the time since the last report, such as evaluation or saving, from the speed."""
     self._clock = time.perf_counter()
     self._timed_steps = 0

@@ -1,8 +1,8 @@
-"""Data parallelism: the only `pmap`, and how a batch is laid out for it.
+"""Data parallelism: the only `pmap`, and the layout of batches for it.
 
-State is not stacked: every device holds an ordinary copy (`in_axes=None`, `out_axes=None`), so that
-checkpoints, evaluation and the interactive prompt see plain arrays. What comes out must be the same
-on all replicas, which the steps ensure by averaging whatever differs.
+State is not stacked. Every device holds an ordinary copy (`in_axes=None`, `out_axes=None`), so
+checkpoints, evaluation and the interactive prompt see plain arrays. Outputs must be the same on all
+replicas; the steps ensure this by averaging all values that differ.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ from nfnet_jax.training.replicas import AXIS
 def map_train_step(step: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
   """Maps a training step over devices (all, by default).
 
-  The state's buffers are donated: the state that a step was given is deleted, nothing else is.
+  The state's buffers are donated: a step deletes its input state, but no other argument.
   """
   # Donation works for positional arguments only.
   return jax.pmap(
@@ -35,18 +35,18 @@ def map_eval_step(step: Callable, devices: Sequence[jax.Device] | None = None) -
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device] | None = None, *, copy: bool = True) -> Any:
-  """Puts a copy of every array on each device here, laid out as the mapped steps return it.
+  """Copies every array to each local device, in the layout that the mapped steps return.
 
-  Without this the second step would meet another layout than the first, and compile again.
+  Otherwise the second step would see a different layout than the first and be compiled again.
 
   Args:
     tree: any pytree of arrays.
-    devices: all of this process by default.
-    copy: False spares the memory of a second copy on a device that holds an array already. It may
-      be the same one then, so that a step to which the result is donated deletes it.
+    devices: by default all devices of this process.
+    copy: if False, arrays that are already on a device are not copied, which saves memory. The
+      result may then share their buffers, and a step that donates the result deletes them.
 
   Returns:
-    The same tree of replicated `jax.Array`.
+    The same tree with replicated `jax.Array` leaves.
   """
   if copy:
     tree = jax.tree.map(jnp.copy, tree)
@@ -59,7 +59,7 @@ def shard(batch: Batch, num_devices: int) -> Batch:
 
   Args:
     batch: leaves `[n, ...]`.
-    num_devices: of this process; divides `n`.
+    num_devices: number of this process's devices; must divide `n`.
 
   Returns:
     The batch with leaves `[num_devices, n / num_devices, ...]`.
@@ -68,27 +68,26 @@ def shard(batch: Batch, num_devices: int) -> Batch:
 
 
 def send(batch: Batch) -> Batch:
-  """Puts this process's share of a batch on its devices, as `shard` lays it out."""
+  """Puts this process's share of a batch on its devices, in the layout of `shard`."""
   mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
   layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
   return jax.device_put(shard(batch, mesh.size), layout)
 
 
 def prefetch(batches: Iterable[Batch]) -> Iterator[Batch]:
-  """Reads batches and sends each to the devices while the step before it runs.
+  """Reads each batch and sends it to the devices while the previous step runs.
 
-  One batch is ahead of the one in use, and a thread fetches it, so that a step waits for neither
-  reading nor transfer unless they take longer than a step. What goes wrong in reading a batch is
-  raised where that batch is due.
+  A thread fetches one batch in advance. A step waits for reading and transfer only if they take
+  longer than a step. An error in reading a batch is raised when that batch is requested.
 
   Args:
     batches: this process's share of every batch.
 
-  Returns:
-    The same batches, see `send`.
+  Yields:
+    The same batches on the devices, see `send`.
   """
   sent = map(send, batches)
-  # Not a context manager: whoever stops early need not wait for a batch that nobody wants.
+  # Not a context manager, because a caller that stops early must not wait for an unused batch.
   thread = ThreadPoolExecutor(1)
   ahead = thread.submit(next, sent, None)
   while (batch := ahead.result()) is not None:
@@ -97,13 +96,13 @@ def prefetch(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def check_batch_size(batch_size: int, accumulate: int = 1, num_devices: int | None = None) -> None:
-  """Raises RequestError unless the global batch divides over all devices and parts of a step."""
+  """Raises RequestError unless the batch divides over devices and gradient accumulation steps."""
   if accumulate < 1:
     raise RequestError(f"accumulate={accumulate} must be at least 1.")
   num_devices = num_devices or jax.device_count()
   unit = num_devices * accumulate
   if batch_size < 1 or batch_size % unit:
-    parts = f" in accumulate={accumulate} parts each" if accumulate > 1 else ""
+    parts = f" times accumulate={accumulate}" if accumulate > 1 else ""
     nearest = max(round(batch_size / unit), 1) * unit
     raise RequestError(
       f"batch_size={batch_size} does not divide over {num_devices} devices{parts}: "

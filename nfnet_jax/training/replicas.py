@@ -1,6 +1,6 @@
-"""What a replica of the step and the others do together, over the axis that maps the step.
+"""Collective operations of the step's replicas over the mapped axis.
 
-Under `jax.jit` alone no axis is there: the one replica has the whole batch.
+Under plain `jax.jit` there is no axis, and the single replica has the whole batch.
 """
 
 from typing import Any
@@ -15,15 +15,15 @@ Metrics = dict[str, jax.Array]  # of a step, the same on all replicas
 
 
 def index() -> jax.Array | int:
-  """Which replica this is, from 0."""
+  """The index of this replica, from 0."""
   return jax.lax.axis_index(AXIS) if _are_several() else 0
 
 
 def own(tree: Any) -> Any:
-  """The same values, as this replica's own.
+  """The same values, marked as different on each replica.
 
-  `jax.shard_map` sums the gradient with respect to what the replicas share, and it is to be that of
-  the replica's own examples. What depends on the replica's index is its own; XLA drops the choice.
+  `jax.shard_map` sums gradients with respect to replicated values, but each replica needs the
+  gradient of its own examples. Depending on the replica's index marks a value; XLA removes it.
   """
   if not _are_several():
     return tree
@@ -32,10 +32,10 @@ def own(tree: Any) -> Any:
 
 
 def mean(tree: Any) -> Any:
-  """The mean of each leaf over the replicas; of integers, such as counters, the largest."""
+  """The mean of each leaf over the replicas; for integers, such as counters, the maximum."""
 
   def mean_of(x: jax.Array) -> jax.Array:
-    # The mean of equal integers need not be the same integer: it is rounded down from a float32.
+    # The mean of equal integers can differ from them, because it is rounded down from a float32.
     reduce = jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax
     return reduce(x, AXIS)
 
@@ -48,18 +48,18 @@ def total(tree: Any) -> Any:
 
 
 def _are_several() -> bool:
-  """Whether this is traced within the axis.
+  """Whether this code is traced within the mapped axis.
 
   Raises:
-    RequestError: within the axes of a `pmap` or `shard_map` alone that are called otherwise.
+    RequestError: within a `pmap` or `shard_map` whose axes all have other names.
   """
   try:
     jax.lax.axis_index(AXIS)
   except NameError:  # JAX has no other way to ask.
     if others := jax.sharding.get_abstract_mesh().manual_axes:
       raise RequestError(
-        f"the step is mapped over the axis {', '.join(map(repr, others))}, so that nothing would "
-        f"average over its replicas: call the axis {AXIS!r}."
+        f"the step is mapped over the axis {', '.join(map(repr, others))}, so gradients would not "
+        f"be averaged over its replicas: call the axis {AXIS!r}."
       ) from None
     return False
   return True

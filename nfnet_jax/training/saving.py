@@ -1,4 +1,4 @@
-"""When a run is saved, and what is lost if it ends before."""
+"""Decides when to save a run, and tells what is lost if it ends before the next save."""
 
 import contextlib
 import logging
@@ -16,29 +16,29 @@ log = logging.getLogger(__name__)
 
 
 class Saver:
-  """Saves every so many steps or minutes, at the end, and before an error ends the run.
+  """Saves at intervals of steps or minutes, at the end, and before an error ends the run.
 
-  Process 0 alone does, by its own clock: it holds the whole state, and the others need not know.
+  Only process 0 saves, by its own clock. It holds the whole state, so the others need not know.
 
   Args:
     config: resolved config of the run.
-    start: the step that it goes on from.
-    meter: knows which step is finished, and whether its state is finite.
+    start: the step that the run starts or resumes from.
+    meter: tells the last finished step, and whether its state is finite.
   """
 
   def __init__(self, config: ConfigDict, start: int, meter: Meter):
     self._config, self._start, self._meter = config, start, meter
     self._clock = time.monotonic()
-    self._record: Record | None = None  # of the first save
+    self._record: Record | None = None  # set by the first save
 
   def is_due(self, step: int) -> bool:
-    """Whether to save this step, the last one made."""
+    """Whether to save this step, the latest one."""
     minutes = 0 if jax.process_index() else self._config.checkpoint_every_minutes
     late = minutes > 0 and time.monotonic() - self._clock >= 60 * minutes
     return late or step % self._config.checkpoint_every == 0 or step == self._config.steps
 
   def save(self, record: Record, step: int, state: TrainState) -> None:
-    """Saves a state, unless it is not finite: DivergedError."""
+    """Saves a state; raises DivergedError if it is not finite."""
     self._meter.wait()
     self._record = record
     record.save(step, state)
@@ -47,7 +47,7 @@ class Saver:
 
   @contextlib.contextmanager
   def saving_on_error(self, record: Record, step: int, state: TrainState) -> Iterator[None]:
-    """Saves the state if the block, which does not change it, fails, as damaged data make it."""
+    """Saves the state if the block fails, for instance on damaged data; it must not change it."""
     try:
       yield
     except Exception:
@@ -57,7 +57,7 @@ class Saver:
       raise
 
   def loss(self) -> str:
-    """What is lost if the run ends now, in words; "" for nothing."""
+    """Describes the steps that are lost if the run ends now; "" if there are none."""
     if jax.process_index():
       return ""
     safe = self._record.newest() if self._record else self._start

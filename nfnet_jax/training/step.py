@@ -22,15 +22,15 @@ Array = jax.Array
 
 
 class TrainState(NamedTuple):
-  """All that a run carries from step to step. Replicas hold identical copies.
+  """The state that a run carries from step to step. All replicas hold identical copies.
 
   Attributes:
     step: number of updates so far, int32.
     params: float32 master weights of the network.
     net_state: the network's running statistics; empty for normalizer-free networks.
-    ema_params: moving average of the parameters that are trained; see `averaged`.
-    ema_net_state: moving average of the running statistics.
-    opt_state: of the optax chain, for the parameters that are trained.
+    ema_params: exponential moving average (EMA) of the trainable parameters; see `averaged`.
+    ema_net_state: exponential moving average of the running statistics.
+    opt_state: the state of the optax chain for the trainable parameters.
   """
 
   step: Array
@@ -51,7 +51,7 @@ def images_per_example(augmentation: ConfigDict) -> int:
 
 
 def averaged(state: TrainState) -> hk.Params:
-  """The EMA weights of the whole network; frozen ones are their own average."""
+  """The EMA weights of the whole network; frozen parameters are their own average."""
   return hk.data_structures.merge(state.params, state.ema_params)
 
 
@@ -61,30 +61,30 @@ def init_state(
   tx: optax.GradientTransformation,
   multipliers: Any = None,
 ) -> TrainState:
-  """State before the first step, with the averages at the initial values.
+  """The state before the first step; the averages start at the initial values.
 
-  All its arrays are copies: a step that is given the state for good (`donate_argnums`, as
-  `parallel.map_train_step` does) leaves the caller's parameters alone.
+  All its arrays are copies, so a step that donates the state (`donate_argnums`, as in
+  `parallel.map_train_step`) does not delete the caller's parameters.
 
   Args:
-    params, net_state: of the network, from its `init` or from `load_variables`.
-    tx: the training rule.
-    multipliers: as of `make_train_step`.
+    params, net_state: the network's, from its `init` or from `load_variables`.
+    tx: the optimizer.
+    multipliers: as for `make_train_step`.
   """
   step = jnp.zeros((), jnp.int32)
   trained, _ = groups.split(params, multipliers)
   state = TrainState(step, params, net_state, trained, net_state, tx.init(trained))
-  return jax.tree.map(jnp.copy, state)  # One buffer cannot be donated twice either.
+  return jax.tree.map(jnp.copy, state)  # Also because no buffer can be donated twice.
 
 
 def weights_of(
   state: TrainState, fold: Callable[[hk.Params], hk.Params]
 ) -> dict[str, tuple[hk.Params, hk.State]]:
-  """The two sets of weights that a run is judged by, by the prefix of their metrics' names.
+  """The raw and the EMA weights of a run, keyed by the prefix of their metrics' names.
 
   Args:
-    state: of the run.
-    fold: `build.Run.fold`, which makes of them what its evaluation step takes.
+    state: the training state.
+    fold: `build.Run.fold`, which prepares the parameters for the evaluation step.
   """
   return {
     "": (fold(state.params), state.net_state),
@@ -108,42 +108,42 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Builds the training step of one replica, to be mapped over the axis `replicas.AXIS`.
 
-  `parallel.map_train_step` maps it, and so do `jax.pmap` and `jax.shard_map` with an axis of that
-  name; with another it is refused. Under `jax.jit` alone it is the step of the whole batch.
+  Map it with `parallel.map_train_step`, or with `jax.pmap` or `jax.shard_map` and an axis of that
+  name; other names are refused. Under plain `jax.jit` it is the step of the whole batch.
 
-  Its randomness follows from the seed, the step and an example's index in the global batch, so
-  that it does not depend on the number of devices. For normalizer-free networks neither does the
-  step, but for the order of sums. Networks with BatchNorm normalise by the images of each device
-  and part alone, unless their statistics are taken over that axis: then by those of each part.
+  Its randomness depends on the seed, the step and each example's index in the global batch, not on
+  the number of devices. For normalizer-free networks the whole step is therefore independent of the
+  number of devices, except for the order of sums and SAM with a share below 1. Networks with
+  BatchNorm normalise over the images of one accumulation step, on each device alone or, with
+  `cross_replica_axis`, on all devices.
 
   Args:
-    net: the network. It gets `example_ids`, by which it has to draw for each example: what it draws
-      without them is the same on all replicas and in all parts.
-    tx: the training rule; it sees the parameters that are trained, and no others.
+    net: the network. It receives `example_ids` and must use them for random draws; without them, a
+      draw is the same on all replicas and in all accumulation steps.
+    tx: the optimizer; it receives only the trainable parameters.
     num_classes: number of classes.
     label_smoothing: see `losses.soft_labels`.
-    augmentation: the `augment` section of a config: what is done to the images here, on the device.
-    accumulate: number of equal parts that a replica computes its gradient in, one after another,
-      where the whole does not fit into memory. The training rule sees the mean of all. With
-      BatchNorm it is another step: each part has statistics of its own, and the running ones
-      move once for each.
+    augmentation: the `augment` section of a config; images are augmented on the device.
+    accumulate: number of gradient accumulation steps. A replica splits its examples into this many
+      equal parts to save memory, and the optimizer receives the mean gradient. With BatchNorm the
+      result differs: each part has its own statistics and updates the running ones once.
     ema_decay: see `optim.update_ema`.
-    seed: of the run.
-    seeding: how keys follow from it, see `nfnet_jax.seeds`.
-    sam: how the gradient is taken uphill from the weights, see `gradients.make_grad_fn`; it is not,
-      unless given. Loss and accuracy are then those uphill, and network statistics as well.
-    multipliers: `groups.multipliers`, of which only those that are 0 count here: the gradient is
-      taken with respect to the other parameters alone. None to train all.
+    seed: the seed of the run.
+    seeding: how random keys are derived from the seed, see `nfnet_jax.seeds`.
+    sam: settings of SAM, see `gradients.make_grad_fn`; None for none. Loss, accuracy and network
+      statistics are then those at the perturbed weights.
+    multipliers: from `groups.multipliers`; parameters with the multiplier 0 are frozen, and no
+      gradient is computed for them. None to train all parameters.
 
   Returns:
-    A function of `TrainState` and this replica's `Batch` (without padding;
-    `images_per_example(augmentation)` images for each example), that gives the next state and
-    metrics, both identical on all replicas.
+    A function of `TrainState` and this replica's `Batch` (without padding, and with
+    `images_per_example(augmentation)` images per example) that returns the next state and metrics.
+    Both are identical on all replicas.
 
   Raises:
     RequestError: if RandAugment's layers or magnitude are out of range; from the step, when it is
-      traced, if its batch has other shapes or dtypes than `Batch` says or does not divide into
-      examples and parts, or if SAM's share of a replica's examples is none.
+      traced, if the shapes or dtypes of its batch are not those of `Batch`, if the batch does not
+      divide into examples and accumulation steps, or if SAM's share of the examples rounds to 0.
   """
   augment.check_strength(augmentation.randaugment_layers, augmentation.randaugment_magnitude)
   step_seed = seeds.seeds_of(seed, seeding).steps
@@ -174,7 +174,7 @@ def make_train_step(
     part_loss = functools.partial(loss_fn, replicas.own(frozen))
     grad_fn = gradients.make_grad_fn(part_loss, accumulate, sam)
     mean = grad_fn(*replicas.own((before, state.net_state)), batch, key, example_ids)
-    # The only communication of the step. Clipping acts on the mean over the global batch.
+    # This is the step's only communication. Clipping applies to the mean over the global batch.
     grads, (metrics, net_state) = replicas.mean(mean)
     updates, opt_state = tx.update(grads, state.opt_state, before)
     trained = optax.apply_updates(before, updates)
@@ -198,17 +198,17 @@ def augmented(
   num_classes: int,
   label_smoothing: float,
 ) -> tuple[Array, Array, Array | np.ndarray]:
-  """What the network is trained on: mixed, distorted and normalised images.
+  """The network's training input: mixed, distorted and normalised images.
 
   Args:
     batch: `images_per_example(augmentation)` images for each example.
     key: random key of the step.
-    example_ids: `[N]` indices of the examples in the global batch, which key their draws.
-    augmentation, num_classes, label_smoothing: as of `make_train_step`.
+    example_ids: `[N]` indices of the examples in the global batch, which key their random draws.
+    augmentation, num_classes, label_smoothing: as for `make_train_step`.
 
   Returns:
-    `[N, H, W, 3]` images, `[N, num_classes]` soft labels, and the `[N]` labels that accuracy is
-    measured by: those of the first of two mixed images.
+    `[N, H, W, 3]` images, `[N, num_classes]` soft labels, and `[N]` labels for measuring accuracy.
+    When two images are mixed, these are the labels of the first.
   """
   mix_key, randaugment_key = jax.random.split(key)
   images, labels = batch.images, batch.labels
@@ -235,7 +235,7 @@ def augmented(
 
 
 def _clipped(opt_state: optax.OptState) -> Metrics:
-  """The share of units that were clipped; where there are several AGCs, that of each."""
+  """The share of clipped units; with several AGCs, the share of each."""
   shares = optim.clipped_shares(opt_state)
   if len(shares) == 1:
     return {"clipped_share": next(iter(shares.values()))}
@@ -243,7 +243,7 @@ def _clipped(opt_state: optax.OptState) -> Metrics:
 
 
 def _norm(tree: Any) -> Array:
-  """The global norm out of the norms of units, which clipping has made the compiler compute."""
+  """The global norm, from the unit norms that the compiler already computes for clipping."""
   return optax.tree.norm(jax.tree.map(agc.unitwise_norm, tree))
 
 

@@ -1,4 +1,4 @@
-"""Foreign weights in and out: published files, timm's, our own runs."""
+"""Reads and writes weights: published files, timm's files, and our own runs."""
 
 from nfnet_jax.weights.convert import FORMATS, convert, save_weights
 from nfnet_jax.weights.entries import Stored

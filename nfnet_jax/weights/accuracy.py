@@ -1,6 +1,6 @@
-"""What published weights reach on ImageNet's validation images and on its other test sets."""
+"""Accuracy of the published weights on ImageNet's validation images and its other test sets."""
 
-# The whole sets, by the names of TFDS, and their splits.
+# Data sets by their TFDS names, and the splits that hold all their images.
 SPLITS = {
   "imagenet2012": "validation",
   "imagenet2012_real": "validation",
@@ -10,9 +10,9 @@ SPLITS = {
   "imagenet_r": "test",
 }
 
-# Top-1 and top-5 in percent at the test size, by set in the order above, from timm's results
-# tables, which measured these weights. (The paper's Table 3 has means over three seeds: 83.6 / 96.8
-# for F0.)
+# Top-1 and top-5 in percent at the test size, for the sets in the order above. They were measured
+# on these weights and are taken from timm's results tables. (The paper's Table 3 has means over
+# three seeds: 83.6 / 96.8 for F0.)
 _PERCENT = {
   "nfnet_f0": (
     *((83.468, 96.570), (88.123, 97.903), (71.880, 90.720)),
@@ -46,7 +46,7 @@ _PERCENT = {
 
 
 def expected(model: str, dataset: str, split: str) -> dict[str, float]:
-  """`expected_top1` and `expected_top5`, in 0..1, of the published weights; empty if unknown."""
+  """`expected_top1` and `expected_top5` of the published weights, in 0..1; {} if unknown."""
   if SPLITS.get(dataset) != split or model not in _PERCENT:
     return {}
   percent = _PERCENT[model][list(SPLITS).index(dataset)]

@@ -1,4 +1,4 @@
-"""Zip archives of arrays: every member is read to its end, where its checksum is compared."""
+"""Reads zip archives of arrays. Members are read whole, which verifies their checksums."""
 
 import pathlib
 import zipfile
@@ -11,24 +11,24 @@ _CHUNK = 2**20
 
 
 def open_archive(path: pathlib.Path) -> zipfile.ZipFile:
-  """Opens an archive whose members have a bounded size.
+  """Opens an archive after checking the size of its members.
 
   Raises:
-    RequestError: if they would take more memory than any weights in a file of this size.
-    Exception: whatever `zipfile` raises, see `untrusted.reading`.
+    RequestError: if they would take more memory than weights in a file of this size can.
+    Exception: any error of `zipfile`, see `untrusted.reading`.
   """
-  archive = zipfile.ZipFile(path)  # closes itself when the last entry is gone
+  archive = zipfile.ZipFile(path)  # closes itself when the last entry is garbage-collected
   members = archive.infolist()
   if len(archive.NameToInfo) < len(members):
-    raise ValueError("it holds two arrays of one name")
+    raise ValueError("it holds two arrays of the same name")
   for member in members:
     if member.compress_type not in _METHODS or member.flag_bits & 1:
       raise ValueError(f"{member.filename[:120]} is encrypted, or compressed in an unusual way")
   size, total = path.stat().st_size, sum(member.file_size for member in members)
   if total > most_bytes(size):
     raise RequestError(
-      f"{path} has {size} bytes and would unpack to {total}, which no weights do: refused. If they "
-      "are yours, save them uncompressed."
+      f"refused to read {path}: its {size} bytes would unpack to {total}, more than any weights. "
+      "If the file is yours, save it uncompressed."
     )
   return archive
 

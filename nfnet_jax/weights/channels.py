@@ -1,4 +1,4 @@
-"""The first convolution for images of another number of channels than its file's three."""
+"""Adapts the first convolution to images whose number of channels is not 3."""
 
 import functools
 
@@ -11,17 +11,17 @@ from nfnet_jax.weights.entries import Entry
 
 
 def adapt(entries: dict[str, Entry], in_chans: int, numerics: str) -> dict[str, Entry]:
-  """Entries with the first kernel of 3 channels for another number of them.
+  """Adapts the first kernel from 3 input channels to `in_chans`.
 
-  It is summed for 1 channel, else repeated and scaled by `3 / in_chans`, as timm does. Weight
-  standardisation would undo what that does to the kernel's scale, so the gain makes up for it: on
-  gray images the network for 1 channel gives what the one for 3 does, and that for 6 or 9 too if
-  the channels are those of the same image again and again.
+  As in timm, the kernel is summed for 1 channel, and repeated and scaled by `3 / in_chans` for
+  other numbers. Weight standardisation would undo the change of the kernel's scale, so the gain is
+  corrected. On gray images, the network for 1 channel then computes the same as the one for 3, and
+  so do those for 6 or 9 if their channels repeat the same image.
 
   Args:
-    entries: a network's leaves by our names; those without such a kernel stay as they are.
-    in_chans: channels of the images.
-    numerics: of the network's weight standardisation, see `layers.make_style`.
+    entries: a network's leaves by our names. Without a kernel of 3 channels, they are unchanged.
+    in_chans: number of channels of the images.
+    numerics: the numerics of weight standardisation, see `layers.make_style`.
   """
   adapted = dict(entries)
   for name, kernel in entries.items():
@@ -52,9 +52,9 @@ def _corrected(gain: Entry, kernel: Entry, in_chans: int, numerics: str) -> Entr
 
 
 def _divisor(kernel: np.ndarray, numerics: str) -> np.ndarray:
-  """What standardisation divides each output channel's centred kernel by, `[O]`."""
+  """The divisor of standardisation for each output channel's centred kernel, `[O]`."""
   standard = layers.standardize_weight(jnp.asarray(kernel), jnp.ones(kernel.shape[-1]), numerics)
   centred = kernel - kernel.mean(axis=(0, 1, 2), dtype=np.float64)
   norm, unit = (np.sqrt(np.square(x, dtype=np.float64).sum((0, 1, 2))) for x in (centred, standard))
-  # A constant kernel is 0 when it is centred, whatever it is divided by.
+  # A centred constant kernel is 0, so its divisor does not matter.
   return np.divide(norm, unit, out=np.ones_like(norm), where=unit > 0)

@@ -1,7 +1,7 @@
-"""What the names in a pickle of weights stand for: dictionaries, dtypes and arrays of numbers.
+"""Constructors for the names in a pickle of weights: dictionaries, dtypes and numeric arrays.
 
-A constructor takes the tuple of arguments that a pickle gives it, and returns None for arguments
-that weights do not have.
+A constructor takes the tuple of arguments in the pickle. It returns None for arguments that do not
+occur in weights.
 """
 
 import dataclasses
@@ -19,35 +19,35 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class RefusedError(Exception):
-  """What in a pickle is not weights."""
+  """A pickle holds something other than weights."""
 
 
 class Name(NamedTuple):
-  """A name that a pickle mentions; nothing is imported for it."""
+  """A global name in a pickle; it is never imported."""
 
   text: str
 
 
 class Ordered(dict):
-  """An OrderedDict. It may have attributes, which are left out."""
+  """An OrderedDict whose attributes, if any, are ignored."""
 
 
 @dataclasses.dataclass(slots=True)
 class Box:
-  """A dtype or an array. Pickles make them first and fill them afterwards."""
+  """A dtype or an array. Pickles create these first and fill them afterwards."""
 
   value: np.dtype | np.ndarray | None = None
 
 
 def table() -> dict[str, Constructor | None]:
-  """All that a pickle of weights may name; None for what it must not call.
+  """All names that a pickle of weights may use; None for names that it must not call.
 
-  A table is for one pickle, whose texts it encodes once each, however often that is asked for.
+  A table serves one pickle. It encodes each text only once, however often the pickle asks for it.
   """
   encoded: dict[int, tuple[str, bytes]] = {}
 
   def encode(arguments: Any) -> bytes | None:
-    """How protocol 2 writes bytes."""
+    """Protocol 2 writes bytes as encoded text."""
     match arguments:
       case (str(text), "latin1"):
         if id(text) not in encoded:
@@ -61,7 +61,7 @@ def table() -> dict[str, Constructor | None]:
     "collections.OrderedDict": _ordered,
     "_codecs.encode": encode,
     "dill._dill._create_array": _dill_array,
-    # JAX since 0.4, and before; older ones wrote NumPy's arrays.
+    # JAX since 0.4, then JAX before 0.4. Still older versions wrote NumPy arrays.
     "jax._src.array._reconstruct_array": _jax_array,
     "jax._src.device_array.reconstruct_device_array": _jax_array,
     "ml_dtypes.bfloat16": None,
@@ -81,25 +81,25 @@ _UNFILLED = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reco
 
 
 def call(table: Mapping[str, Constructor | None], name: Any, arguments: Any) -> Any:
-  """What a constructor of the table makes.
+  """Calls a constructor of the table.
 
   Raises:
-    RefusedError: if it is none, or if these are no arguments of its.
+    RefusedError: if the table has no such constructor, or its arguments are invalid.
   """
   constructor = table.get(name.text) if isinstance(name, Name) else None
   if constructor is None:
-    raise RefusedError("a call of something that makes neither arrays nor dictionaries")
+    raise RefusedError("a call of something other than a constructor of arrays or dictionaries")
   value = constructor(arguments)
   if value is None:
-    raise RefusedError(f"{name.text} of something that is no array of numbers")
+    raise RefusedError(f"{name.text} with arguments that describe no array of numbers")
   return value
 
 
 def fill(box: Any, state: Any) -> None:
-  """Gives a made object its state.
+  """Sets the state of an object that was created before.
 
   Raises:
-    RefusedError: if that is no dtype's, array's or dictionary's.
+    RefusedError: if it is not a valid state of a dtype, array or dictionary.
   """
   match box, state:
     case Box(None), (1, tuple(shape), Box(np.dtype() as dtype), bool(fortran), bytes(data)):
@@ -113,7 +113,7 @@ def fill(box: Any, state: Any) -> None:
     case Ordered(), dict():
       pass
     case _:
-      raise RefusedError("the state of an object that is no array of numbers")
+      raise RefusedError("the state of an object that is not an array of numbers")
 
 
 _ORDERS = ("<", ">", "|", "=")
@@ -122,7 +122,7 @@ _ORDERS = ("<", ">", "|", "=")
 def _mapping(arguments: Any) -> dict | None:
   match arguments:
     case (dict(tree),):
-      return tree  # not a copy of it: copies of copies could fill any memory
+      return tree  # Not a copy, because nested copies could fill the memory.
   return None
 
 
@@ -173,7 +173,7 @@ def _from_buffer(arguments: Any) -> Box | None:
 
 
 def _dill_array(arguments: Any) -> Box | None:
-  """dill's constructor, for an array without attributes."""
+  """dill's constructor of an array without attributes."""
   match arguments:
     case (Name() as name, inner, state, None):
       return _filled(name, inner, state)
@@ -181,7 +181,7 @@ def _dill_array(arguments: Any) -> Box | None:
 
 
 def _jax_array(arguments: Any) -> Box | None:
-  """JAX's constructor: NumPy's, then what JAX knows of its type."""
+  """JAX's constructor: NumPy's arguments, followed by JAX's type information."""
   match arguments:
     case (Name() as name, inner, state, dict()):
       return _filled(name, inner, state)

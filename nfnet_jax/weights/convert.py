@@ -1,4 +1,4 @@
-"""Weights written to files, and from one format to another."""
+"""Writes weights to files and converts them between formats."""
 
 import hashlib
 import json
@@ -22,12 +22,12 @@ from nfnet_jax.weights.entries import OURS
 from nfnet_jax.weights.load import class_names as class_names_of
 from nfnet_jax.weights.load import load_stored, open_weights, settle
 
-# Metadata that follow from the network itself; all others are passed on.
+# Metadata that describe the network itself; `convert` copies all others.
 _OF_THE_NETWORK = (
   *("format", "model", "numerics", "num_classes", "class_names", "overrides"),
   "data_sha256",
 )
-# Metadata are text; these are JSON.
+# Metadata values are text; these hold JSON.
 _JSON = ("num_classes", "class_names", "overrides", "preprocessing")
 
 logger = logging.getLogger(__name__)
@@ -47,29 +47,29 @@ def save_weights(
   force: bool = False,
   **overrides: Any,
 ) -> dict[str, Any]:
-  """Writes weights to a file, which appears whole or not at all.
+  """Writes weights to a file, completely or not at all.
 
   Args:
     path: the file.
     params: `{module: {name: array}}` with the published names.
     model: the network's name in `list_models()`.
     state: its running statistics, if it has any.
-    to: "safetensors" for the published names, "timm" for safetensors with timm's names and
-      layouts, "published" for the layout of the published files: a pickle of dictionaries and
-      arrays, which the paper's own code can load.
-    class_names: of the classifier, in the order of its logits; written as metadata.
-    provenance: more about the file, as safetensors metadata.
-    force: whether an existing file is replaced.
-    **overrides: those that the network was made with. They are written as metadata too, with
-      `numerics` for itself, and `load_weights` compares them.
+    to: "safetensors" for safetensors with the published names; "timm" for safetensors with timm's
+      names and layouts; "published" for the layout of the published files, a pickle of dictionaries
+      and arrays that the paper's own code can load.
+    class_names: the names of the classes, in the order of the logits; written as metadata.
+    provenance: additional safetensors metadata.
+    force: whether to replace an existing file.
+    **overrides: the overrides that the network was created with. They are written as metadata, with
+      `numerics` under its own key, and `load_weights` compares them.
 
   Returns:
-    `out`, `format`, `sha256` of the file, `leaves`, `parameters`, the metadata, and for "timm" what
-    timm will compute with the weights, in a sentence.
+    `out`, `format`, `sha256` of the file, `leaves`, `parameters` and the metadata; for "timm" also
+    a sentence on what timm computes with these weights.
 
   Raises:
-    RequestError: if the file exists or cannot be written, or the format cannot hold this network,
-      or names or overrides are not those of such a network.
+    RequestError: if the file exists or cannot be written, if the format cannot hold this network,
+      or if names or overrides do not fit the network.
   """
   path, model = pathlib.Path(os.path.expanduser(path)), models.find(model)
   output.check_free(path, force)
@@ -77,7 +77,9 @@ def save_weights(
   num_classes = fit.count_classes(leaves) or 0
   said = overrides.pop("num_classes", num_classes)
   if said != num_classes:
-    raise RequestError(f"{model} of num_classes={said}, but its classifier has {num_classes}.")
+    raise RequestError(
+      f"num_classes={said} does not fit {model}: its classifier has {num_classes} classes."
+    )
   about_timm = _check_format(to, model, overrides)
   numerics = overrides.pop("numerics", "published")
   metadata = {
@@ -99,7 +101,7 @@ def save_weights(
 
 
 def _check_format(to: str, model: str, overrides: Mapping[str, Any]) -> dict[str, str]:
-  """Refuses a network that a format cannot hold; gives what there is to say of it for timm."""
+  """Refuses a network that a format cannot hold; describes it for timm if `to` is "timm"."""
   if to not in FORMATS:
     raise RequestError(f"unknown format {to!r}: choose one of {', '.join(FORMATS)}.")
   others = {key: value for key, value in overrides.items() if key != "numerics"}
@@ -107,8 +109,8 @@ def _check_format(to: str, model: str, overrides: Mapping[str, Any]) -> dict[str
   overrides_lib.check(others, model, "cannot write these weights")
   if to == "published" and numerics != "published":
     raise RequestError(
-      f"a network of numerics={numerics!r} in the published layout would be computed wrong, since "
-      "that cannot say so: write safetensors."
+      f"the published layout cannot record numerics={numerics!r}, so readers of the file would "
+      "compute wrong results: write safetensors."
     )
   if to != "timm":
     return {}
@@ -124,12 +126,12 @@ def _class_names(names: Sequence[str], num_classes: int) -> str:
   try:
     classes.loads(text, num_classes)
   except ValueError as error:
-    raise RequestError(f"class_names cannot be those of these weights: {error}.") from error
+    raise RequestError(f"class_names do not fit these weights: {error}.") from error
   return text
 
 
 def _value(text: str) -> Any:
-  """What JSON says; what is none, as provenance may be, stays as it is."""
+  """The value of JSON text; provenance may be plain text, which is returned as it is."""
   try:
     return json.loads(text)
   except (ValueError, RecursionError):
@@ -137,11 +139,11 @@ def _value(text: str) -> Any:
 
 
 def _report(path: pathlib.Path, to: str, about: Mapping[str, str]) -> None:
-  """Logs what the next reader of a file would not see."""
+  """Logs what a reader of the file could not know."""
   if "timm" in about:
     logger.info("%s: %s", path, about["timm"])
   if to == "published" and "class_names" in about:
-    logger.warning("%s: the published layout has no place for the names of classes.", path)
+    logger.warning("%s: the published layout cannot hold class names, so they are lost", path)
 
 
 def convert(
@@ -157,28 +159,28 @@ def convert(
   """Writes a file's weights in another format, bit for bit.
 
   Args:
-    path: anything that `load_weights` reads; it tells the number of classes.
+    path: anything that `load_weights` reads; it determines the number of classes.
     out: the new file.
-    model: the network's name in `list_models()`; by default the one that the file names or fits.
+    model: the network's name in `list_models()`; by default the file's metadata or its leaves
+      determine it.
     to: see `save_weights`.
-    averaged: of a run directory, the EMA weights or the raw ones.
-    force: whether an existing file is replaced.
-    **overrides: as for `load_weights`; `numerics` and the others follow from a file that says
-      them.
+    averaged: whether to take the EMA weights of a run directory, or else the raw ones.
+    force: whether to replace an existing file.
+    **overrides: as for `load_weights`; by default those in the file's metadata.
 
   Returns:
-    As `save_weights`. What else a file says about itself goes on to the next; the source is that
-    of the first in a chain of conversions.
+    As `save_weights`. All other metadata are copied. After several conversions, `source` still
+    names the first file.
 
   Raises:
     RequestError: as `load_weights` and `save_weights`.
   """
   out = pathlib.Path(os.path.expanduser(out))
-  output.check_free(out, force)  # before the work
+  output.check_free(out, force)  # Fails before the work.
   stored = open_weights(path, averaged=averaged)
   model, num_classes, overrides = settle(stored, model, overrides)
   names = class_names_of(stored)
-  _check_format(to, models.find(model), overrides)  # before the work, too
+  _check_format(to, models.find(model), overrides)  # This also fails before the work.
   params, state = load_stored(stored, model, num_classes=num_classes, **overrides)
   about = {key: text for key, text in stored.metadata.items() if key not in _OF_THE_NETWORK}
   if "source" not in about:
@@ -192,15 +194,15 @@ def _encode(leaves: dict[str, np.ndarray], to: str, metadata: dict[str, str]) ->
     return published.dumps(fit.unflatten(leaves))
   if to == "timm":
     leaves = timm.to_timm(leaves)
-  # Not np.ascontiguousarray, which makes vectors of scalars.
+  # Not np.ascontiguousarray, which turns scalars into vectors.
   arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
   return _finish(safetensors.numpy.save(arrays, metadata))
 
 
 def _finish(content: bytes) -> bytes:
-  """Adds a digest of the data, for the format has none, and sorts the metadata.
+  """Adds a digest of the data, which the format lacks, and sorts the metadata.
 
-  The library writes them in random order, and the same weights are to give the same bytes.
+  The library writes metadata in random order, but the same weights must give the same bytes.
   """
   end = 8 + int.from_bytes(content[:8], "little")
   header = json.loads(content[8:end])

@@ -1,4 +1,4 @@
-"""What a weights file announces, whatever its format."""
+"""The contents of a weights file, independent of its format."""
 
 import functools
 import pathlib
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-OURS = "nfnet_jax"  # the `format` of files that carry our metadata
+OURS = "nfnet_jax"  # the metadata's `format` in files that this package wrote
 
 
 class Entry(NamedTuple):
-  """A leaf as a file announces it; `read` gives the array, of that shape and dtype."""
+  """A leaf as the file's header describes it; `read` returns the array."""
 
   shape: tuple[int, ...]
   dtype: str
@@ -19,16 +19,15 @@ class Entry(NamedTuple):
 
 
 class Stored(NamedTuple):
-  """What a file holds.
+  """The contents of a weights file.
 
   Attributes:
     path: the file, or the run directory.
     kind: "pickle", "npz", "safetensors", "pytorch" or "run".
-    entries: its leaves by name, for instance `NFNet/~/stem_conv0/w`; timm's own names if it has
-      those.
-    metadata: `model`, `numerics`, `num_classes`, `class_names` (JSON), `overrides` (JSON),
-      `preprocessing` (JSON, see `nfnet_jax.data.preprocess`), `source`, `source_sha256`, as far as
-      it says.
+    entries: its leaves by name, for instance `NFNet/~/stem_conv0/w`; a file of timm's has timm's
+      names.
+    metadata: any of `model`, `numerics`, `num_classes`, `class_names` (JSON), `overrides` (JSON),
+      `preprocessing` (JSON, see `nfnet_jax.data.preprocess`), `source` and `source_sha256`.
   """
 
   path: pathlib.Path
@@ -38,7 +37,7 @@ class Stored(NamedTuple):
 
 
 def entries_of(tree: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Entry]:
-  """Arrays `{module: {name: array}}` as entries by `module/name`."""
+  """Converts arrays `{module: {name: array}}` to entries by `module/name`."""
   return {
     f"{module}/{name}": Entry(array.shape, str(array.dtype), functools.partial(np.asarray, array))
     for module, names in tree.items()

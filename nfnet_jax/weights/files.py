@@ -1,4 +1,4 @@
-"""Reads the formats that weights come in, each as a table of leaves."""
+"""Reads weights files of any supported format as a table of leaves."""
 
 import pathlib
 
@@ -12,22 +12,23 @@ from nfnet_jax.weights.safetensors_file import read_safetensors
 from nfnet_jax.weights.untrusted import check_regular, reading
 
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in (2, 3, 4, 5))
-# A pickle of the number that PyTorch marked its files with before version 1.6.
+# The pickled magic number at the start of PyTorch files before version 1.6.
 _OLD_PYTORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_file(path: pathlib.Path, *, averaged: bool = True) -> Stored:
-  """Reads a file; its content decides the format, and not its name.
+  """Reads a file; its content, not its name, determines the format.
 
-  Arrays of `.npz`, safetensors and PyTorch files are read when they are asked for, so that shapes
-  can be checked first.
+  Arrays in `.npz`, safetensors and PyTorch files are read lazily, so that shapes can be checked
+  first.
 
   Args:
     path: a pickle in the published layout, an `.npz`, a safetensors file or a PyTorch checkpoint.
-    averaged: of a PyTorch checkpoint with both, the EMA weights or the raw ones.
+    averaged: whether to take the EMA weights of a PyTorch checkpoint that has both, or else the raw
+      ones.
 
   Raises:
-    RequestError: if it is none of them or no file, or is damaged, or would run code.
+    RequestError: if the path is not such a file, or the file is damaged or would run code.
   """
   check_regular(path)
   try:
@@ -41,13 +42,14 @@ def read_file(path: pathlib.Path, *, averaged: bool = True) -> Stored:
     return _read_archive(path, averaged)
   if head.startswith(_OLD_PYTORCH):
     raise RequestError(
-      f"{path} is a PyTorch file in the format of before version 1.6, which is not read. Write it "
-      "again in today's: torch.save(torch.load(path, map_location='cpu', weights_only=True), new)."
+      f"{path} is a PyTorch file in the format used before version 1.6, which is not supported. "
+      "Save it again with a newer PyTorch: "
+      "torch.save(torch.load(path, map_location='cpu', weights_only=True), new)."
     )
   if head.startswith(_PICKLES):
     return Stored(path, "pickle", entries_of(read_pickle(path)), {})
   raise RequestError(
-    f"{path} is no weights file: expected a published F*_haiku.npz, an .npz of arrays, a "
+    f"{path} is not a weights file: expected a published F*_haiku.npz, an .npz of arrays, a "
     ".safetensors file, a PyTorch checkpoint or a run directory."
   )
 

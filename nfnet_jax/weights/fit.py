@@ -1,4 +1,4 @@
-"""Whether the leaves of a file are those of a network, and if not, of which."""
+"""Compares the leaves of a file with those of a network, and finds the networks that fit."""
 
 import math
 import re
@@ -27,7 +27,8 @@ def init_shapes(
   """Shapes of a network's parameters and of its state, both by `module/name`.
 
   Raises:
-    RequestError: if there is no such network, whatever its sizes are: a file may say them.
+    RequestError: if the network cannot be built. Sizes may come from a file, so they may be
+      anything.
   """
   size = models.get_spec(model).train_size
   try:
@@ -36,7 +37,7 @@ def init_shapes(
     trees = jax.eval_shape(lambda key, x: net.init(key, x, True), jax.random.key(0), images)
   except RequestError:
     raise
-  except Exception as error:  # each library has its own for sizes that are too large or no sizes
+  except Exception as error:  # Each library raises its own errors for impossible sizes.
     raise RequestError(
       f"cannot build {model} with num_classes={num_classes} and {overrides!s:.500}: "
       f"{str(error).splitlines()[0] if str(error) else type(error).__name__:.200}."
@@ -67,12 +68,12 @@ def is_head(name: str) -> bool:
 
 
 def is_stem_kernel(name: str) -> bool:
-  """Whether a leaf is the kernel that images go through first."""
+  """Whether a leaf is the kernel of the first convolution."""
   return name.split("/", 1)[-1] in ("~/stem_conv0/w", "~/initial_conv/w")
 
 
 def count_classes(entries: Mapping[str, Entry | np.ndarray]) -> int | None:
-  """Number of classes that a file's classifier has; None without a classifier."""
+  """The number of classes of a file's classifier; None without a classifier."""
   sizes = [entry.shape[-1] for name, entry in entries.items() if is_head(name) and entry.shape]
   return sizes[-1] if sizes else None
 
@@ -83,11 +84,11 @@ def check_fit(stored: Stored, wanted: Shapes, model: str, num_classes: int) -> N
   Args:
     stored: the file, with our names.
     wanted: the network's leaves.
-    model, num_classes: what the caller asked for.
+    model, num_classes: the requested network, for the message.
   """
   found = stored.entries
   wrong_shape = [
-    f"{name} is {_shape(found[name].shape)} and not {_shape(leaf.shape)}"
+    f"{name} is {_shape(found[name].shape)}, not {_shape(leaf.shape)}"
     for name, leaf in wanted.items()
     if name in found and tuple(found[name].shape) != leaf.shape
   ]
@@ -111,9 +112,9 @@ def check_fit(stored: Stored, wanted: Shapes, model: str, num_classes: int) -> N
 
 
 def check_memory(stored: Stored, wanted: Shapes) -> None:
-  """Raises a RequestError if leaves take more memory than a file of this size can mean.
+  """Raises a RequestError if the leaves need far more memory than a file of this size explains.
 
-  A pickle may name one array for several leaves, and a tensor of PyTorch's repeat one number.
+  A pickle can use one array for several leaves, and a PyTorch tensor can repeat one number.
   """
   if stored.kind == "run":
     return
@@ -122,13 +123,13 @@ def check_memory(stored: Stored, wanted: Shapes) -> None:
   total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in wanted.values())
   if total > most_bytes(size):
     raise RequestError(
-      f"{stored.path} has {size} bytes, and its leaves would take {total}, which no weights do: "
-      "refused. If they are yours, save each leaf on its own, uncompressed."
+      f"refused to read {stored.path}: it has {size} bytes and its leaves would take {total}, more "
+      "than any weights. If the file is yours, save each leaf as a separate, uncompressed array."
     )
 
 
 def fitting_models(entries: Mapping[str, Entry]) -> list[str]:
-  """Names of the networks whose leaves a file has, whatever its number of classes."""
+  """Names of the networks that the leaves of a file fit, with any number of classes."""
   roots = {name.partition("/")[0] for name in entries}
   blocks = {found[0] for found in map(_BLOCK.match, entries) if found}
   stems = [entry.shape[2] for name, entry in entries.items() if _is_stem(name, entry)]
@@ -147,22 +148,22 @@ def fitting_models(entries: Mapping[str, Entry]) -> list[str]:
 
 
 def as_wanted(path: Any, name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-  """A leaf in the network's dtype.
+  """Casts a leaf to the network's dtype.
 
   Raises:
-    RequestError: if it is not finite, or has digits that the dtype would lose.
+    RequestError: if it is not finite, or the cast would lose digits.
   """
   cast = np.asarray(array, dtype, order="C")
   if not np.isfinite(cast).all():
     bad = cast.size - np.count_nonzero(np.isfinite(cast))
     raise RequestError(
-      f"{path}: {bad} of {cast.size} values of {name} are not finite: this network has diverged or "
-      "the file is damaged, use another one."
+      f"{path}: {bad} of {cast.size} values of {name} are not finite. The network has diverged or "
+      "the file is damaged: use another file."
     )
   if array.dtype.itemsize > cast.dtype.itemsize and (cast != array).any():
     raise RequestError(
-      f"{path}: {name} is {array.dtype} with more digits than {cast.dtype} holds: round the file's "
-      f"leaves to {cast.dtype} first."
+      f"{path}: {name} is {array.dtype} with more digits than {cast.dtype} can hold: round the "
+      f"file's leaves to {cast.dtype} first."
     )
   return cast
 
@@ -193,9 +194,9 @@ def _advice(entries: Mapping[str, Entry], model: str) -> str:
   classes = count_classes(entries)
   if model in fitting:
     return (
-      f"It holds {model} with num_classes={classes}: ask for that, or for head='reset' to start "
+      f"It holds {model} with num_classes={classes}: use that number, or head='reset' to start "
       "with a new classifier."
     )
   if fitting:
     return f"It fits model={fitting[0]!r} with num_classes={classes}."
-  return "It fits none of the networks as they are: give the overrides that it was trained with."
+  return "It fits no network without overrides: give those that it was trained with."

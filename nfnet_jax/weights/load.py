@@ -1,4 +1,4 @@
-"""Weights from files, checked leaf by leaf."""
+"""Loads weights from files and checks them leaf by leaf."""
 
 import logging
 import os
@@ -33,37 +33,37 @@ def load_weights(
 ) -> hk.Params:
   """Loads the parameters of a network.
 
-  The format follows from the content: a published `F*_haiku.npz` (a pickle, which is interpreted
-  and never executed), a pickle of Haiku's or JAX's own, an `.npz` of arrays named `module/name`,
-  safetensors or a PyTorch checkpoint with the published names or with timm's, or a run directory.
-  Every leaf of the file and of the network is used exactly once.
+  The content determines the format: a published `F*_haiku.npz` (a pickle, which is interpreted but
+  never executed), another pickle of Haiku or JAX arrays, an `.npz` of arrays named `module/name`,
+  safetensors or a PyTorch checkpoint with the published names or timm's, or a run directory. Every
+  leaf of the file and of the network is used exactly once.
 
   Args:
     path: the file or directory.
     model: one of `list_models()`.
-    num_classes: of the network.
-    head: None to load the classifier, or "reset" to leave it at its initial values, drawn by
-      `rng`; the file's own is then not used, so that its number of classes may differ.
-    in_chans: channels of the images. If the file's are 3, the first kernel is summed over them
-      for 1 channel, and repeated and scaled by `3 / in_chans` for other numbers, as timm does; its
-      gain makes up for what weight standardisation would undo of that. On gray images 1 channel
-      and multiples of 3 give what the file's network gives; other numbers do not, since they
-      repeat the first colours more often.
-    averaged: of a run directory or a training script's checkpoint, the EMA weights or the raw
-      ones.
+    num_classes: the network's number of classes.
+    head: None to load the classifier, or "reset" to initialise it with `rng`. With "reset", the
+      file's classifier is ignored and may have another number of classes.
+    in_chans: number of channels of the images. For files with 3 channels, the first kernel is
+      summed for 1 channel, and repeated and scaled by `3 / in_chans` for other numbers, as in timm.
+      Weight standardisation would undo the scaling, so the gain is corrected. On gray images, 1
+      channel or a multiple of 3 gives the same result as the file's network. Other numbers do not,
+      since they repeat the first colours more often.
+    averaged: whether to take the EMA weights of a run directory or a training script's checkpoint,
+      or else the raw ones.
     rng: key for "reset"; `jax.random.key(0)` by default.
-    **overrides: as for `create_model`. With `numerics="timm"` a file is taken for one that timm
-      has trained; without, for the published numerics, which timm's `dm_nfnet_*` have too. A file
-      that says which it is must agree.
+    **overrides: as for `create_model`. Pass `numerics="timm"` for weights that timm trained. The
+      default is the published numerics, also for timm's `dm_nfnet_*`. If the file's metadata give
+      the numerics, they must agree.
 
   Returns:
     `{module: {name: array}}` in float32, by the published names. Leaves of lower precision are
-      widened; float64 is accepted if no digit is lost.
+    widened; float64 is accepted if no digit is lost.
 
   Raises:
-    RequestError: if the file is none of these, is damaged, or would run code; if it is another
-      network's, listing up to ten leaves each that are missing, left over, or of the wrong shape
-      or dtype, and the network that it does fit; if a leaf is not finite.
+    RequestError: if the format is unknown, the file is damaged or would run code, or a leaf is not
+      finite. Also if the leaves do not fit the network; the message lists up to ten leaves each
+      that are missing, left over, or of the wrong shape or dtype, and a network that fits.
   """
   arguments = {"num_classes": num_classes, "head": head, "in_chans": in_chans, "rng": rng}
   return load_variables(path, model, averaged=averaged, **arguments, **overrides)[0]
@@ -75,7 +75,7 @@ def load_variables(
   """Loads parameters and running statistics; all arguments are those of `load_weights`.
 
   Returns:
-    The two for `net.apply`. The second is empty for normalizer-free networks.
+    Parameters and state for `net.apply`. The state is empty for normalizer-free networks.
   """
   return load_stored(open_weights(path, averaged=averaged), model, **arguments)
 
@@ -122,7 +122,7 @@ def load_stored(
 
 
 def open_weights(path: str | pathlib.Path, *, averaged: bool = True) -> Stored:
-  """Reads a file or a run directory, by our names; nothing is compared yet.
+  """Reads a file or a run directory and translates its names to ours; compares nothing yet.
 
   Raises:
     RequestError: if it cannot be read, or holds a network that only timm has.
@@ -135,19 +135,19 @@ def open_weights(path: str | pathlib.Path, *, averaged: bool = True) -> Stored:
     published.report(path)
   prefix, entries = timm.without_prefix(stored.entries)
   if prefix:
-    logger.info("%s: left out %r at the beginning of every name.", path, prefix)
+    logger.info("%s: removed the prefix %r from all names", path, prefix)
     stored = stored._replace(entries=entries)
   if not timm.is_timm(stored.entries):
     return stored
   if not timm.is_published_network(stored.entries):
     raise RequestError(
       f"{path} holds one of timm's own networks (nfnet_l0, eca_nfnet_*, nf_resnet50, nf_regnet_b1 "
-      "and others without SkipInit), which are not in nfnet_jax: of timm's, only dm_nfnet_* load."
+      "and others without SkipInit), which nfnet_jax does not have: use one of timm's dm_nfnet_*."
     )
   if "numerics" not in stored.metadata:
     logger.info(
-      "%s has timm's names and does not say its numerics: right for dm_nfnet_*; for a network that "
-      "timm trained, ask for numerics='timm'.",
+      "%s has timm's names and no metadata on numerics: the published numerics are used, as in "
+      "dm_nfnet_*; for a network that timm trained, pass numerics='timm'",
       path,
     )
   return stored._replace(entries=timm.from_timm(stored.entries))
@@ -156,29 +156,29 @@ def open_weights(path: str | pathlib.Path, *, averaged: bool = True) -> Stored:
 def settle(
   stored: Stored, model: str | None, overrides: dict[str, Any]
 ) -> tuple[str, int, dict[str, Any]]:
-  """What is to be made of a file: as asked for, and for the rest as it says itself.
+  """Completes a request for a network with the file's metadata.
 
   Args:
     stored: the opened file.
-    model: the network's name, or None for the one that the file names, or else fits.
-    overrides: that were asked for.
+    model: the network's name. If None, the file's metadata or else its leaves determine it.
+    overrides: the requested overrides, which take precedence over the file's.
 
   Returns:
-    The network's name, the number of classes of the file's classifier (0 without), and all
+    The network's name, the number of classes of the file's classifier (0 without one), and all
     overrides.
 
   Raises:
-    RequestError: if no name is given, and the file neither says nor fits any.
+    RequestError: if no name is given and the file does not determine one.
   """
   said = stored.metadata
   if model is None:
     fitting = [said["model"]] if "model" in said else fit.fitting_models(stored.entries)
     if not fitting:
-      raise RequestError(f"{stored.path} fits none of the networks as they are: name its model.")
+      raise RequestError(f"{stored.path} fits no network without overrides: name its model.")
     model = fitting[0]
-    logger.info("%s holds %s.", stored.path, model)
+    logger.info("%s holds %s", stored.path, model)
   model = models.find(model)
-  if said.get("model") == model:  # if not, `check_metadata` will refuse it
+  if said.get("model") == model:  # Otherwise `check_metadata` will refuse it.
     # Not all networks take `numerics`.
     numerics = {"numerics": "timm"} if said.get("numerics") == "timm" else {}
     overrides = overrides_lib.from_metadata(stored, model) | numerics | overrides
@@ -191,7 +191,7 @@ def class_names(stored: Stored) -> tuple[str, ...] | None:
   Raises:
     RequestError: if they do not fit its classifier.
   """
-  # Here, because `import nfnet_jax` is not to load what reads data.
+  # Imported here, so that `import nfnet_jax` does not load the data modules.
   from nfnet_jax.data import classes
 
   text = stored.metadata.get("class_names")
@@ -202,18 +202,18 @@ def class_names(stored: Stored) -> tuple[str, ...] | None:
 
 
 def check_metadata(stored: Stored, model: str, overrides: dict[str, Any]) -> None:
-  """Raises a RequestError if a file says that it is of another network than the one asked for."""
+  """Raises a RequestError if a file's metadata name another network than the requested one."""
   said = stored.metadata
   for key, value in (("model", model), ("numerics", overrides.get("numerics", "published"))):
     if said.get(key, value) != value:
-      raise RequestError(f"{stored.path} holds {key}={said[key]!r}, not {value!r}: ask for that.")
+      raise RequestError(f"{stored.path} holds {key}={said[key]!r}, not {value!r}: use that value.")
   if not said:
     return
   theirs = overrides_lib.settings(model, overrides_lib.from_metadata(stored, model))
   for key, value in overrides_lib.settings(model, overrides).items():
     if theirs.get(key) != value:
       raise RequestError(
-        f"{stored.path} holds a {model} of {key}={theirs.get(key)}, not {value}: ask for that."
+        f"{stored.path} holds {model} with {key}={theirs.get(key)}, not {value}: use that value."
       )
 
 
@@ -225,7 +225,7 @@ def _initial(
   in_chans: int,
   overrides: dict[str, Any],
 ) -> dict[str, jax.Array]:
-  """Initial values of a few leaves; the others are never computed."""
+  """Initial values of the wanted leaves; the others are never computed."""
   net = models.create_model(model, num_classes, **overrides)
   size = models.get_spec(model).train_size
 

@@ -1,10 +1,10 @@
 """Reads arrays out of a pickle without executing it.
 
-The published weights, `F*_haiku.npz`, are pickles whatever their name says, and unpickling a file
-runs any code that it names. Here a small machine interprets the pickle's instructions instead. It
-knows dictionaries, lists, tuples, numbers, text, bytes and arrays; a name is text to it, looked up
-in a table of what weights are made of (`constructors`) and never imported. What is not in the table
-is refused by name, and nothing is ever called but the functions of that table.
+The published weights, `F*_haiku.npz`, are pickles despite their name, and unpickling a file runs
+any code that it names. Here a small virtual machine interprets the pickle's instructions instead.
+It supports dictionaries, lists, tuples, numbers, text, bytes and arrays. Global names are never
+imported: they are looked up in a table of constructors (`constructors`). All other names are
+refused, and only functions of the table are ever called.
 """
 
 import logging
@@ -20,26 +20,26 @@ from nfnet_jax.weights import constructors
 from nfnet_jax.weights.constructors import Box, Name, RefusedError
 from nfnet_jax.weights.untrusted import BoundedReader, reading
 
-# The deepest network has 2,700 leaves of about 50 instructions each.
+# The deepest network has 2,700 leaves with about 50 instructions each.
 _MAX_INSTRUCTIONS = 1_000_000
-_MAX_BITS = 64  # of a number; larger ones are slow to compare
+_MAX_BITS = 64  # of an integer; comparing larger ones is slow
 
 logger = logging.getLogger(__name__)
 
 
 def read_pickle(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
-  """Reads weights, pickled by protocol 2 to 5.
+  """Reads weights pickled with protocol 2 to 5.
 
-  The file's bytes are in memory once, as the arrays' own, and nothing that is in it can repeat
-  them.
+  The file's bytes are in memory only once, as the data of the arrays, and no instruction can
+  multiply them.
 
   Args:
-    path: a pickle of `{module: {name: array}}`, made of dictionaries or Haiku's mappings and of
-      NumPy's or JAX's arrays, as `pickle` or `dill` write them. It may be the `"params"` of a
-      dictionary that holds `"state"` too, or the first of a pair of these.
+    path: a pickle of `{module: {name: array}}`, of dictionaries or Haiku's mappings with NumPy or
+      JAX arrays, written by `pickle` or `dill`. It may also be a dictionary with the keys
+      `"params"` and `"state"`, or a pair of the two.
 
   Returns:
-    The same as plain dictionaries, with arrays of numbers in them; parameters and state together.
+    Plain dictionaries of numeric arrays; parameters and state together.
 
   Raises:
     RequestError: for a pickle that holds or would run anything else, naming it, and for a
@@ -50,13 +50,13 @@ def read_pickle(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     try:
       tree = interpret(content, constructors.table())
       if content.left():
-        raise RefusedError(f"{content.left()} bytes behind its end")
+        raise RefusedError(f"{content.left()} bytes after its end")
       return _variables(path, tree)
     except RefusedError as error:
       raise RequestError(
-        f"refused to read {path}: this pickle has {error}, which weights have no use for. Nothing "
-        "in it was run. If it is your own, save its parameters alone, as dictionaries of NumPy "
-        "arrays or as safetensors; if not, get it from a source that you trust."
+        f"refused to read {path}: this pickle has {error}, which weights do not need. No code in "
+        "it was run. If the file is yours, save only its parameters, as dictionaries of NumPy "
+        "arrays or as safetensors. Otherwise get it from a source that you trust."
       ) from None
 
 
@@ -65,21 +65,22 @@ def interpret(
   table: Mapping[str, constructors.Constructor | None],
   load: Callable[[Any], Any] | None = None,
 ) -> Any:
-  """The value that a pickle's instructions leave on the stack.
+  """Interprets a pickle and returns its value.
 
   Args:
     file: the pickle.
-    table: what may be named, and called with one tuple if it is not None.
-    load: gives the object of a persistent id; without, there must be none.
+    table: constructors by name, called with a tuple of arguments; None for names that must not be
+      called.
+    load: returns the object for a persistent id. Without it, persistent ids are refused.
 
   Raises:
-    RefusedError: for what is not in the table.
-    Exception: for a damaged pickle, see `untrusted.reading`.
+    RefusedError: if the pickle uses anything else.
+    Exception: if the pickle is damaged, see `untrusted.reading`.
   """
   stack: list[Any] = []
   outer: list[list[Any]] = []
   memo: dict[int, Any] = {}
-  source: Any = file  # `read` and `readline` are all that is asked of it
+  source: Any = file  # genops needs only `read` and `readline`.
   instructions: Iterable[tuple[Any, Any, Any]] = pickletools.genops(source)
   for count, (opcode, argument, _) in enumerate(instructions):
     if count >= _MAX_INSTRUCTIONS:
@@ -89,7 +90,7 @@ def interpret(
         pass
       case "STOP":
         if len(stack) != 1 or outer:
-          raise ValueError("it is not one value")
+          raise ValueError("it does not hold exactly one value")
         return stack[0]
       case "MARK":
         outer.append(stack)
@@ -146,7 +147,7 @@ def _set_items(stack: list, items: list) -> None:
 
 def _append(stack: list, items: list) -> None:
   if not isinstance(stack[-1], list):
-    raise RefusedError("something else where a list belongs")
+    raise RefusedError("something other than a list where a list is required")
   stack[-1].extend(items)
 
 
@@ -164,7 +165,7 @@ _FROM_STACK = {
 
 def _name(table: Mapping[str, Any], module: Any, name: Any) -> Name:
   if not isinstance(module, str) or not isinstance(name, str):
-    raise RefusedError("a name that is no text")
+    raise RefusedError("a name that is not text")
   full = f"{module}.{name}"
   if full not in table:
     raise RefusedError(f"the name {full[:200]!r}")
@@ -172,9 +173,9 @@ def _name(table: Mapping[str, Any], module: Any, name: Any) -> Name:
 
 
 def mapping(value: Any) -> dict:
-  """A value that must be a dictionary."""
+  """Returns the value if it is a dictionary; refuses it otherwise."""
   if not isinstance(value, dict):
-    raise RefusedError("something else where a dictionary belongs")
+    raise RefusedError("something other than a dictionary where one is required")
   return value
 
 
@@ -185,7 +186,7 @@ def _key(key: Any) -> str | int:
 
 
 def _variables(path: pathlib.Path, value: Any) -> dict[str, dict[str, np.ndarray]]:
-  """Parameters and state, as people keep them: alone, as a pair, or under their names."""
+  """Finds parameters and state: parameters alone, a pair, or a dictionary with both names."""
   match value:
     case (dict(params), dict(state)):
       parts = [params, state]
@@ -193,7 +194,7 @@ def _variables(path: pathlib.Path, value: Any) -> dict[str, dict[str, np.ndarray
       parts = [params, mapping(value.get("state", {}))]
       others = [ascii(key)[:80] for key in value if key not in ("params", "state")]
       if others:
-        logger.info("%s: read 'params' and 'state', not %s.", path, ", ".join(others[:10]))
+        logger.info("%s: read 'params' and 'state', not %s", path, ", ".join(others[:10]))
     case _:
       parts = [mapping(value)]
   tree: dict[str, dict[str, Any]] = {}
@@ -214,5 +215,5 @@ def _leaves(names: Any) -> dict[str, np.ndarray]:
       case Box(np.ndarray() as array):
         leaves[name] = array
       case _:
-        raise RefusedError(f"something else than an array as {str(name)[:80]!r}")
+        raise RefusedError(f"something other than an array as {str(name)[:80]!r}")
   return leaves

@@ -1,4 +1,4 @@
-"""The published files: which they are, and their layout."""
+"""The published files: their checksums and their layout."""
 
 import hashlib
 import logging
@@ -27,26 +27,25 @@ def report(path: pathlib.Path) -> None:
     digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
   names = [name for name, known in _MD5.items() if known == digest]
   if names:
-    logger.info("%s is the published %s (md5 %s).", path, names[0], digest)
+    logger.info("%s is the published %s (md5 %s)", path, names[0], digest)
   elif path.name in _MD5:
     logger.warning(
-      "%s is not the published file of this name: its md5 is %s and not %s.",
+      "%s is not the published file of this name: its md5 is %s, not %s",
       path,
       digest,
       _MD5[path.name],
     )
   else:
-    logger.info("%s is none of the published files (md5 %s).", path, digest)
+    logger.info("%s is none of the published files (md5 %s)", path, digest)
 
 
 def dumps(tree: dict[str, dict[str, np.ndarray]]) -> bytes:
   """Pickles `{module: {name: array}}` so that the paper's own code can load it.
 
-  By protocol 3, and with the name that NumPy's constructor had at that time, which NumPy 2 still
-  understands.
+  Uses protocol 3 and NumPy 1's name of the array constructor, which NumPy 2 still accepts.
   """
   content = pickle.dumps(tree, protocol=3)
-  # The first occurrence is the name itself: only module names come before it, and no array.
+  # The first occurrence is the name itself: only module names precede it, no array data.
   ours, theirs = (f"c{module}\n_reconstruct\n".encode() for module in _NUMPY)
   return content.replace(ours, theirs, 1)
 

@@ -1,7 +1,7 @@
-"""Reads PyTorch's checkpoints, `.pth`, `.pt` or `.bin`, without PyTorch and without executing them.
+"""Reads PyTorch checkpoints, `.pth`, `.pt` or `.bin`, without PyTorch and without executing them.
 
-Since version 1.6 they are zip archives of a pickle, `data.pkl`, and of one member for each storage
-that its tensors lie in.
+Since version 1.6 they are zip archives with a pickle, `data.pkl`, and one member for each storage
+that holds the data of tensors.
 """
 
 import functools
@@ -24,7 +24,7 @@ from nfnet_jax.weights.untrusted import BoundedReader, reading
 
 _KIND = "PyTorch checkpoint"
 _PICKLE = "/data.pkl"
-_MAX_PICKLE = 2**26  # bytes; of the deepest network, with its optimizer's state, 2**20
+_MAX_PICKLE = 2**26  # bytes; the deepest network with its optimizer state needs 2**20
 _MAX_RANK = 8
 _DTYPES = {
   **{"Double": np.float64, "Float": np.float32, "Half": np.float16},
@@ -32,7 +32,7 @@ _DTYPES = {
   **{"Char": np.int8, "Byte": np.uint8, "Bool": np.bool_},
 }
 _STORAGES = {f"torch.{name}Storage": np.dtype(dtype) for name, dtype in _DTYPES.items()}
-# Where training scripts keep a network, EMA weights and raw ones.
+# Keys under which training scripts save EMA weights and raw weights.
 _AVERAGED = ("state_dict_ema", "model_ema")
 _RAW = ("state_dict", "model")
 
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Storage(NamedTuple):
-  """A member of the archive, as numbers of one dtype."""
+  """A member of the archive that holds numbers of one dtype."""
 
   member: str
   dtype: np.dtype
@@ -48,7 +48,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-  """A view of a storage; all but `shape` in numbers, not bytes."""
+  """A view of a storage; offset and strides count elements, not bytes."""
 
   storage: _Storage
   offset: int
@@ -57,29 +57,29 @@ class _Tensor(NamedTuple):
 
 
 class _Text(NamedTuple):
-  """An object that says nothing about weights."""
+  """An object that does not affect the weights."""
 
   text: str
 
 
 def is_pytorch(archive: zipfile.ZipFile) -> bool:
-  """Whether an archive has the member that makes it a checkpoint of PyTorch's."""
+  """Whether an archive is a PyTorch checkpoint."""
   return any(name.endswith(_PICKLE) for name in archive.namelist())
 
 
 def read_pytorch(
   path: pathlib.Path, archive: zipfile.ZipFile, averaged: bool = True
 ) -> dict[str, Entry]:
-  """Reads the pickle; storages are read when their tensors are asked for.
+  """Reads the pickle; the data of tensors are read lazily.
 
   Args:
     path, archive: the file.
-    averaged: of a training script's checkpoint, the EMA weights if it has any, or the raw
-      ones.
+    averaged: whether to take the EMA weights of a training script's checkpoint, if it has any, or
+      else the raw ones.
 
   Raises:
-    RequestError: if it holds or would run anything else than a dictionary of tensors.
-    Exception: for a damaged one, see `untrusted.reading`.
+    RequestError: if it holds or would run anything other than a dictionary of tensors.
+    Exception: if the file is damaged, see `untrusted.reading`.
   """
   (pickle,) = [name for name in archive.namelist() if name.endswith(_PICKLE)]
   root = pickle.removesuffix(_PICKLE)
@@ -92,7 +92,7 @@ def read_pytorch(
   try:
     value = interpret(file, _table(), functools.partial(_storage, root))
     if file.left():
-      raise RefusedError(f"{file.left()} bytes behind its pickle's end")
+      raise RefusedError(f"{file.left()} bytes after its pickle's end")
     tensors = _state_dict(path, value, averaged)
   except RefusedError as error:
     raise _refused(path, str(error)) from None
@@ -102,7 +102,7 @@ def read_pytorch(
   def numbers(storage: _Storage) -> np.ndarray:
     content = read_member(archive, storage.member)
     if len(content) != storage.size * storage.dtype.itemsize:
-      raise ValueError(f"{storage.member} has another size than its tensors say")
+      raise ValueError(f"{storage.member} has a size that does not match its tensors")
     array = np.frombuffer(content, storage.dtype)
     return array.byteswap() if order == "big" else array
 
@@ -118,9 +118,9 @@ def read_pytorch(
 
 def _refused(path: pathlib.Path, what: str) -> RequestError:
   return RequestError(
-    f"refused to read {path}: this PyTorch file has {what}, which weights have no use for. Nothing "
-    "in it was run. If it is your own, save its weights alone: "
-    "torch.save(model.state_dict(), path); if not, get it from a source that you trust."
+    f"refused to read {path}: this PyTorch file has {what}, which weights do not need. No code in "
+    "it was run. If the file is yours, save only its weights: "
+    "torch.save(model.state_dict(), path). Otherwise get it from a source that you trust."
   )
 
 
@@ -139,7 +139,7 @@ def _storage(root: str, key: Any) -> _Storage:
   match key:
     case ("storage", Name(kind), str(number), str(), int(size)) if kind in _STORAGES and size >= 0:
       return _Storage(f"{root}/data/{number}", _STORAGES[kind], size)
-  raise RefusedError("a persistent id that is no storage of numbers")
+  raise RefusedError("a persistent id that is not a storage of numbers")
 
 
 def _tensor(arguments: Any) -> _Tensor | None:
@@ -152,7 +152,7 @@ def _tensor(arguments: Any) -> _Tensor | None:
         raise RefusedError("a tensor of impossible shape")
       last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
       if 0 not in shape and last >= storage.size:
-        raise RefusedError("a tensor that its storage does not hold")
+        raise RefusedError("a tensor that exceeds its storage")
       return _Tensor(storage, offset, shape, strides)
   return None
 
@@ -165,30 +165,30 @@ def _parameter(arguments: Any) -> _Tensor | None:
 
 
 def _namespace(arguments: Any) -> Ordered | None:
-  """A script's arguments, which are attributes and so left out."""
+  """The arguments of a training script; they are attributes, which are ignored."""
   if arguments == ():
     return Ordered()
   return None
 
 
 def _state_dict(path: pathlib.Path, value: Any, averaged: bool) -> dict[str, _Tensor]:
-  """The tensors of a network, out of what a training script saved with them."""
+  """Finds the network's tensors in a training script's checkpoint."""
   if not isinstance(value, dict):
-    raise RefusedError("something else where a dictionary belongs")
+    raise RefusedError("something other than a dictionary where one is required")
   parts = (*_AVERAGED, *_RAW) if averaged else (*_RAW, *_AVERAGED)
   found = [key for key in parts if isinstance(value.get(key), dict)]
   if found:
     others = ", ".join(ascii(key)[:80] for key in value if key != found[0])
-    logger.info("%s: read %r%s.", path, found[0], others and f"; not {others}")
+    logger.info("%s: read %r%s", path, found[0], others and f", not {others}")
     value = value[found[0]]
   for name, tensor in value.items():
     if not isinstance(name, str) or not isinstance(tensor, _Tensor):
-      raise RefusedError(f"something else than a tensor as {str(name)[:80]!r}")
+      raise RefusedError(f"something other than a tensor as {str(name)[:80]!r}")
   return value
 
 
 def _byte_order(archive: zipfile.ZipFile, root: str) -> str:
-  member = f"{root}/byteorder"  # since version 2.1; before, that of nearly all machines
+  member = f"{root}/byteorder"  # Written since version 2.1; older files are little-endian.
   order = bytes(read_member(archive, member)) if member in archive.NameToInfo else b"little"
   if order not in (b"little", b"big"):
     raise ValueError(f"the byte order {order[:20]!r}")
@@ -196,7 +196,7 @@ def _byte_order(archive: zipfile.ZipFile, root: str) -> str:
 
 
 def _view(numbers: np.ndarray, tensor: _Tensor) -> np.ndarray:
-  """The tensor in its storage, within its bounds as `_tensor` has checked."""
+  """The tensor as a view of its storage; `_tensor` has checked the bounds."""
   if 0 in tensor.shape:
     return np.empty(tensor.shape, numbers.dtype)
   strides = tuple(step * numbers.itemsize for step in tensor.strides)

@@ -1,4 +1,4 @@
-"""Weights of our own runs."""
+"""Reads weights from run directories."""
 
 import json
 import pathlib
@@ -24,12 +24,12 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
 
   Args:
     workdir: the run directory.
-    averaged: whether to take the EMA weights or the raw ones.
+    averaged: whether to take the EMA weights, or else the raw ones.
 
   Raises:
     RequestError: if the directory holds no run or no checkpoint.
   """
-  # Here, because `import nfnet_jax` is to load neither Orbax nor what reads data.
+  # Imported here, so that `import nfnet_jax` loads neither Orbax nor the data modules.
   from nfnet_jax import config as config_lib
   from nfnet_jax.data import classes
 
@@ -39,7 +39,7 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
   params, net_state = found[prefix]
   names = classes.load(epath.Path(workdir), config.model.num_classes)
   if names is None and config.data.name == "imagenet2012":
-    names = tuple(classes.imagenet())  # of a run of a time when they were not kept
+    names = tuple(classes.imagenet())  # Older runs did not record class names.
   overrides = config_lib.model_kwargs(config)
   metadata = {
     "model": config.model.name,

@@ -1,7 +1,7 @@
 """Reads safetensors files, tensor by tensor.
 
-The library maps a file into memory, and the process dies if the file is cut short meanwhile. Here
-every read says how much it got.
+The library memory-maps the file, so the process would die if the file were truncated meanwhile.
+Here every read checks how many bytes it got.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from nfnet_jax.weights.entries import OURS, Entry, Stored
 from nfnet_jax.weights.untrusted import identity, reading
 
 _KIND = "safetensors file"
-_MAX_HEADER = 2**23  # bytes: room for 50,000 tensors, or the names of as many classes
+_MAX_HEADER = 2**23  # bytes; enough for 50,000 tensors or as many class names
 _DTYPES = {
   **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16},
   **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
@@ -30,7 +30,7 @@ _DTYPES = {
 
 
 class _Place(NamedTuple):
-  """Where in a file a tensor lies, from the file's beginning."""
+  """The position of a tensor's data in its file."""
 
   path: pathlib.Path
   identity: tuple[int, ...]
@@ -38,12 +38,12 @@ class _Place(NamedTuple):
 
 
 def read_safetensors(path: pathlib.Path) -> Stored:
-  """Reads the header; tensors are read when they are asked for.
+  """Reads the header; tensors are read lazily.
 
-  Our own files hold a digest of their tensors, with which they are compared first.
+  Files that this package wrote hold a digest of their tensors, which is verified first.
 
   Raises:
-    RequestError: unless the tensors fill the file without gap or overlap, and are those of the
+    RequestError: if the tensors do not fill the file without gap or overlap, or do not match the
       digest.
   """
   with reading(path, _KIND), path.open("rb") as file:
@@ -67,10 +67,10 @@ def read_safetensors(path: pathlib.Path) -> Stored:
         raise ValueError(f"a gap or an overlap at byte {min(begin, end)} of its data")
       end = next_end
     if start + end != size:
-      raise ValueError(f"it has {size} bytes and announces {start + end}")
+      raise ValueError(f"it has {size} bytes, but its header describes {start + end}")
     digest = metadata.get("data_sha256")
     if digest and digest != hashlib.file_digest(file, "sha256").hexdigest():
-      raise ValueError("its numbers are not those that were written: their SHA-256 is another one")
+      raise ValueError("its numbers are not those that were written: their SHA-256 differs")
   return Stored(path, "safetensors", entries, metadata)
 
 
@@ -82,19 +82,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _metadata(said: Any) -> dict[str, str]:
-  """What one of our own files says about itself; nothing of others'."""
+  """The metadata of a file that this package wrote; {} for other files."""
   if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
-    raise ValueError("metadata that are no text")
+    raise ValueError("metadata that are not text")
   if said.get("format") != OURS:
     return {}
   for key in ("overrides", "preprocessing"):
     if not isinstance(json.loads(said.get(key, "{}")), dict):
-      raise ValueError(f"{key} is no dictionary")
+      raise ValueError(f"{key} is not a dictionary")
   return said
 
 
 def _announced(name: str, about: Any) -> tuple[tuple[int, ...], np.dtype, tuple[int, int]]:
-  """Shape, dtype and place of a tensor, which agree with one another."""
+  """Shape, dtype and byte range of a tensor, checked for consistency."""
   match about:
     case {"dtype": str(code), "shape": list(shape), "data_offsets": [begin, end]}:
       if code not in _DTYPES:

@@ -1,7 +1,7 @@
 """timm's names and layouts of NFNets.
 
-timm's `dm_nfnet_f0` to `dm_nfnet_f6` are the published networks, tensor for tensor. Its own
-(`nfnet_l0`, `eca_nfnet_*`, `nf_resnet50`, `nf_regnet_b1`, ...) have blocks of another kind.
+timm's `dm_nfnet_f0` to `dm_nfnet_f6` are the published networks, tensor for tensor. timm's own
+networks (`nfnet_l0`, `eca_nfnet_*`, `nf_resnet50`, `nf_regnet_b1`, ...) have different blocks.
 """
 
 import re
@@ -14,10 +14,10 @@ from nfnet_jax.errors import RequestError
 from nfnet_jax.weights.entries import Entry
 
 _NETWORKS = tuple(f"nfnet_f{k}" for k in range(7))  # timm calls them dm_nfnet_f0, ...
-_SEEN_IN_SHAPES = ("widths", "depths", "group_size")  # nobody loads these by mistake
+_SEEN_IN_SHAPES = ("widths", "depths", "group_size")  # Shapes prevent loading these by mistake.
 
 _PLACE = re.compile(r"stages\.([0-9])\.([0-9]{1,3})\.")
-# What wrappers of a network put before its names: DataParallel, Lightning and torch.compile.
+# Prefixes that wrappers of a network add: DataParallel, Lightning and torch.compile.
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _CONVS_OF_A_BLOCK = {
   "conv1": "conv0",
@@ -29,23 +29,23 @@ _CONVS_OF_A_BLOCK = {
 
 
 class Layout(NamedTuple):
-  """How timm stores a leaf: our axes in another order, then axes of size 1."""
+  """How timm stores a leaf: our axes in a different order, then axes of size 1."""
 
   order: tuple[int, ...]
   added_axes: int = 0
 
   def fits(self, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of timm's can have this shape."""
+    """Whether timm's tensor can have this shape."""
     rank = len(self.order)
     return len(shape) == rank + self.added_axes and all(size == 1 for size in shape[rank:])
 
   def to_ours(self, x: np.ndarray) -> np.ndarray:
-    """timm's to ours."""
+    """Converts from timm's layout to ours."""
     kept = x.shape[: len(self.order)]
     return x.reshape(kept).transpose(np.argsort(self.order))
 
   def to_timm(self, x: np.ndarray) -> np.ndarray:
-    """Ours to timm's."""
+    """Converts from our layout to timm's."""
     x = x.transpose(self.order)
     return x.reshape(x.shape + (1,) * self.added_axes)
 
@@ -55,23 +55,23 @@ _VECTOR = Layout((0,))
 _GAIN = Layout((0,), added_axes=3)
 _KERNEL = Layout((3, 2, 0, 1))  # HWIO to OIHW
 _MATRIX = Layout((1, 0))
-_GATE = Layout((1, 0), added_axes=2)  # a matrix as a convolution
+_GATE = Layout((1, 0), added_axes=2)  # a matrix stored as a 1x1 convolution
 
 
 class Leaf(NamedTuple):
-  """Our name of one of timm's tensors, and how it is stored there."""
+  """Our name of one of timm's tensors, and timm's layout of it."""
 
   name: str
   layout: Layout
 
 
 def is_timm(names: Iterable[str]) -> bool:
-  """Whether tensors have timm's names; its own networks count too."""
+  """Whether tensors have timm's names, including those of timm's own networks."""
   return any(name.startswith(("stem.conv", "stages.", "head.fc.")) for name in names)
 
 
 def without_prefix(entries: dict[str, Entry]) -> tuple[str, dict[str, Entry]]:
-  """What wrappers put before all names, or an empty text, and entries by timm's own names."""
+  """Removes the prefix of wrappers; returns the prefix, or "", and entries by timm's names."""
   prefix = ""
   while more := [each for each in _PREFIXES if all(n.startswith(prefix + each) for n in entries)]:
     if not entries:
@@ -82,19 +82,19 @@ def without_prefix(entries: dict[str, Entry]) -> tuple[str, dict[str, Entry]]:
 
 
 def is_published_network(names: Iterable[str]) -> bool:
-  """Whether timm's tensors are those of a published NFNet: its own networks have no such gain."""
+  """Whether timm's tensors belong to a published NFNet; timm's own networks lack this gain."""
   return any(name.endswith(".skipinit_gain") for name in names)
 
 
 def name_table(depths: Iterable[int]) -> dict[str, Leaf]:
-  """All names that timm may give to the leaves of an NFNet.
+  """All names that timm can give to the leaves of an NFNet.
 
   Args:
-    depths: blocks of each stage.
+    depths: number of blocks in each stage.
 
   Returns:
-    Our names, for instance `NFNet/~/nf_block_3/~/conv1b/gain`, and layouts, by timm's names. Some,
-    such as the convolutions of shortcuts, only some blocks have.
+    Our names, for instance `NFNet/~/nf_block_3/~/conv1b/gain`, and layouts, by timm's names. Some
+    leaves, such as the convolutions of shortcuts, exist only in some blocks.
   """
   table: dict[str, Any] = {}
   for i in range(4):
@@ -113,9 +113,9 @@ def name_table(depths: Iterable[int]) -> dict[str, Leaf]:
 
 
 def from_timm(entries: dict[str, Entry]) -> dict[str, Entry]:
-  """Entries by timm's names as entries by ours.
+  """Renames entries from timm's names to ours.
 
-  Those that it has no rule for stay as they are: the comparison with the network will list them.
+  Unknown names are unchanged; the comparison with the network will list them.
 
   Raises:
     RequestError: if the file has names of both kinds.
@@ -134,22 +134,22 @@ def from_timm(entries: dict[str, Entry]) -> dict[str, Entry]:
       converted[leaf.name] = entry
   if len(converted) != len(entries):
     raise RequestError(
-      "the file names some leaves twice, by timm's names and by the published ones."
+      "the file holds some leaves twice, by timm's names and by the published names."
     )
   return converted
 
 
 def to_timm(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Arrays by our names as arrays by timm's.
+  """Renames arrays from our names to timm's and converts their layouts.
 
   Raises:
-    RequestError: for a network that is no NFNet.
+    RequestError: if the network is not an NFNet.
   """
   depths = []
   for k in range(len(leaves)):
     if f"{_block(k)}/skip_gain" not in leaves:
       break
-    # In an NFNet the first block of every stage has one, and no other.
+    # In an NFNet, exactly the first block of each stage has a convolution in its shortcut.
     if k == 0 or f"{_block(k)}/~/conv_shortcut/w" in leaves:
       depths.append(0)
     depths[-1] += 1
@@ -157,19 +157,19 @@ def to_timm(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   unknown = [name for name in leaves if name not in table]
   if unknown:
     raise RequestError(
-      f"timm has no name for {unknown[0]}: of the published networks it has NFNets alone. Write "
-      "safetensors with our names."
+      f"timm has no name for {unknown[0]}: it has only the NFNets among the published networks. "
+      "Write safetensors with our names."
     )
   return {table[name][0]: table[name][1].to_timm(leaf) for name, leaf in leaves.items()}
 
 
 def describe(model: str, numerics: str, changes: Mapping[str, Any]) -> str:
-  """Says in a sentence what timm computes with a network's weights.
+  """Describes in a sentence what timm computes with a network's weights.
 
   Args:
     model: the network's name in `list_models()`.
     numerics: "published" or "timm".
-    changes: arguments in which it differs from the network of that name.
+    changes: arguments that differ from the defaults of that network.
 
   Raises:
     RequestError: if timm has no such network.
@@ -177,23 +177,23 @@ def describe(model: str, numerics: str, changes: Mapping[str, Any]) -> str:
   theirs = f"dm_{model}"
   if model not in _NETWORKS:
     raise RequestError(
-      f"timm has no {model}: of the published networks it has {_NETWORKS[0]} to {_NETWORKS[-1]}."
-      " Write safetensors with our names."
+      f"timm has no {model}: it has only {_NETWORKS[0]} to {_NETWORKS[-1]} of the published"
+      " networks. Write safetensors with our names."
     )
   for key, value in changes.items():
     if key not in _SEEN_IN_SHAPES:
       raise RequestError(
-        f"timm's {theirs} has no {key}={value!r}: with these weights it would compute something"
-        " else, without a word. Write safetensors with our names."
+        f"timm's {theirs} does not support {key}={value!r}: with these weights it would silently"
+        " compute wrong results. Write safetensors with our names."
       )
   if changes:
-    theirs += f" made with {', '.join(f'{key}={value}' for key, value in changes.items())}"
+    theirs += f" created with {', '.join(f'{key}={value}' for key, value in changes.items())}"
   if numerics == "timm":
     return f"timm's {theirs} computes the same logits with these weights."
   return (
-    f"timm's {theirs} computes other logits with these weights, though near ones: its weight"
-    " standardisation adds 1e-5 to the variance where ours bounds it from below, and its GELU is by"
-    " erf where ours is by tanh. Only with weights of numerics='timm' are the logits the same."
+    f"timm's {theirs} computes similar, but not equal, logits with these weights: its weight"
+    " standardisation adds 1e-5 to the variance where ours bounds it from below, and its GELU uses"
+    " erf where ours uses tanh. The logits are equal only for weights with numerics='timm'."
   )
 
 

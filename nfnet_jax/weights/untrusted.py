@@ -1,6 +1,6 @@
-"""Files that anybody may have written: opened only if they are files, read within bounds.
+"""Reads untrusted files: checks that they are regular files, and bounds the memory they need.
 
-Whatever a file says, reading it takes no more memory than `most_bytes` allows for its size.
+Reading a file takes no more memory than `most_bytes` allows for its size, whatever it contains.
 """
 
 import contextlib
@@ -19,36 +19,36 @@ _KINDS = {
   stat.S_IFBLK: "a device",
   stat.S_IFDIR: "a directory",
 }
-_FACTOR = 16  # of what is read to the file's size; compressed weights reach about 2
-_TOLD = 300  # letters of a library's error, which may quote the file
-_FLOOR = 2**29  # bytes that any file may take; compressed zeros have no honest factor
+_FACTOR = 16  # largest ratio of memory to file size; compressed weights reach about 2
+_TOLD = 300  # most characters of a library's error, which may quote the file
+_FLOOR = 2**29  # bytes that any file may take, since compressed zeros exceed every factor
 
 
 def check_regular(path: pathlib.Path) -> None:
-  """Raises a RequestError unless `path` is a file; reading a pipe could wait for ever."""
+  """Raises a RequestError unless `path` is a regular file; reading a pipe could hang."""
   try:
     mode = path.stat().st_mode
   except (OSError, ValueError) as error:
     reason = getattr(error, "strerror", None) or error
     raise RequestError(f"cannot read weights from {str(path)!r}: {reason}.") from error
   if not stat.S_ISREG(mode):
-    kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+    kind = _KINDS.get(stat.S_IFMT(mode), "not a file")
     raise RequestError(f"cannot read weights from {path}: it is {kind}. Name a file.")
 
 
 def most_bytes(size: int) -> int:
-  """How many bytes the arrays of a file of `size` bytes may have."""
+  """The most bytes that the arrays of a file of `size` bytes may take."""
   return _FACTOR * size + _FLOOR
 
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path, kind: str) -> Iterator[None]:
-  """Turns whatever the libraries raise at a damaged file into a RequestError."""
+  """Turns any exception that libraries raise for a damaged file into a RequestError."""
   try:
     yield
   except RequestError:
     raise
-  except Exception as error:  # zipfile, zlib, json and NumPy's parser have many
+  except Exception as error:  # zipfile, zlib, json and NumPy's parser raise many kinds.
     why = str(error) or type(error).__name__
     raise RequestError(
       f"{path} is a truncated or damaged {kind} ({why[:_TOLD]}): get it again."
@@ -56,7 +56,7 @@ def reading(path: pathlib.Path, kind: str) -> Iterator[None]:
 
 
 class BoundedReader:
-  """A file for `pickletools`, which asks for as many bytes as a pickle says."""
+  """A file for `pickletools`, which requests as many bytes as a pickle claims to hold."""
 
   def __init__(self, file: BinaryIO, size: int):
     self._file, self._left = file, size
@@ -64,7 +64,7 @@ class BoundedReader:
   def read(self, size: int) -> bytes:
     """Reads `size` bytes, or none if there are fewer."""
     if not 0 <= size <= self._left:
-      raise ValueError(f"{size} bytes where {self._left} are left")
+      raise ValueError(f"it announces {size} bytes where only {self._left} are left")
     content = self._file.read(size)
     self._left -= len(content)
     return content
@@ -76,11 +76,11 @@ class BoundedReader:
     return line
 
   def left(self) -> int:
-    """Bytes that have not been read."""
+    """The number of bytes not read yet."""
     return self._left
 
 
 def identity(file: BinaryIO) -> tuple[int, ...]:
-  """What differs when a file is another one than before, or was written to."""
+  """A value that changes when a file is replaced or written to."""
   about = os.fstat(file.fileno())
   return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns

@@ -100,7 +100,7 @@ def test_one_method_alone_serves_every_output(alpha, cutmix):
 
 
 def test_no_method_is_refused():
-  with pytest.raises(ValueError, match="nothing to mix"):
+  with pytest.raises(ValueError, match="disable mixing"):
     _white_on_black(2, mixup_alpha=0.0, cutmix=False)
 
 

@@ -114,8 +114,8 @@ def test_unknown_flags_name_the_nearest(verb, word, said):
     ("train", "--workdir=a\0b", "holds a NUL character."),
     ("train", "--workdir=" + "x" * 250, "is too long"),
     ("train", "--workdir=" + "x/" * 3000, "is too long"),
-    ("train", "--workdir=~nobody_of_that_name/x", "is in the home of nobody here: write ./~nobody"),
-    ("train", "--workdir", "Missing value for flag --workdir"),
+    ("train", "--workdir=~nobody_of_that_name/x", "names an unknown user's home: write ./~nobody"),
+    ("train", "--workdir", "missing value for flag --workdir"),
     ("export", "--model=nfnet_f9", "unknown model 'nfnet_f9': did you mean nfnet_f"),
   ],
 )
@@ -126,7 +126,7 @@ def test_values_out_of_bounds(verb, word, said):
 
 
 def test_a_missing_value_is_not_the_next_flag():
-  assert "Missing value for flag --workdir" in refusal("train", "--workdir", "--config=x.py")
+  assert "missing value for flag --workdir" in refusal("train", "--workdir", "--config=x.py")
 
 
 # Help.

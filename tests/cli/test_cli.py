@@ -123,7 +123,7 @@ def test_help_gives_defaults_and_what_is_needed(capsys):
     main(["predict", "--help"])
   usage, *_, out = capsys.readouterr().out.split("\n", 1)
   assert usage == "usage: nfnet-jax predict --weights=VALUE [--FLAG=VALUE ...] IMAGE ..."
-  assert "How many classes to give. Default: 5." in out
+  assert "Number of classes to print for each image. Default: 5." in out
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_unknown_verb(refused):
     (["train", f"--config={EXPERIMENT}"], "--workdir is missing"),
     (["train", "--workdir=run", "--config.seed=1"], "--config is missing"),
     (["evaluate"], "--workdir is missing"),
-    (["evaluate", "--workdir"], "Missing value for flag --workdir"),
+    (["evaluate", "--workdir"], "missing value for flag --workdir"),
     (["evaluate", "run"], "unexpected argument 'run'"),
     (
       ["evaluate", "--workdir=run", "--splt=test"],
@@ -268,7 +268,7 @@ def test_values_from_the_command_line():
     ("data.flip=maybe", "config key data.flip takes a value of type bool, not 'maybe'."),
     ("batch_size=12", "batch_size=12 does not divide over 8 devices"),
     ("batch_size=0", "batch_size=0 must be at least 1."),
-    ("batch_size=1440", "batch_size=1440 of 1437 training images"),
+    ("batch_size=1440", "batch_size=1440 is too large for 1437 training images"),
     ("steps=0", "steps=0 must be at least 1."),
     ("optimizer.learning_rate=nan", "optimizer.learning_rate=nan must be finite."),
     ("optimizer.clipping=-1", "optimizer.clipping=-1.0 must be at least 0."),
@@ -276,7 +276,7 @@ def test_values_from_the_command_line():
     ("model.name=nfnet_f9", "unknown model 'nfnet_f9': did you mean nfnet_f"),
     ("model.name=resnet", "unknown model 'resnet': "),
     ("model.widths=abc", "abc"),
-    ("model.widths=(4,4)", "less than one group of 8"),
+    ("model.widths=(4,4)", "fewer than one group of 8"),
     ("model.activation=gelo", "unknown model.activation='gelo': choose one of"),
     ("model.num_classes=11", "model.num_classes=11, but data set 'digits' has 10 classes"),
     ("accumulate=0", "accumulate=0 must be at least 1."),
@@ -285,9 +285,9 @@ def test_values_from_the_command_line():
     ("data.crop_area=0.5", "data.crop_area=(0.5,): give two numbers, 0 < low <= high."),
     ("data.crop_aspect=(a,b)", "data.crop_aspect takes a value of type tuple, not '(a,b)'."),
     ("data.name=a/b/c", "TFDS cannot open data set 'a/b/c'"),
-    ("data.name=digit", "Unknown data set 'digit'. Nearest names: digits"),
-    ("data.train_split=trian", "No split 'trian' in data set 'digits', which has"),
-    ("data.test_split=validation", "No split 'validation' in data set 'digits', which has"),
+    ("data.name=digit", "unknown data set 'digit': choose another, such as digits"),
+    ("data.train_split=trian", "no split 'trian' in data set 'digits', which has"),
+    ("data.test_split=validation", "no split 'validation' in data set 'digits', which has"),
   ],
 )
 def test_configs_that_make_no_run(refused_training, change, said):
@@ -332,13 +332,13 @@ def test_a_checkpoint_of_another_model(refused, resolved, digits, tmp_path, verb
     "evaluate": ["evaluate", f"--workdir={tmp_path}"],
   }
   line = refused(*words[verb])
-  assert f"This checkpoint is of another model: {tmp_path}/checkpoints/1: " in line
+  assert f"checkpoint {tmp_path}/checkpoints/1 belongs to another model: " in line
   assert content_of(tmp_path) == before
 
 
 def test_evaluating_what_is_no_run(refused, resolved, tmp_path):
   line = refused("evaluate", f"--workdir={tmp_path}")
-  assert f"{tmp_path} is no run directory: it has no config.json." in line
+  assert f"{tmp_path} is not a run directory: it has no config.json." in line
   config_lib.save(resolved, tmp_path / "config.json")
   line = refused("evaluate", f"--workdir={tmp_path}")
   assert f"{tmp_path} holds no checkpoint yet" in line
@@ -348,7 +348,7 @@ def test_evaluating_what_is_no_run(refused, resolved, tmp_path):
 @pytest.mark.parametrize(
   ("flag", "said"),
   [
-    ("--split=valid", "No split 'valid' in data set 'digits'"),
+    ("--split=valid", "no split 'valid' in data set 'digits'"),
     ("--batch_size=12", "batch_size=12 does not divide over 8 devices"),
     ("--batch_size=0", "--batch_size=0 must be at least 1."),
   ],
@@ -365,7 +365,7 @@ def test_a_data_set_without_images(refused_training, tmp_path):
   for split in ("train", "test"):
     (tmp_path / split / "cat").mkdir(parents=True)
   line = refused_training("data.name=folder", f"data.dir={tmp_path}")
-  assert f"No images in {tmp_path}/train" in line
+  assert f"no images in {tmp_path}/train" in line
 
 
 @pytest.mark.slow
@@ -375,7 +375,7 @@ def test_training_on_a_damaged_image(refused, tmp_path):
   bad.write_bytes(bad.read_bytes()[:40])
   changes = ["data.name=folder", "data.max_corrupt=0"]
   line = refused(*tiny_train(tmp_path / "run", tmp_path / "images", *changes))
-  assert f"Cannot read image {bad}: " in line
+  assert f"cannot read image {bad}: " in line
   assert "Remove or replace the file." in line
 
 
@@ -391,7 +391,7 @@ def test_evaluating_on_a_damaged_image(refused, resolved, tmp_path):
   config_lib.save(resolved, tmp_path / "run/config.json")
   save_checkpoint(tmp_path / "run", build(resolved).init())
   line = refused("evaluate", f"--workdir={tmp_path}/run")
-  assert f"Cannot read image {bad}: " in line
+  assert f"cannot read image {bad}: " in line
 
 
 def test_evaluating_on_data_of_other_classes(refused, resolved, tmp_path):

@@ -84,11 +84,11 @@ def test_a_config_may_be_incomplete_or_newer(tmp_path):
   ("content", "said"),
   [
     ("", "cannot read"),
-    ("null", "no config of a run"),
-    ("{}", "no config of a run"),
-    ("[1]", "no config of a run"),
-    ('{"model": 3}', "no config of a run"),
-    ('{"model": {"name": "nfnet_f0"}, "data": 3}', "data=3 is no section"),
+    ("null", "does not hold the config of a run"),
+    ("{}", "does not hold the config of a run"),
+    ("[1]", "does not hold the config of a run"),
+    ('{"model": 3}', "does not hold the config of a run"),
+    ('{"model": {"name": "nfnet_f0"}, "data": 3}', "data=3 is not a section"),
     ('{"model": {"name": "nfnet_f0"}, "seed": "3"}', "seed='3' must be of type int."),
     ('{"model": {"name": "nfnet_f0"}, "epochs": NaN}', "epochs=nan must be finite."),
     ("[" * 100000, "cannot read"),
@@ -117,5 +117,5 @@ def test_paths_of_configs_may_hold_colons_and_homes(tmp_path, monkeypatch):
 
 def test_a_run_has_no_variants(run):
   _, path = run()
-  with pytest.raises(RequestError, match="has no variant 'x'"):
+  with pytest.raises(RequestError, match="has no variants: remove :x"):
     config_file.load(f"{path}:x")

@@ -130,9 +130,11 @@ def test_a_run_directory_that_is_a_file_is_refused_before_data(
   words = f"--config={EXPERIMENT}", f"--workdir={tmp_path}/{place}"
   assert main(["train", *words]) == 2
   line = capsys.readouterr().err.splitlines()[-1]
-  assert f"cannot write run directory {tmp_path}/{place}: {tmp_path}/file is no directory" in line
+  assert (
+    f"cannot write run directory {tmp_path}/{place}: {tmp_path}/file is not a directory" in line
+  )
   assert (tmp_path / "file").read_text() == "mine"
   if place == "file":  # Its config is looked for below it.
     assert main(["evaluate", words[1]]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line == f"nfnet-jax: {tmp_path}/file is no run directory: it has no config.json."
+    assert line == f"nfnet-jax: {tmp_path}/file is not a run directory: it has no config.json."

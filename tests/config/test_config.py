@@ -171,7 +171,7 @@ def test_differences_are_listed_by_key():
 
 @pytest.mark.parametrize(
   ("content", "words"),
-  [(None, "no run directory"), ("{", "cannot read"), ("3", "cannot read")],
+  [(None, "not a run directory"), ("{", "cannot read"), ("3", "cannot read")],
 )
 def test_a_config_that_cannot_be_read(tmp_path, content, words):
   if content is not None:
@@ -183,7 +183,7 @@ def test_a_config_that_cannot_be_read(tmp_path, content, words):
 def test_mixing_takes_two_images_for_each_example():
   tiny.config(batch_size=32, **{"augment.cutmix": True})  # of 64 images
   with pytest.raises(
-    RequestError, match="batch_size=40, each mixed from two, of 64 training images"
+    RequestError, match="batch_size=40, each mixed from two images, is too large for 64 "
   ):
     tiny.config(batch_size=40, **{"augment.mixup_alpha": 0.2})
   tiny.config(batch_size=40)
@@ -201,12 +201,12 @@ GONE = object()
     ("batch_size", None, "batch_size has no value."),
     ("model.remat", None, "model.remat has no value."),
     ("accumulate", {}, "accumulate={} must be of type int."),
-    ("accumulate", {"a": 1}, "'accumulate.a' is no key of this version."),
-    ("model", 3, "holds no config of a run"),
+    ("accumulate", {"a": 1}, "'accumulate.a' is not a key of this version."),
+    ("model", 3, "does not hold the config of a run"),
     ("data", {}, "it lacks data.name"),
     ("seed", "3", "seed='3' must be of type int."),
     ("data.crop_area", [0.1, "x"], "data.crop_area=(0.1, 'x'): give two numbers"),
-    ("dropout", 0.5, "'dropout' is no key of this version."),
+    ("dropout", 0.5, "'dropout' is not a key of this version."),
   ],
 )
 def test_damage_to_the_config_of_a_run_is_named(tmp_path, key, value, said):

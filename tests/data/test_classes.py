@@ -51,7 +51,7 @@ def test_classes_are_found_by_name(names, known, columns):
 
 def test_classes_of_a_network_without_names_are_said_to_be_guessed(caplog):
   assert classes.choose("abc", 3) == (0, 1, 2)
-  assert "taken for the data set's, 'a', 'b', 'c'" in caplog.text
+  assert "assumed to be the data set's, 'a', 'b', 'c'" in caplog.text
   caplog.clear()
   assert classes.choose("012", 3) == classes.choose("abc", 3, "abc") == (0, 1, 2)
   assert caplog.text == ""
@@ -76,9 +76,9 @@ def test_imagenets_classes_are_found_by_name_or_by_number():
     ("abcz", 3, "abc", "only the data set has 'z'"),
     ("012", 3, "abc", "only the data set has '0', '1', '2'"),
     ("abc", 3, "012", "only the data set has 'a', 'b', 'c'"),
-    ("abc", 10, None, "10 classes without names, and the data set 3 ('a', ...)"),
-    ((*E, "tea"), 3, ("tea", E[0], "x"), "two classes of one name, 'caf\u00e9'"),
-    ((*IMAGENET[:999], "fish"), 1000, None, "not ImageNet's by name ('fish')"),
+    ("abc", 10, None, "10 classes without names, but the data set has 3 ('a', ...)"),
+    ((*E, "tea"), 3, ("tea", E[0], "x"), "the same name, 'caf\u00e9'"),
+    ((*IMAGENET[:999], "fish"), 1000, None, "with other names ('fish')"),
     (IMAGENET[:2], 2, "ab", "only the data set has 'n01440764'"),
   ],
 )
@@ -110,12 +110,12 @@ def test_lists_of_names(content, tmp_path):
     (E[0].encode() + b"\n" + E[1].encode(), "the name 'caf\u00e9' twice"),
     ("caf\u00e9\ntea".encode("latin-1"), "not text in UTF-8"),
     ("cat\ndog".encode("utf-16"), "not text in UTF-8"),
-    (b'["cat", 2]', "no list of names"),
+    (b'["cat", 2]', "not a list of names"),
     (b'["cat", "dog"', "delimiter"),
     (b"[" * 100_000, "recursion"),
     (b'{"cat": 0, "dog": 1}', "its keys are not the numbers from 0 to 1"),
     (b'{"1": "cat", "2": "dog"}', "its keys are not the numbers from 0 to 1"),
-    (b'{"0": ["n01440764", "tench"], "1": ["n01443537", "goldfish"]}', "no list of names"),
+    (b'{"0": ["n01440764", "tench"], "1": ["n01443537", "goldfish"]}', "not a list of names"),
   ],
 )
 def test_bad_lists_of_names(content, said, tmp_path):
@@ -171,13 +171,13 @@ def test_a_run_keeps_its_names(claim):
   ("content", "said"),
   [
     (b"", "Expecting value"),
-    (b"null", "no list of names"),
-    (b'{"0": "a"}', "no list of names"),
-    (b'["a", "b", "c", 4]', "no list of names"),
+    (b"null", "not a list of names"),
+    (b'{"0": "a"}', "not a list of names"),
+    (b'["a", "b", "c", 4]', "not a list of names"),
     (b'["a", "b", "c", "a"]', "the name 'a' twice"),
     (b'["a", "b", "c", "\xe9"]', "can't decode"),
     (b"[" * 100_000, "nested"),
-    (None, "it is no file"),
+    (None, "it is not a file"),
   ],
 )
 def test_damaged_names_of_a_run(claim, content, said):
@@ -191,7 +191,7 @@ def test_damaged_names_of_a_run(claim, content, said):
 
 
 def test_nothing_is_written_for_two_classes_of_one_name(claim):
-  with pytest.raises(RequestError, match="two classes of one name"):
+  with pytest.raises(RequestError, match="have the same name"):
     claim("a", *E, "d")
   assert not claim.file.parent.exists()
 

@@ -166,7 +166,7 @@ def test_empty_split(root: Path, split: str) -> None:
 )
 def test_split_that_tfds_does_not_read_gives_its_reason(root: Path, split: str, why: str) -> None:
   message = refused_config(dir=str(root), test_split=split)
-  assert f"No split {split!r} in data set 'tiny'" in message
+  assert f"no split {split!r} in data set 'tiny'" in message
   assert why in message
   assert "\n" not in message
 
@@ -214,7 +214,7 @@ def test_features_that_are_not_for_classification(tmp_path: Path) -> None:
 
 def test_undecodable_image_is_named_where_none_may_be_damaged(damaged: Path) -> None:
   message = refusal(lambda: train_all(damaged, max_corrupt=0.0))
-  assert message.startswith("Cannot read image ")
+  assert message.startswith("cannot read image ")
   assert "photo13.jpg" in message
   assert "tiny-train.tfrecord-0000" in message
   assert "\n" not in message
@@ -293,14 +293,14 @@ def test_unlabelled_split(tmp_path: Path) -> None:
 )
 def test_name_that_is_none(name: str, key: str, value: str) -> None:
   message = refused_config(**{"name": name, "dir": "nowhere"} | {key: value})
-  assert message.startswith(f"data.{key}={value!r} is no name")
+  assert message.startswith(f"data.{key}={value!r} is not a valid name")
 
 
 @pytest.mark.parametrize("name", ["tiny", "digits"])
 @pytest.mark.parametrize("directory", ["[1]", "a*"])
 def test_directory_that_tfds_takes_for_a_pattern(tmp_path: Path, name: str, directory: str) -> None:
   line = refused_config(name=name, dir=str(tmp_path / directory))
-  assert f"data.dir={tmp_path / directory}: TFDS takes [ and * in a path for patterns." in line
+  assert f"data.dir={tmp_path / directory}: TFDS treats [ and * in a path as patterns." in line
   assert not (tmp_path / directory).exists()
 
 
@@ -309,7 +309,7 @@ def test_directory_that_is_not_utf8(tmp_path: Path) -> None:
   for name in ("digits", "mnist"):
     message = refused_config(name=name, dir=directory)
     assert message == (
-      f"data.dir={directory!r} is not UTF-8, which TFDS needs: choose another name for it."
+      f"data.dir={directory!r} is not UTF-8, which TFDS requires: choose another name."
     )
   examples.write_folder(Path(directory))
   assert data.describe(examples.config(name="folder", dir=directory)).num_train == 9
@@ -330,7 +330,7 @@ def test_folder_without_the_split(tmp_path: Path) -> None:
 def test_folder_without_images(tmp_path: Path) -> None:
   for split in ("train", "test"):
     (tmp_path / split / "cat").mkdir(parents=True)
-  assert "No images" in refused_config(name="folder", dir=str(tmp_path))
+  assert "no images" in refused_config(name="folder", dir=str(tmp_path))
 
 
 def test_folder_with_other_classes_for_test(tmp_path: Path) -> None:
@@ -380,6 +380,6 @@ def test_crops_and_resizes_that_do_not_exist(root: Path, change: dict) -> None:
 
 
 def test_fewer_training_examples_than_one_batch() -> None:
-  with pytest.raises(RequestError, match="batch_size=16 of 15 training images"):
+  with pytest.raises(RequestError, match="batch_size=16 is too large for 15 training images"):
     config_lib.resolve(tiny.config(), tiny.INFO._replace(num_train=15))
   config_lib.resolve(tiny.config(), tiny.INFO._replace(num_train=16))

@@ -128,13 +128,13 @@ def test_a_damaged_image_of_an_odd_name_is_named_in_one_line(
   batches = data.test_batches(config, batch_size=2)
   with pytest.raises(RequestError) as error:
     next(batches)
-  assert f"Cannot read image {named}: it is not an image" in str(error.value)
+  assert f"cannot read image {named}: it is not an image" in str(error.value)
   # TensorFlow quotes the name of what it cannot open, and fails at one that is not UTF-8.
   batches = data.test_batches(config, batch_size=2)
   (tmp_path / "test" / "a" / f"{name}.png").unlink()
   with pytest.raises(RequestError) as error:
     next(batches)
-  assert f"Cannot read image {named}: " in str(error.value)
+  assert f"cannot read image {named}: " in str(error.value)
   assert "\n" not in str(error.value)
 
 
@@ -143,8 +143,8 @@ def test_classes_without_an_image_are_refused_by_name(tmp_path: Path) -> None:
   config = write(tmp_path, images)
   (tmp_path / "train" / "b" / "1.png").rename(tmp_path / "train" / "b" / "1.heic")
   message = refusal(config)
-  assert f"No images of 1 of the 3 classes in {tmp_path}/train: 'b'" in message
-  assert "b/1.heic (not a kind that is read)" in message
+  assert f"no images of 1 of the 3 classes in {tmp_path}/train: 'b'" in message
+  assert "b/1.heic (not a supported kind)" in message
   assert ".tiff" in message
   # The advice works.
   for split in ("train", "test"):
@@ -161,7 +161,7 @@ def test_a_folder_of_no_class_says_what_is_there(tmp_path: Path) -> None:
   assert f"in {file} (which is a file)" in refusal(examples.config(name="folder", dir=str(file)))
   file.unlink()
   write(tmp_path, {"cat/1.png": 1, "dog/1.png": 1})
-  assert "No folder for split 'train'" in refusal(config)
+  assert "no folder for split 'train'" in refusal(config)
   assert "(it has 'cat', 'dog')" in refusal(config)
   for split in ("train", "test"):
     write(tmp_path, {f"{split}/1.png": 1})
@@ -173,7 +173,7 @@ def test_evaluation_needs_no_training_images(tmp_path: Path) -> None:
   config = write(tmp_path, {"test/a/1.png": 10, "test/b/1.png": 20})
   assert data.describe(config, test_only=True)[:5] == (2, ("a", "b"), 0, 2, False)
   assert labels_of(config) == {10: 0, 20: 1}
-  assert "No folder for split 'train'" in refusal(config)
+  assert "no folder for split 'train'" in refusal(config)
   # But if they are there, their classes are the labels.
   write(tmp_path, {"train/a/1.png": 10})
   with pytest.raises(RequestError, match=r"only 'test' has \['b'\]"):

@@ -107,7 +107,7 @@ def test_copies_stay_together(tmp_path):
     ),
     (images_of("training/") | images_of("val/"), "--config.data.train_split=training"),
     (images_of("train/") | images_of("val/", first=100), "--config.data.test_split=val"),
-    ({"train/0.png": 0}, "No images in "),
+    ({"train/0.png": 0}, "no images in "),
   ],
 )
 def test_what_cannot_be_held_out_is_refused(tmp_path, images, said):
@@ -117,4 +117,4 @@ def test_what_cannot_be_held_out_is_refused(tmp_path, images, said):
 def test_nothing_is_held_out_unless_asked(tmp_path):
   config = write(tmp_path, images_of("train/"))
   config.hold_out = 0.0
-  assert "No folder for split 'test'" in refusal(config)
+  assert "no folder for split 'test'" in refusal(config)

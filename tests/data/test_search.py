@@ -70,10 +70,10 @@ def test_what_is_no_image_is_skipped_with_the_reason(tmp_path: Path) -> None:
   os.symlink("self.jpg", folder / "self.jpg")
   assert found(folder) == ["a.jpg"]
   reasons = skipped(folder)
-  assert reasons.pop("self.jpg").startswith("out of reach (")
+  assert reasons.pop("self.jpg").startswith("not accessible (")
   assert reasons == {
-    **dict.fromkeys(("notes.txt", "scan.pdf", "no_ending"), "not a kind that is read"),
-    "sub/archive.zip": "not a kind that is read",
+    **dict.fromkeys(("notes.txt", "scan.pdf", "no_ending"), "not a supported kind"),
+    "sub/archive.zip": "not a supported kind",
     "pipe.jpg": "a pipe",
     "socket.jpg": "a socket",
     "zero.jpg": "a device",
@@ -155,7 +155,7 @@ def test_names_that_are_all_integers_sort_as_numbers(names: list[str], order: li
 def test_summary_counts_all_and_names_the_first(tmp_path: Path) -> None:
   touch(tmp_path, *(f"{i}.txt" for i in range(8)))
   skipped = search.images_below(str(tmp_path)).skipped
-  why = "not a kind that is read"
+  why = "not a supported kind"
   assert search.summary(skipped, str(tmp_path)) == (
     f"8 skipped: 0.txt ({why}), 1.txt ({why}), 2.txt ({why}) and 5 more"
   )

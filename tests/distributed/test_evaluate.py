@@ -98,19 +98,19 @@ def test_an_exception_in_one_process_ends_both(run, tmp_path, victim):
   assert all(line.endswith("OSError: the disk is on fire") for line in lines)
 
 
-def test_a_standstill_before_there_is_a_batch(run, tmp_path):
+def test_a_hang_before_the_first_batch_ends_all(run, tmp_path):
   words = [f"--workdir={run}"]
   fault = {"process": 1, "what": "describe sleeps", "meeting": 5.0}
   statuses, lines = evaluate(tmp_path, words, words, fault=fault)
   assert statuses == [1, 1]
-  assert all("nothing moved for 5 s;" in line for line in lines)
+  assert all("no progress for 5 s;" in line for line in lines)
   assert "synthetic.py" in (tmp_path / "1.log").read_text()
 
 
-def test_a_standstill_of_one_process_ends_both(run, tmp_path):
+def test_a_hang_of_one_process_ends_both(run, tmp_path):
   words = [f"--workdir={run}"]
   fault = {"process": 1, "what": "test sleeps"}
   statuses, lines = evaluate(tmp_path, words, words, fault=fault)
   assert statuses == [1, 1]
-  assert all("nothing moved for 6 s" in line for line in lines)
+  assert all("no progress for 6 s" in line for line in lines)
   assert "synthetic.py" in (tmp_path / "1.log").read_text()

@@ -49,7 +49,7 @@ def test_a_second_ctrl_c_ends_the_process_and_one_that_comes_twice_does_not(monk
     notice.hear(signal.SIGTERM)
     assert not ended
     notice.hear(signal.SIGINT)
-  assert ended == [(130, "interrupted twice: ended at once.")]
+  assert ended == [(130, "interrupted twice: ended immediately.")]
 
 
 def test_what_is_ignored_stays_ignored(caplog):

@@ -289,13 +289,13 @@ def test_an_exception_in_one_process_ends_all(job, tmp_path, victim):
 
 
 @pytest.mark.slow
-def test_a_standstill_ends_all_and_shows_where(job, tmp_path):
+def test_a_hang_ends_all_and_shows_where(job, tmp_path):
   # At the first batch, where nothing else that takes its time is going on in that process.
   fault = {"process": 1, "step": 0, "what": "sleep"}
   started = job(*train(tmp_path / "run", stall_timeout=4), fault=fault)
   assert finish(started) == [1, 1]
   for text, line in zip(logs(tmp_path), last_lines(tmp_path), strict=True):
-    assert "nothing moved for 4 s (stall_timeout)" in line
+    assert "no progress for 4 s (stall_timeout)" in line
     assert "most recent call first" in text
   assert "synthetic.py" in logs(tmp_path)[1]
 
@@ -344,7 +344,7 @@ def test_different_numbers_of_processes(tmp_path):
     for i in range(2)
   ]
   for line in refused(started, tmp_path):
-    assert "process 1 was started as one of 3 and process 0 as one of 2" in line
+    assert "process 1 was started as one of 3 processes, and process 0 as one of 2" in line
 
 
 @pytest.mark.slow
@@ -387,9 +387,9 @@ def test_a_directory_that_process_0_cannot_write(job, tmp_path):
 @pytest.mark.parametrize(
   ("flags", "said"),
   [
-    (["--num_processes=2"], "go together"),
+    (["--num_processes=2"], "belong together"),
     (["--coordinator=host", "--num_processes=2", "--process_id=0"], "write HOST:PORT"),
-    (["--coordinator=host:1", "--num_processes=2", "--process_id=2"], "count from 0 to 1"),
+    (["--coordinator=host:1", "--num_processes=2", "--process_id=2"], "use 0 to 1"),
   ],
 )
 def test_flags_that_do_not_go_together(capsys, tmp_path, flags, said):
@@ -402,7 +402,7 @@ def test_a_port_that_is_taken(capsys, tmp_path):
     port = taken.getsockname()[1]
     flags = [f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=0"]
     assert main([*train(tmp_path / "run"), *flags]) == 2
-  assert f"process 0 cannot listen at port {port}" in capsys.readouterr().err
+  assert f"process 0 cannot listen on port {port}" in capsys.readouterr().err
 
 
 # What the environment says.

@@ -137,7 +137,7 @@ def test_folders_named_by_synsets(network, tmp_path, capsys):
     if folder.name != NAMES[13]:
       shutil.rmtree(folder)
   assert main([*words, "--batch_size=8"]) == 2
-  assert f"images of one class, '{NAMES[13]}'" in capsys.readouterr().err
+  assert f"images of only one class, '{NAMES[13]}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", SPLITS)

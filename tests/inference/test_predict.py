@@ -207,7 +207,7 @@ def test_a_folder_without_an_image_says_what_it_has(tmp_path):
   with pytest.raises(RequestError, match=f"no image in {tmp_path}: name a file."):
     predict_lib.find_images(iter([tmp_path]))
   (tmp_path / "notes.txt").write_text("")
-  with pytest.raises(RequestError, match=r"\(1 skipped: .*notes.txt \(not a kind that"):
+  with pytest.raises(RequestError, match=r"\(1 skipped: .*notes.txt \(not a supported kind"):
     predict_lib.find_images(iter([tmp_path]))
 
 
@@ -242,7 +242,7 @@ def test_what_is_no_file_is_refused(weights, capsys, tmp_path, path, kind):
   ("others", "said"),
   [
     (["nowhere.png"], "there is no image or folder nowhere.png"),
-    ([], "no image is named: name image files, or folders"),
+    ([], "no images are given: name image files, or folders"),
     (["--top=0", "{images}"], "top=0"),
     (["--batch_size=0", "{images}"], "batch_size=0"),
     (["--classes=nowhere", "{images}"], "cannot read class names from nowhere"),
@@ -250,7 +250,7 @@ def test_what_is_no_file_is_refused(weights, capsys, tmp_path, path, kind):
     (["--features={images}/no/f.npz", "{images}"], "in a folder that exists"),
     (["--features={images}", "{images}"], "cannot write"),
     (["--size=0", "{images}"], "size=0"),
-    (["--num_classes=9", "{images}"], "num_classes=10: ask for that"),
+    (["--num_classes=9", "{images}"], "num_classes=10: use that number"),
   ],
 )
 def test_bad_requests(weights, images, capsys, others, said):

@@ -43,6 +43,6 @@ def test_names_of_no_network(name, said):
 
 
 def test_overrides_that_a_network_does_not_take():
-  said = "resnet50 takes no alpha: leave it out. It takes bn_decay, cross_replica_axis"
+  said = "resnet50 does not take alpha: remove it. It takes bn_decay, cross_replica_axis"
   with pytest.raises(RequestError, match=said):
     nfnet_jax.create_model("resnet50", alpha=0.2)

@@ -120,7 +120,9 @@ def test_a_picture_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr("os.replace", full)
-  with pytest.raises(RunError, match=r"curves\.png: No space left on device\. All else is saved"):
+  with pytest.raises(
+    RunError, match=r"curves\.png: No space left on device\. All other files are saved"
+  ):
     curves.plot(tmp_path)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
   assert (tmp_path / "curves.png").read_bytes() == before

@@ -68,4 +68,4 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr("fcntl.flock", refuse)
   with lock.hold(epath.Path(tmp_path)) as check:
     check()
-  assert "cannot be locked (Operation not supported)" in caplog.text
+  assert "/lock (Operation not supported): do not start" in caplog.text

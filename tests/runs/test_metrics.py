@@ -188,7 +188,7 @@ def test_a_broken_line_is_named(tmp_path, line):
   ):
     with pytest.raises(RequestError) as error:
       read()
-    assert str(error.value).startswith(f"{path}, line 2 is not a line of metrics: ")
+    assert str(error.value).startswith(f"{path}: line 2 is not valid: ")
     assert "\n" not in str(error.value)
   assert path.read_bytes() == whole + line + b"\n" + whole
   # As the last one, without its end, it is what a killed run leaves.
@@ -200,7 +200,7 @@ def test_requests_that_cannot_be_met(tmp_path):
   with pytest.raises(RequestError, match=r"no metrics\.jsonl"):
     metrics.read(tmp_path)
   (tmp_path / "file").write_text("")
-  with pytest.raises(RequestError, match="Cannot write metrics"):
+  with pytest.raises(RequestError, match="cannot write metrics"):
     metrics.open_writer(tmp_path / "file", resume_step=None)
 
 
@@ -212,7 +212,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
   ):
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    with pytest.raises(RequestError, match=f"{name}: it is no file"):
+    with pytest.raises(RequestError, match=f"{name}: it is not a file"):
       use(tmp_path)
 
 

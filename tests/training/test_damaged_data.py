@@ -65,7 +65,7 @@ def test_few_test_images_are_read_before_anything_is_trained(images, train, tmp_
   mend = damage(images, "test/a/3.PNG", "test/c/8.PNG")
   status, [line] = train()
   assert status == 2
-  assert line.startswith(f"nfnet-jax: Cannot read 2 images: {images}/test/a/3.PNG: ")
+  assert line.startswith(f"nfnet-jax: cannot read 2 images: {images}/test/a/3.PNG: ")
   assert f"; {images}/test/c/8.PNG: " in line
   assert line.endswith("Remove or replace the file.")
   assert not (tmp_path / "run").exists()
@@ -78,7 +78,7 @@ def test_an_evaluation_that_fails_loses_nothing(images, train, tmp_path, monkeyp
   mend = damage(images, "test/a/3.PNG", "test/c/8.PNG")
   status, [line] = train()
   assert status == 2
-  assert "Cannot read 2 images: " in line
+  assert "cannot read 2 images: " in line
   assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["9"]
   trained = metrics.read(tmp_path / "run")
   assert [line["step"] for line in trained] == [*range(1, 10)]
@@ -110,7 +110,7 @@ def test_damaged_training_images_are_removed_as_advised(images, train, tmp_path,
   strict = {"data.max_corrupt": 0.0, "checkpoint_every": 1}
   status, [line] = train(**strict)
   assert status == 2
-  assert line.startswith("nfnet-jax: Cannot read 2 images: ")
+  assert line.startswith("nfnet-jax: cannot read 2 images: ")
   assert all(f"{images}/{name}: " in line for name in names)
   begun = json.loads((tmp_path / "run/config.json").read_text())
   assert (begun["steps"], begun["optimizer"]["warmup_steps"]) == (9, 3.0)
@@ -120,9 +120,9 @@ def test_damaged_training_images_are_removed_as_advised(images, train, tmp_path,
     os.remove(images / name)
   caplog.clear()
   assert train(**strict)[0] == 0
-  [warning] = [r.getMessage() for r in caplog.records if "since this run began" in r.getMessage()]
+  [warning] = [r.getMessage() for r in caplog.records if "since this run started" in r.getMessage()]
   assert "(training images: 24, now 22)" in warning
-  assert "in another order of images from here on" in warning
+  assert "and a different order of images" in warning
   lines = metrics.read(tmp_path / "run")
   assert [line["step"] for line in lines] == [*range(1, 10), 9]
   config = json.loads((tmp_path / "run/config.json").read_text())
@@ -131,4 +131,4 @@ def test_damaged_training_images_are_removed_as_advised(images, train, tmp_path,
   caplog.clear()
   assert train(**strict)[0] == 0
   assert "nothing is left to train" in caplog.text
-  assert "since this run began" not in caplog.text  # nothing goes on
+  assert "since this run started" not in caplog.text  # nothing goes on

@@ -195,7 +195,7 @@ def test_the_share_is_rounded(examples, share, count):
 
 @pytest.mark.parametrize(("examples", "share"), [(2, 0.2), (100, 0.0), (7, 0.07), (3, 0.1)])
 def test_a_share_of_nothing_is_refused_with_one_that_works(examples, share):
-  with pytest.raises(RequestError, match="rounds to none") as error:
+  with pytest.raises(RequestError, match="rounds to 0") as error:
     gradients.ascent_size(examples, share)
   advised = str(error.value).split("give sam.share=")[1].split()[0]
   assert gradients.ascent_size(examples, float(advised)) == 1
@@ -209,5 +209,5 @@ def test_a_share_of_nothing_is_refused_before_a_run_begins(tmp_path):
   assert not [*tmp_path.iterdir()]
   config.sam.rho = 0.0
   gradients.check_step(config)
-  with pytest.raises(RequestError, match="rounds to none"):
+  with pytest.raises(RequestError, match="rounds to 0"):
     step_of(linear, 8, rho=RHO)

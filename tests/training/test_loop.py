@@ -237,7 +237,7 @@ def test_interrupted_twice_and_killed_and_carried_on(command, finished, tmp_path
   assert processes.finish([process]) == [130]
   *_, lost, last = log.read_text().splitlines()
   assert lost.endswith("lost: 2 steps since the start: there is no checkpoint")
-  assert last == "nfnet-jax: interrupted twice: ended at once."
+  assert last == "nfnet-jax: interrupted twice: ended immediately."
   assert steps_in(workdir) == []
 
   process = gated(command(workdir), log, 5, tmp_path / "never")
@@ -274,7 +274,7 @@ def test_no_checkpoint_is_good(command, copy, capsys):
   for words in (command(copy), ["evaluate", f"--workdir={copy}"]):
     assert main(words) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert f"None of the checkpoints in {copy}/checkpoints can be restored" in line
+    assert f"none of the checkpoints in {copy}/checkpoints can be restored" in line
   assert steps_in(copy) == ["3", "6"]
 
 
@@ -398,8 +398,8 @@ def test_a_new_classifier_for_given_weights(command, finished, tmp_path):
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    ({"init.weights": "nowhere"}, "there is no weights file and no run directory nowhere"),
-    ({"init.head": "reset"}, "without init.weights"),
+    ({"init.weights": "nowhere"}, "there is no weights file or run directory nowhere"),
+    ({"init.head": "reset"}, "needs init.weights"),
     (
       {"init.weights": "{finished}", "init.head": "keep"},
       "unknown init.head='keep': choose one of reset",

@@ -101,7 +101,7 @@ def test_what_changes_results_is_compared(params, tmp_path):
     ({"self": 1}, "self"),
     ({"activation": ["gelu"]}, "activation"),
     ({"group_size": -16}, "group"),
-    ({"name": 3}, "name=3 is no override"),
+    ({"name": 3}, "name=3 is not an override"),
   ],
 )
 def test_hostile_overrides_end_in_a_sentence(overrides, said, params, tmp_path):

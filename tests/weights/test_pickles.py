@@ -157,12 +157,12 @@ def test_parameters_as_people_keep_them(value, expected, left_out, tmp_path, cap
 @pytest.mark.parametrize(
   ("value", "said"),
   [
-    ({"params": TREE, "state": 3}, "where a dictionary belongs"),
+    ({"params": TREE, "state": 3}, "where one is required"),
     ({"params": TREE, "state": TREE}, "twice"),
     ((TREE, TREE), "twice"),
-    ((TREE, STATE, {}), "where a dictionary belongs"),
-    ({"params": {"params": TREE}}, "something else than an array as 'NFNet/~/linear'"),
-    ({"a": {"b": [1, 2]}}, "something else than an array as 'b'"),
+    ((TREE, STATE, {}), "where one is required"),
+    ({"params": {"params": TREE}}, "something other than an array as 'NFNet/~/linear'"),
+    ({"a": {"b": [1, 2]}}, "something other than an array as 'b'"),
     ({"a": {"b": 2**100}}, "LONG1"),
   ],
 )
@@ -375,15 +375,15 @@ def test_damage_never_surprises(protocol, tmp_path):
     (b"\x80\x02" + b"}" * 1_000_001 + b".", "1,000,000 instructions"),
     (b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f" + b"x.", "damaged"),
     (b"\x80\x02r" + b"\xff" * 4 + b".", "damaged"),
-    (b"\x80\x02}.}", "1 bytes behind its end"),
-    (b"\x80\x02)" + b"\x85" * 200_000 + b".", "where a dictionary belongs"),
+    (b"\x80\x02}.}", "1 bytes after its end"),
+    (b"\x80\x02)" + b"\x85" * 200_000 + b".", "where one is required"),
     (
       b"\x80\x02cdill._dill\n_create_array\nq\x00" + b"(h\x00" * 5000 + b"NNNt" * 5000 + b"R.",
-      "_create_array of something",
+      "_create_array with arguments",
     ),
-    (b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.", "something else than an array"),
+    (b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.", "something other than an array"),
   ],
-  ids=["many", "long", "memo", "behind", "deep", "nested", "circle"],
+  ids=["many", "long", "memo", "after", "deep", "nested", "circle"],
 )
 def test_bombs_are_bounded(content, said, tmp_path):
   with pytest.raises(RequestError, match=said):

@@ -82,19 +82,19 @@ def test_views_of_a_storage(offset, shape, strides, tmp_path):
 @pytest.mark.parametrize(
   ("size", "offset", "shape", "strides", "said"),
   [
-    (24, 0, (25,), (1,), "its storage does not hold"),
-    (24, 20, (2, 3), (3, 1), "its storage does not hold"),
-    (24, 2**62, (1,), (1,), "its storage does not hold"),
-    (24, 0, (2**60, 2**60), (1, 1), "its storage does not hold"),
+    (24, 0, (25,), (1,), "exceeds its storage"),
+    (24, 20, (2, 3), (3, 1), "exceeds its storage"),
+    (24, 2**62, (1,), (1,), "exceeds its storage"),
+    (24, 0, (2**60, 2**60), (1, 1), "exceeds its storage"),
     (24, -1, (2,), (1,), "impossible shape"),
     (24, 5, (2,), (-1,), "impossible shape"),
     (24, 0, (-2,), (1,), "impossible shape"),
     (24, 0, (2, 3), (1,), "impossible shape"),
     (24, 0, (1,) * 9, (1,) * 9, "impossible shape"),
     (24, 0, ("2",), (1,), "impossible shape"),
-    (25, 0, (25,), (1,), "another size than its tensors say"),
-    (23, 0, (23,), (1,), "another size than its tensors say"),
-    (-1, 0, (0,), (1,), "no storage of numbers"),
+    (25, 0, (25,), (1,), "a size that does not match its tensors"),
+    (23, 0, (23,), (1,), "a size that does not match its tensors"),
+    (-1, 0, (0,), (1,), "not a storage of numbers"),
   ],
 )
 def test_views_that_leave_their_storage(size, offset, shape, strides, said, tmp_path):
@@ -120,7 +120,7 @@ def test_a_number_that_is_expanded_to_gigabytes(tmp_path):
 
   path = saved(tmp_path, make)
   assert path.stat().st_size < 20_000
-  with pytest.raises(RequestError, match="which no weights do"):
+  with pytest.raises(RequestError, match="more than any weights"):
     load_weights(path, "nfnet_micro", num_classes=10, **huge)
 
 
@@ -148,9 +148,9 @@ def test_a_checkpoint_of_a_training_script(tmp_path, caplog):
 
   path = saved(tmp_path, make)
   np.testing.assert_array_equal(arrays_of(path)["w"], ARRAY + 1, strict=True)
-  assert "read 'state_dict_ema'; not 'epoch', 'arch', 'state_dict'," in caplog.text
+  assert "read 'state_dict_ema', not 'epoch', 'arch', 'state_dict'," in caplog.text
   np.testing.assert_array_equal(arrays_of(path, averaged=False)["w"], ARRAY, strict=True)
-  assert "read 'state_dict'; not 'epoch', 'arch', 'metric'," in caplog.text
+  assert "read 'state_dict', not 'epoch', 'arch', 'metric'," in caplog.text
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.", "module._orig_mod."])
@@ -173,8 +173,8 @@ def test_prefixes_of_wrappers(prefix, write, tmp_path, caplog):
   assert sorted(loaded) == sorted(params)
   for name, leaf in params.items():
     np.testing.assert_array_equal(loaded[name], leaf, strict=False)
-  said = [message for message in caplog.messages if "left out" in message]
-  assert said == [f"{path}: left out {prefix!r} at the beginning of every name."] * bool(prefix)
+  said = [message for message in caplog.messages if "removed the prefix" in message]
+  assert said == [f"{path}: removed the prefix {prefix!r} from all names"] * bool(prefix)
 
 
 def test_a_prefix_that_not_all_names_have(tmp_path):
@@ -187,12 +187,15 @@ def test_a_prefix_that_not_all_names_have(tmp_path):
 @pytest.mark.parametrize(
   ("value", "said"),
   [
-    (3, "where a dictionary belongs"),
-    ({"x": 3}, "something else than a tensor as 'x'"),
-    ({"model": {"x": "y"}}, "something else than a tensor as 'x'"),
+    (3, "where one is required"),
+    ({"x": 3}, "something other than a tensor as 'x'"),
+    ({"model": {"x": "y"}}, "something other than a tensor as 'x'"),
     (Instructions(named("torchvision.models.resnet.ResNet") + b")\x81"), "'torchvision.models"),
     ({"x": called("torch._utils._rebuild_qtensor", 1)}, "torch._utils._rebuild_qtensor"),
-    ({"x": called("torch._utils._rebuild_tensor_v2", 1, 2)}, "of something that is no array"),
+    (
+      {"x": called("torch._utils._rebuild_tensor_v2", 1, 2)},
+      "with arguments that describe no array",
+    ),
     ({"x": Instructions(dumps("0") + b"Q")}, "a persistent id"),
     ({"x": called("posix.system", "touch /tmp/never")}, "'posix.system'"),
   ],

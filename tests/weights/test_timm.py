@@ -159,9 +159,9 @@ def test_what_timm_computes_is_said(tiny, tmp_path, caplog, numerics):
   assert same == (numerics == "timm")
   out = tmp_path / "out.safetensors"
   result = convert(tiny, out, "nfnet_f0", "timm", **TINY, numerics=numerics)
-  said = "the same logits" if same else "other logits"
+  said = "the same logits" if same else "similar, but not equal, logits"
   assert f"computes {said} with these weights" in result["timm"]
-  assert "dm_nfnet_f0 made with " in result["timm"]
+  assert "dm_nfnet_f0 created with " in result["timm"]
   assert f"{out}: {result['timm']}" in caplog.messages
 
 
@@ -172,8 +172,8 @@ def test_what_timm_computes_is_said(tiny, tmp_path, caplog, numerics):
     ("nfnet_f7", {}, "timm has no nfnet_f7"),
     ("nfnet_f0+", {}, "timm has no nfnet_f0+"),
     ("nf_resnet50", {}, "timm has no nf_resnet50"),
-    ("nfnet_f0", {"activation": "silu"}, "dm_nfnet_f0 has no activation='silu'"),
-    ("nfnet_f3", {"alpha": 0.1}, "dm_nfnet_f3 has no alpha=0.1"),
+    ("nfnet_f0", {"activation": "silu"}, "dm_nfnet_f0 does not support activation='silu'"),
+    ("nfnet_f3", {"alpha": 0.1}, "dm_nfnet_f3 does not support alpha=0.1"),
   ],
 )
 def test_networks_that_timm_has_not(model, changes, said):
@@ -232,7 +232,7 @@ def test_networks_that_only_timm_has(names, tmp_path):
 
 def test_timms_names_are_for_nfnets(tmp_path):
   leaves = {"NF_ResNet/~/initial_conv/w": zeros((7, 7, 3, 64))}
-  with pytest.raises(RequestError, match="NFNets alone"):
+  with pytest.raises(RequestError, match="only the NFNets"):
     to_timm(leaves)
 
 
@@ -302,10 +302,10 @@ def test_what_json_says_of_a_file(published, tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "said"),
   [
-    ({"num_classes": 9}, "num_classes=9, but its classifier has 10"),
-    ({"head": "reset"}, "head='reset' is no override of nfnet_micro"),
-    ({"in_chans": 1}, "in_chans=1 is no override"),
-    ({"folded": True}, "folded=True is no override"),
+    ({"num_classes": 9}, "num_classes=9 does not fit nfnet_micro: its classifier has 10"),
+    ({"head": "reset"}, "head='reset' is not an override of nfnet_micro"),
+    ({"in_chans": 1}, "in_chans=1 is not an override"),
+    ({"folded": True}, "folded=True is not an override"),
     ({"class_names": "abc"}, "names 3 classes, but the network has 10"),
     ({"class_names": "abcdefghia"}, "the name 'a' twice"),
   ],

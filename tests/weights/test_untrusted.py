@@ -75,7 +75,7 @@ NO_FILES = {
   make_device: "it is a device",
   make_terminal: "it is a device",
   make_loop: "symbolic links",
-  make_directory: "is no run directory",
+  make_directory: "is not a run directory",
 }
 
 
@@ -98,7 +98,7 @@ def test_impossible_paths(name):
 
 def test_a_run_whose_config_is_a_pipe(tmp_path):
   os.mkfifo(tmp_path / "config.json")
-  with pytest.raises(RequestError, match=r"config\.json: it is no file"):
+  with pytest.raises(RequestError, match=r"config\.json: it is not a file"):
     open_weights(tmp_path)
 
 
@@ -230,7 +230,7 @@ def test_archives_do_not_unpack_without_bound(tmp_path):
     content[place + 24 : place + 28] = struct.pack("<I", 2**32 - 2)
   path.write_bytes(content)
   peak, error = peak_of(lambda: read_file(path))
-  assert "would unpack to 8589934588, which no weights do" in str(error)
+  assert "would unpack to 8589934588, more than any weights" in str(error)
   assert peak < 8 * MIB
 
 
@@ -291,7 +291,7 @@ def test_no_bit_of_our_safetensors_is_flipped_unseen(params, tmp_path, to):
     damaged = bytearray(content)
     damaged[at] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(RequestError, match="their SHA-256 is another one"):
+    with pytest.raises(RequestError, match="their SHA-256 differs"):
       open_weights(path)
 
 

@@ -134,7 +134,7 @@ def test_truncated_files(params, writer, tmp_path):
   for length in (0, 1, 7, 9, 100, 5000, len(content) // 2, len(content) - 1):
     path.write_bytes(content[:length])
     said = refusal(path)
-    assert "truncated or damaged" in said or "no weights file" in said
+    assert "truncated or damaged" in said or "not a weights file" in said
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -191,12 +191,12 @@ def test_hostile_headers(content, tmp_path):
     ("preprocessing", '{"size": 60000}', "size=60000"),
     ("preprocessing", '{"padding": 60000}', "padding=60000"),
     ("overrides", '{"zoom": 3}', "zoom"),
-    ("overrides", '{"num_classes": 5}', "num_classes=5 is no override of nfnet_micro"),
-    ("overrides", '{"head": "reset"}', "head='reset' is no override"),
-    ("overrides", '{"in_chans": 1}', "in_chans=1 is no override"),
+    ("overrides", '{"num_classes": 5}', "num_classes=5 is not an override of nfnet_micro"),
+    ("overrides", '{"head": "reset"}', "head='reset' is not an override"),
+    ("overrides", '{"in_chans": 1}', "in_chans=1 is not an override"),
     ("class_names", '["a"]', "names 1 classes, but the network has 10"),
     ("class_names", "[" * 99999, "class names"),
-    ("class_names", '{"a": 3}', "no list of names"),
+    ("class_names", '{"a": 3}', "not a list of names"),
     ("overrides", '{"widths": 3}', "widths"),
     ("overrides", '{"depths": ["x", 1, 1]}', "depths"),
     ("model", "nfnet_f00", "unknown model"),
@@ -213,7 +213,7 @@ def test_hostile_metadata(params, tmp_path, key, text, said):
 def test_archives_of_something_else(params, tmp_path):
   with zipfile.ZipFile(tmp_path / "f", "w") as archive:
     archive.writestr("archive/model.json", "x")
-  assert "Save a PyTorch checkpoint as safetensors first" in refusal(tmp_path / "f")
+  assert "Convert other formats to safetensors first" in refusal(tmp_path / "f")
   with zipfile.ZipFile(tmp_path / "f", "w") as archive:
     archive.writestr(f"{W}.npy", b"\x93NUMPY\x01\x00\xff\xff{'descr': '<f4', ")
   assert "truncated or damaged .npz" in refusal(tmp_path / "f")
@@ -221,19 +221,19 @@ def test_archives_of_something_else(params, tmp_path):
     archive.writestr(f"{W}.npy", b"")
     with pytest.warns(UserWarning, match="Dup"):
       archive.writestr(f"{W}.npy", b"")
-  assert "two arrays of one name" in refusal(tmp_path / "f")
+  assert "two arrays of the same name" in refusal(tmp_path / "f")
   # Its shape is looked at, and nothing of that size is allocated.
   header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999,), }\n"
   with zipfile.ZipFile(tmp_path / "f", "w") as archive:
     archive.writestr(f"{W}.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
-  assert f"{W} is [99999999999999] and not [3, 3, 32, 32]" in refusal(tmp_path / "f")
+  assert f"{W} is [99999999999999], not [3, 3, 32, 32]" in refusal(tmp_path / "f")
 
 
 def test_no_file(tmp_path):
   assert "No such file" in refusal(tmp_path / "missing")
   (tmp_path / "f").write_text("weights")
-  assert "is no weights file" in refusal(tmp_path / "f")
-  assert "is no run directory" in refusal(tmp_path)
+  assert "is not a weights file" in refusal(tmp_path / "f")
+  assert "is not a run directory" in refusal(tmp_path)
 
 
 def test_lists_of_ten(params, tmp_path, writer):
@@ -244,9 +244,9 @@ def test_lists_of_ten(params, tmp_path, writer):
   missing, left_over, wrong_shape = said.split("; ")
   assert missing.count("conv1b/") == 9
   assert left_over.count("conv7/") == 9
-  assert wrong_shape.count(" and not ") == 10
+  assert wrong_shape.count(", not ") == 10
   assert wrong_shape.endswith(" more)")
-  assert "10 classes. It fits none of the networks as they are" in missing  # before the lists
+  assert "10 classes. It fits no network without overrides" in missing  # before the lists
 
 
 @pytest.mark.parametrize(
@@ -281,8 +281,8 @@ def test_another_number_of_classes(params, tmp_path, writer):
   path = tmp_path / "f"
   writer(path, flatten(params))
   said = refusal(path, num_classes=7)
-  assert "NFNet/~/linear/w is [512, 10] and not [512, 7]" in said
-  assert "num_classes=10: ask for that, or for head='reset'" in said
+  assert "NFNet/~/linear/w is [512, 10], not [512, 7]" in said
+  assert "num_classes=10: use that number, or head='reset'" in said
   assert "head must be" in refusal(path, head="keep")
 
 
@@ -317,7 +317,7 @@ def test_other_input_channels(params, in_chans, tmp_path, writer):
 
 def test_input_channels_are_not_guessed(tmp_path):
   write_npz(tmp_path / "f", flatten(filled("nfnet_micro", in_chans=1)))
-  assert "stem_conv0/w is [3, 3, 1, 16] and not [3, 3, 3, 16]" in refusal(tmp_path / "f")
+  assert "stem_conv0/w is [3, 3, 1, 16], not [3, 3, 3, 16]" in refusal(tmp_path / "f")
   load_weights(tmp_path / "f", **MICRO, in_chans=1)
 
 
