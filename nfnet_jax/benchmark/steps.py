@@ -7,18 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from nfnet_jax import augment, models
 from nfnet_jax import config as config_lib
+from nfnet_jax import models
 from nfnet_jax.benchmark import machine, synthetic, timing
-from nfnet_jax.data import DatasetInfo, published
+from nfnet_jax.data import DatasetInfo, known_sets
 from nfnet_jax.data.batch import Batch
+from nfnet_jax.data.normalize import normalize
 from nfnet_jax.errors import RequestError
 from nfnet_jax.plan import flops
 from nfnet_jax.training import gradients, parallel
 from nfnet_jax.training.build import build
 from nfnet_jax.training.step import images_per_example
 
-_CLASSES, _IMAGES = published.SIZES["imagenet2012"]
+_CLASSES, _IMAGES = known_sets.SIZES["imagenet2012"]
 IMAGENET = DatasetInfo(_CLASSES, ("",) * _CLASSES, _IMAGES["train"], _IMAGES["validation"])
 
 
@@ -103,12 +104,11 @@ def measure_predict(
     raise RequestError(f"unknown dtype={dtype!r}: choose one of {', '.join(config_lib.DTYPES)}.")
   kwargs: dict[str, Any] = {"dtype": config_lib.DTYPES[dtype]}
   params, net_state = _random_variables(model, **kwargs)
-  if not net_state:
-    params, kwargs["folded"] = jax.jit(models.fold)(params), True
-  net = models.create_model(model, IMAGENET.num_classes, **kwargs)
+  net, fold = models.create_folded(model, IMAGENET.num_classes, **kwargs)
+  params = fold(params)
 
   def predict(params: Any, images: jax.Array) -> jax.Array:
-    return net.apply(params, net_state, None, augment.normalize(images))[0]
+    return net.apply(params, net_state, None, normalize(images))[0]
 
   hosts = [batch.images for batch in synthetic.batches(batch_size, pixels, 1000, count=2)]
   compiled, compilation = timing.compile_for(jax.jit(predict), params, hosts[0])

@@ -125,7 +125,7 @@ KEYS: dict[str, Key] = {
   "data.flip": Key(True, bool, "Whether training images are flipped at random."),
   "data.test_resize": _choice(
     None,
-    ("squash", "central"),
+    formats.RESIZES,
     "squash resizes a test image to a square and crops its centre; central crops first.",
   ),
   "data.test_padding": _whole(32, 0, formats.MAX_PADDING, "Pixels that the centre crop removes."),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ml_collections import ConfigDict
 
-from nfnet_jax.data import classes, published
+from nfnet_jax.data import classes, formats, known_sets
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
 from nfnet_jax.seeds import NEWEST, seeds_of
@@ -117,7 +117,7 @@ def outline(data: ConfigDict) -> DatasetInfo:
   Raises:
     RequestError: as `describe`, for any other data set.
   """
-  known = published.sizes(data)
+  known = known_sets.sizes(data)
   if known is None:
     return describe(data)
   num_classes, num_train, num_test = known
@@ -259,8 +259,9 @@ def _check_names(data: ConfigDict) -> None:
 
 def _check_crops(data: ConfigDict) -> None:
   """Checks values for which TensorFlow's own errors would be less clear."""
-  if data.test_resize not in (None, "squash", "central"):
-    raise RequestError(f"data.test_resize={data.test_resize!r}: choose 'squash' or 'central'.")
+  if data.test_resize not in (None, *formats.RESIZES):
+    choices = " or ".join(map(repr, formats.RESIZES))
+    raise RequestError(f"data.test_resize={data.test_resize!r}: choose {choices}.")
   if not _is_range(data.crop_area) or data.crop_area[1] > 1:
     raise RequestError(
       f"data.crop_area={data.crop_area}: give two fractions of the image's area, 0 < low <= high"

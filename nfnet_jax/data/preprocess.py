@@ -33,16 +33,13 @@ class Preprocessing(NamedTuple):
     """Returns itself; raises RequestError for invalid values."""
     pixels = isinstance(self.size, int) and 1 <= self.size <= formats.MAX_SIZE
     padding = isinstance(self.padding, int) and 0 <= self.padding <= formats.MAX_PADDING
-    if not pixels or not padding or self.resize not in RESIZES:
+    if not pixels or not padding or self.resize not in formats.RESIZES:
       raise RequestError(
         f"size={self.size!r:.80}, padding={self.padding!r:.80}, resize={self.resize!r:.80} are not "
         f"valid: give a size of 1 to {formats.MAX_SIZE}, a padding of 0 to {formats.MAX_PADDING}, "
-        f"and resize={' or '.join(RESIZES)}."
+        f"and resize={' or '.join(formats.RESIZES)}."
       )
     return self
-
-
-RESIZES = ("squash", "central")
 
 
 def load(path: str | os.PathLike | BinaryIO, how: Preprocessing) -> np.ndarray:

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from nfnet_jax.data.host_tf import tf
-from nfnet_jax.data.published import split_expression
+from nfnet_jax.data.known_sets import split_expression
 from nfnet_jax.data.source import Record, Source, fingerprint
 from nfnet_jax.errors import RequestError
 

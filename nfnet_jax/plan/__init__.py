@@ -13,7 +13,7 @@ from nfnet_jax import data, models
 from nfnet_jax.models import resnet
 from nfnet_jax.plan import cache, flops, program, roofline
 from nfnet_jax.plan import topology as topology_lib
-from nfnet_jax.plan.published import TABLE
+from nfnet_jax.plan.paper_table3 import TABLE
 from nfnet_jax.plan.report import report
 from nfnet_jax.plan.topology import Topology
 from nfnet_jax.training import gradients

@@ -14,8 +14,8 @@ from nfnet_jax import config as config_lib
 
 # Sources of the training step; a change of these changes the program.
 _SOURCES = (
-  *("agc", "augment", "config", "data/batch", "losses", "models", "ops", "optim", "sam"),
-  *("seeds", "training", "plan/flops", "plan/program", "plan/compiler"),
+  *("agc", "augment", "config", "data/batch", "data/normalize", "groups", "losses", "models"),
+  *("ops", "optim", "sam", "seeds", "training", "plan/flops", "plan/program", "plan/compiler"),
 )
 # Keys that do not affect the step.
 _IGNORED = ("data.dir", "data.name", "data.test_size", "epochs", "seed", "log_every", "eval_every")

@@ -7,9 +7,10 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnet_jax import augment, losses
+from nfnet_jax import losses
 from nfnet_jax.data import batch as batch_lib
 from nfnet_jax.data.batch import Batch
+from nfnet_jax.data.normalize import normalize
 from nfnet_jax.training import parallel, replicas
 from nfnet_jax.training.replicas import Metrics
 
@@ -33,7 +34,7 @@ def make_eval_step(
 
   def eval_step(params: hk.Params, net_state: hk.State, batch: Batch) -> Metrics:
     batch_lib.check(batch, several_right=True)
-    images = augment.normalize(batch.images)
+    images = normalize(batch.images)
     logits, _ = net.apply(params, net_state, None, images, is_training=False)
     if batch.labels.ndim == 2:
       batch = batch._replace(

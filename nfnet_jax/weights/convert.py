@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from nfnet_jax import models, output
 from nfnet_jax.errors import RequestError
-from nfnet_jax.weights import fit, published, timm
+from nfnet_jax.weights import fit, published_files, timm
 from nfnet_jax.weights import overrides as overrides_lib
 from nfnet_jax.weights.entries import OURS
 from nfnet_jax.weights.load import class_names as class_names_of
@@ -191,7 +191,7 @@ def convert(
 
 def _encode(leaves: dict[str, np.ndarray], to: str, metadata: dict[str, str]) -> bytes:
   if to == "published":
-    return published.dumps(fit.unflatten(leaves))
+    return published_files.dumps(fit.unflatten(leaves))
   if to == "timm":
     leaves = timm.to_timm(leaves)
   # Not np.ascontiguousarray, which turns scalars into vectors.

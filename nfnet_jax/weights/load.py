@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from nfnet_jax import models
 from nfnet_jax.errors import RequestError
-from nfnet_jax.weights import channels, fit, published, timm
+from nfnet_jax.weights import channels, fit, published_files, timm
 from nfnet_jax.weights import overrides as overrides_lib
 from nfnet_jax.weights.entries import Stored
 from nfnet_jax.weights.files import read_file
@@ -132,7 +132,7 @@ def open_weights(path: str | pathlib.Path, *, averaged: bool = True) -> Stored:
     return read_run(path, averaged=averaged)
   stored = read_file(path, averaged=averaged)
   if stored.kind == "pickle":
-    published.report(path)
+    published_files.report(path)
   prefix, entries = timm.without_prefix(stored.entries)
   if prefix:
     logger.info("%s: removed the prefix %r from all names", path, prefix)

@@ -8,7 +8,7 @@ import pytest
 
 from nfnet_jax import models
 from nfnet_jax.plan import flops
-from nfnet_jax.plan.published import TABLE
+from nfnet_jax.plan.paper_table3 import TABLE
 
 f32 = functools.partial(jax.ShapeDtypeStruct, dtype="float32")
 

@@ -14,7 +14,7 @@ from nfnet_jax.cli import config_file
 from nfnet_jax.errors import RequestError
 from nfnet_jax.plan import cache, program, roofline, topology
 from nfnet_jax.plan import compiler as compiler_lib
-from nfnet_jax.plan.published import TABLE
+from nfnet_jax.plan.paper_table3 import TABLE
 
 EXPERIMENT = pathlib.Path(__file__).parents[2] / "experiments/imagenet_nfnet.py"
 PLANS = EXPERIMENT.parent / "plan/plans.jsonl"

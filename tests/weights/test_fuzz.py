@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from nfnet_jax.errors import RequestError
-from nfnet_jax.weights import fit, published
+from nfnet_jax.weights import fit, published_files
 from nfnet_jax.weights.entries import OURS
 from nfnet_jax.weights.fit import unflatten
 from nfnet_jax.weights.load import open_weights
@@ -44,7 +44,7 @@ def checkpoint(compression):
 
 ARRAYS = {name: jnp.asarray(leaf) for name, leaf in LEAVES.items()}
 FILES = {
-  "published": published.dumps(unflatten(LEAVES)),
+  "published": published_files.dumps(unflatten(LEAVES)),
   "jax, protocol 2": pickle.dumps({"params": unflatten(ARRAYS), "state": {}}, 2),
   "jax, protocol 5": pickle.dumps((unflatten(ARRAYS), {}), 5),
   "npz": npz(np.savez),

@@ -20,7 +20,7 @@ from nfnet_jax.errors import RequestError
 from nfnet_jax.inference.network import load_network
 from nfnet_jax.runs import checkpoint
 from nfnet_jax.training.build import build
-from nfnet_jax.weights import convert, load_variables, load_weights, published, save_weights
+from nfnet_jax.weights import convert, load_variables, load_weights, published_files, save_weights
 from nfnet_jax.weights.entries import Entry, Stored
 from nfnet_jax.weights.fit import check_fit, fitting_models, flatten, init_shapes, unflatten
 from tests import golden, tiny
@@ -45,7 +45,7 @@ def write_npz(path, leaves):
 
 
 def write_pickle(path, leaves):
-  path.write_bytes(published.dumps(unflatten(leaves)))
+  path.write_bytes(published_files.dumps(unflatten(leaves)))
 
 
 WRITERS = {"npz": write_npz, "safetensors": lambda p, x: safetensors.numpy.save_file(x, p)}
@@ -331,11 +331,11 @@ def test_checksums_of_published_files_are_reported(params, tmp_path, caplog, mon
   load_weights(path, **MICRO)
   assert "is none of the published files" in caplog.text
   md5 = hashlib.md5(path.read_bytes()).hexdigest()
-  monkeypatch.setitem(published._MD5, "F5_haiku.npz", md5)
+  monkeypatch.setitem(published_files._MD5, "F5_haiku.npz", md5)
   load_weights(path, **MICRO)
   assert f"is the published F5_haiku.npz (md5 {md5})" in caplog.text
-  assert len({*published._MD5.values()}) == 7
-  assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in published._MD5.values())
+  assert len({*published_files._MD5.values()}) == 7
+  assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in published_files._MD5.values())
 
 
 RUNS = {
