@@ -1,16 +1,16 @@
-"""What of a network is trained, and how fast: learning-rate multipliers by a parameter's name.
+"""Learning-rate multipliers by parameter name: which parameters are trainable, and how fast.
 
-A parameter's name is its module and its own, `NFNet/~/nf_block_3/~/conv1b/w`. Its multiplier is the
-product of three:
+A parameter's full name is that of its module and its own, `NFNet/~/nf_block_3/~/conv1b/w`. Its
+multiplier is the product of three factors:
 
-* that of the first pattern in `optimizer.groups` that matches the whole name, as `re.fullmatch`
-  does; 1 without one. A pattern `.*nf_block_1/.*` thus leaves `nf_block_10` alone.
-* `optimizer.layer_decay` to the power of the layer's depth: 0 for what follows the last block, 1
-  for the last block, one more for each block before it, and one more for the stem.
+* the multiplier of the first pattern in `optimizer.groups` that matches the whole name
+  (`re.fullmatch`), or 1. The pattern `.*nf_block_1/.*` therefore does not match `nf_block_10`.
+* `optimizer.layer_decay` to the power of the layer's depth, which is 0 after the last block, 1 for
+  the last block, one more for each block before it, and one more for the stem.
 * `optimizer.head_multiplier` for the classifier.
 
-A parameter whose multiplier is 0 is frozen: it stays the same, bit for bit, and costs no gradient,
-no momentum and no average. Running statistics of BatchNorm are no parameters, and go on.
+A parameter with the multiplier 0 is frozen: it does not change, bit for bit, and needs no gradient,
+momentum or average. Running statistics of BatchNorm are not parameters and are still updated.
 """
 
 import re
@@ -24,7 +24,7 @@ from nfnet_jax.errors import RequestError
 
 Pairs = Iterable[tuple[str, float]]
 
-# A block's module, the first one of which has no number.
+# A block's module; the first block has no number.
 _BLOCK = re.compile(r"[^/]+/~/[^/]*?block[^/]*?(?:_(\d+))?(?:/.*)?")
 _STEM = re.compile(r"[^/]+/~/(?:stem|initial)[^/]*(?:/.*)?")
 _HEAD = re.compile(r"[^/]+/~/linear/[^/]+")
@@ -32,12 +32,12 @@ _LISTED_NAMES = 8
 
 
 class Group(NamedTuple):
-  """Parameters with one multiplier.
+  """Parameters with the same multiplier.
 
   Attributes:
-    multiplier: of the learning rate.
-    arrays: how many arrays they are.
-    size: how many numbers they are.
+    multiplier: multiplier of the learning rate.
+    arrays: number of arrays.
+    size: number of scalar parameters.
   """
 
   multiplier: float
@@ -46,17 +46,17 @@ class Group(NamedTuple):
 
 
 def multipliers(params: hk.Params, optimizer: ConfigDict) -> dict[str, dict[str, float]]:
-  """The learning rate's multiplier of every parameter.
+  """The learning-rate multiplier of every parameter.
 
   Args:
-    params: `{module: {name: array}}`; shapes will do.
+    params: `{module: {name: array}}`; shapes are enough.
     optimizer: the `optimizer` section of a config, see `config/keys.py`.
 
   Returns:
     The same tree with a number at each leaf.
 
   Raises:
-    RequestError: if a pattern is the first match of no parameter, or everything is frozen.
+    RequestError: if a pattern is not the first match of any parameter, or all are frozen.
   """
   names = list(_names(params))
   of_name = _by_pattern(names, [(pattern, rate) for pattern, rate in optimizer.groups])
@@ -68,19 +68,19 @@ def multipliers(params: hk.Params, optimizer: ConfigDict) -> dict[str, dict[str,
     raise RequestError(
       f"optimizer.groups={_short(optimizer.groups)} and "
       f"optimizer.head_multiplier={optimizer.head_multiplier:g} freeze all {len(names)} parameters "
-      f"({_excerpt(names)}), so that nothing is trained: give some a multiplier above 0."
+      f"({_excerpt(names)}), so nothing is trained: give some of them a multiplier above 0."
     )
   return {m: {n: of_name[f"{m}/{n}"] for n in leaves} for m, leaves in params.items()}
 
 
 def split(tree: Any, multipliers: Any) -> tuple[Any, Any]:
-  """What is trained of a tree that is like the parameters, and what is frozen.
+  """Splits a tree like the parameters into its trainable and its frozen part.
 
-  `haiku.data_structures.merge` puts them together again.
+  `haiku.data_structures.merge` joins them again.
 
   Args:
     tree: `{module: {name: leaf}}`.
-    multipliers: see there; None if all of it is trained.
+    multipliers: from `multipliers`; None if all parameters are trainable.
   """
   if multipliers is None:
     return tree, {}
@@ -92,7 +92,7 @@ def split(tree: Any, multipliers: Any) -> tuple[Any, Any]:
 
 
 def sizes(params: hk.Params, multipliers: Any) -> list[Group]:
-  """The parameters by multiplier, the largest first; frozen ones come last."""
+  """The parameters grouped by multiplier, largest first; frozen ones come last."""
   found: dict[float, list[int]] = {}
   for module, leaves in params.items():
     for name, leaf in leaves.items():
@@ -101,7 +101,7 @@ def sizes(params: hk.Params, multipliers: Any) -> list[Group]:
 
 
 def summary(groups: list[Group]) -> str:
-  """A sentence on what is trained; "" where everything is, at the same rate."""
+  """A sentence on the trainable parameters; "" if all are trained at the same rate."""
   if [group.multiplier for group in groups] == [1.0]:
     return ""
   total = sum(group.size for group in groups)
@@ -143,14 +143,14 @@ def _unmatched(
   parts = [name for name in names if re.search(pattern, name)]
   if parts:
     return (
-      f"{given} matches no parameter: a pattern has to match a whole name, such as {parts[0]}. "
+      f"{given} matches no parameter: a pattern must match a whole name, such as {parts[0]}. "
       f"Write {f'.*{pattern}.*'!r}."
     )
-  return f"{given} matches no parameter: they are called {_excerpt(names)}."
+  return f"{given} matches no parameter: their names are {_excerpt(names)}."
 
 
 def _excerpt(names: list[str]) -> str:
-  """Names from all over the network."""
+  """Names from all parts of the network."""
   step = -(-len(names) // _LISTED_NAMES)
   shown = names[::step]
   more = len(names) - len(shown)
@@ -167,7 +167,7 @@ def _num_blocks(names: list[str]) -> int:
 
 
 def _depth(name: str, num_blocks: int) -> int:
-  """How many blocks, the stem and this one included, are from here to the classifier."""
+  """The number of blocks from this layer to the classifier, this one and the stem included."""
   if match := _BLOCK.fullmatch(name):
     return num_blocks - int(match[1] or 0)
   return num_blocks + 1 if _STEM.fullmatch(name) else 0

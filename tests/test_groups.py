@@ -69,7 +69,7 @@ def test_layer_decay_goes_by_the_depth_of_the_block(model, depths):
 @pytest.mark.parametrize(
   ("pairs", "said"),
   [
-    (((".*zzz.*", 0),), r"'\.\*zzz\.\*' matches no parameter: they are called NFNet/~/final_conv/"),
+    (((".*zzz.*", 0),), r"'\.\*zzz\.\*' matches no parameter: their names are NFNet/~/final_conv/"),
     ((("nf_block_1", 0),), r"whole name, such as NFNet/~/nf_block_1/.*Write '\.\*nf_block_1\.\*'"),
     (((".*", 1), (HEAD, 10)), r"earlier patterns match all of its 2 parameters, such as '\.\*'"),
     (((".*", 0),), r"freeze all \d+ parameters \(NFNet/~/final_conv/.* more\)"),

@@ -1,4 +1,4 @@
-"""Image files read and prepared in several threads while the devices compute. No TensorFlow."""
+"""Reads and prepares image files in several threads while the devices compute. No TensorFlow."""
 
 import collections
 import itertools
@@ -16,12 +16,12 @@ _THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 
 
 class Images(NamedTuple):
-  """A batch for the network.
+  """A batch of images for the network.
 
   Attributes:
-    paths: of the images, as many as there are.
+    paths: paths of the images; a last batch may have fewer than `batch_size`.
     pixels: `[batch_size, size, size, 3]` float32, about 0..255; 0 where there is no image.
-    errors: by index, of the images that cannot be read.
+    errors: errors by index, for the images that cannot be read.
   """
 
   paths: Sequence[str]
@@ -32,12 +32,12 @@ class Images(NamedTuple):
 def batches(
   paths: Sequence[str], how: preprocess.Preprocessing, batch_size: int
 ) -> Iterator[Images]:
-  """Reads images, in order and no further ahead than a batch and two images a thread.
+  """Reads images in order, at most one batch and two images per thread in advance.
 
   Args:
-    paths: of the images.
-    how: what evaluation does to them.
-    batch_size: how many images a batch has; the last one may have fewer.
+    paths: paths of the images.
+    how: the preprocessing.
+    batch_size: number of images per batch; the last batch may have fewer.
   """
   pool = futures.ThreadPoolExecutor(_THREADS)
   chunks = (paths[i : i + batch_size] for i in range(0, len(paths), batch_size))

@@ -27,14 +27,14 @@ class Batch(NamedTuple):
 
 
 def check(batch: Batch, *, several_right: bool = False) -> None:
-  """Refuses arrays that are no batch; it looks at shapes and dtypes only, so it works in a trace.
+  """Checks the shapes and dtypes of a batch; this also works during tracing.
 
   Args:
-    batch: what a step is given.
+    batch: the input of a step.
     several_right: whether labels may be `[N, num_classes]` bool.
 
   Raises:
-    RequestError: with the shapes and dtypes that the arrays have.
+    RequestError: if a shape or dtype is wrong; it names all of them.
   """
   images, labels, mask = batch
   n = images.shape[0] if images.ndim == 4 and images.shape[3] == 3 else 0
@@ -47,6 +47,6 @@ def check(batch: Batch, *, several_right: bool = False) -> None:
     )
     raise RequestError(
       f"a step takes images [N, H, W, 3], labels [N] int32{or_bool} and mask [N], N at least 1, "
-      f"but was given {found}: make it such a nfnet_jax.data.Batch, and for a mapped step split it "
-      "over the devices by training.parallel.shard."
+      f"but was given {found}: pass such a nfnet_jax.data.Batch, and for a mapped step split it "
+      "over the devices with training.parallel.shard."
     )

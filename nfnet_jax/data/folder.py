@@ -64,7 +64,7 @@ def open_folder(data: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
 
 
 def _open_apart(data: ConfigDict, root: str, splits: tuple[str, ...]) -> list[Source]:
-  """As `open_folder`; test images are held out if there are none, and no training image is one."""
+  """As `open_folder`, with a held-out split if there is no test split; keeps both apart."""
   folders = {split: os.path.join(root, split) for split in (data.train_split, data.test_split)}
   if _is_folder(folders[data.test_split]):
     found = {split: _split(root, split) for split in folders}
@@ -88,7 +88,7 @@ def _open_apart(data: ConfigDict, root: str, splits: tuple[str, ...]) -> list[So
 
 
 def _check_no_splits(data: ConfigDict, root: str, in_root: bool) -> None:
-  """Refuses to take a split of another name for a class, or not to see it."""
+  """Refuses a folder that is probably a split with another name, not a class."""
   names = [
     entry.name for entry in search.visible(root, _listing(root)) if entry.kind == search.FOLDER
   ]
@@ -100,7 +100,7 @@ def _check_no_splits(data: ConfigDict, root: str, in_root: bool) -> None:
   if others:
     key = "train_split" if in_root else "test_split"
     raise RequestError(
-      f"{root} has the folder {others[0]!r}, which seems to be a split and not a class: say so by "
+      f"{root} has the folder {others[0]!r}, which seems to be a split and not a class: use "
       f"--config.data.{key}={others[0]}, or rename it."
     )
 

@@ -1,4 +1,4 @@
-"""Test images held out of a folder that has none: some of every class, the same ones every time."""
+"""Makes a held-out test split for folders without one: the same images of every class each time."""
 
 import hashlib
 import os
@@ -8,31 +8,32 @@ from nfnet_jax.errors import RequestError
 
 Images = dict[str, list[str]]
 
-# Names of folders that are splits more likely than classes.
+# Names of folders that are probably splits and not classes.
 SPLIT_NAMES = {
   *("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout"),
 }
-_MOST_COMPARED = 100_000  # files; more are sets of which somebody else has made sure
+_MOST_COMPARED = 100_000  # files; the splits of larger data sets are assumed to be distinct
 _CHUNK = 2**20
 
 
 def divide(images: Images, folder: str, share: float, seed: int) -> tuple[Images, Images]:
-  """Divides each class: `share` of its images, at least one and not all, are for testing.
+  """Divides each class into training and test images.
 
-  Which ones follows from the seed and their names, so that an image that is added leaves the others
-  where they are, but for one or two. Copies of a file stay together.
+  The test split gets `share` of the images of each class, at least one and not all. The choice
+  depends on the seed and the names, so adding an image moves at most one or two others. Copies of a
+  file stay in the same split.
 
   Args:
     images: paths by class.
-    folder: what names are relative to.
-    share: more than 0 and less than 1.
-    seed: of the choice.
+    folder: folder that names are relative to.
+    share: share of the test images, more than 0 and less than 1.
+    seed: seed of the choice.
 
   Returns:
-    The images to train on and those to test on, each in the order given.
+    The training images and the test images, each in the given order.
 
   Raises:
-    RequestError: for a class of one image, or of copies of one.
+    RequestError: if a class has only one image, or only copies of one.
   """
   train, test = {}, {}
   for name, paths in images.items():
@@ -49,14 +50,14 @@ def divide(images: Images, folder: str, share: float, seed: int) -> tuple[Images
     test[name] = [path for path in paths if contents[path] in tested]
     if not train[name]:
       raise RequestError(
-        f"the {len(paths)} images of class {name!r} are copies of each other, so that none is left "
-        f"to train on, such as {paths[0]}: add an image."
+        f"the {len(paths)} images of class {name!r} are copies of each other, so none is left to "
+        f"train on, such as {paths[0]}: add an image."
       )
   return train, test
 
 
 def check_apart(train: Images, test: Images) -> None:
-  """Raises RequestError if a file is both trained and tested on, under whatever name."""
+  """Raises RequestError if a training image is also a test image, under any name."""
   of_train, of_test = (
     [path for paths in each.values() for path in paths] for each in (train, test)
   )
@@ -68,7 +69,7 @@ def check_apart(train: Images, test: Images) -> None:
     first, second = copies[0]
     raise RequestError(
       f"{len(copies)} of the {len(of_test)} test images are training images too, such as "
-      f"{first} and {second}: the accuracy would be too good. Remove one of each."
+      f"{first} and {second}, so the accuracy would be too high: remove one of each."
     )
 
 
@@ -78,7 +79,7 @@ def _rank(path: str, folder: str, seed: int) -> bytes:
 
 
 def _contents(paths: Iterable[str]) -> Mapping[str, object]:
-  """For each file what only its copies share; a file that is not on this machine shares nothing."""
+  """A value for each file that is equal only for its copies; remote files have no copies."""
   by_size: dict[object, list[str]] = {}
   for path in paths:
     by_size.setdefault(path if "://" in path else os.path.getsize(path), []).append(path)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from nfnet_jax.data import corrupt, culprit, lanes, search
+from nfnet_jax.data import corrupt, diagnosis, search, shards
 from nfnet_jax.data import image as image_lib
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.data.host_tf import tf
@@ -37,7 +37,7 @@ def train_batches(
   """As `nfnet_jax.data.train_batches`, from a source."""
 
   def stream(step: int) -> tf.data.Dataset:
-    return lanes.stream(source, share, step, seeds.order)
+    return shards.stream(source, share, step, seeds.order)
 
   def crop(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
     return _random_crop(encoded, tf.stack([seeds.crops, position]), data)
@@ -62,7 +62,7 @@ def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Bat
   resize = {"squash": image_lib.squash, "central": image_lib.central}[data.test_resize]
 
   def stream(step: int) -> tf.data.Dataset:
-    return lanes.stream(source, share, step, seed=None)
+    return shards.stream(source, share, step, seed=None)
 
   size, padding, upright = data.test_size, data.test_padding, is_upright(data)
 
@@ -80,7 +80,7 @@ def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Bat
 
 
 def _everything(source: Source) -> Stream:
-  return lambda _: lanes.stream(source, Share(source.num_examples, 0, 1), 0, seed=None)
+  return lambda _: shards.stream(source, Share(source.num_examples, 0, 1), 0, seed=None)
 
 
 def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict) -> tf.Tensor:
@@ -147,14 +147,14 @@ def _decoded(
       batch = next(batches)
     except StopIteration:
       return
-    except culprit.OUTAGE as error:
+    except diagnosis.OUTAGE as error:
       _wait(waits, error)
       batches = begin(step)
       continue
-    except culprit.DAMAGE as error:
+    except diagnosis.DAMAGE as error:
       if tolerant is None:
         looked_at = suspects(step) if suspects else stream(step).take(share.size)
-        culprit.refuse(error, source, looked_at, decode)
+        diagnosis.refuse(error, source, looked_at, decode)
         raise
       decode, tolerant = tolerant, None
       batches = begin(step)
@@ -168,7 +168,7 @@ def _decoded(
 
 def _wait(waits: list[float], error: tf.errors.OpError) -> None:
   """Waits before the next attempt to read; raises RunError if no attempt is left."""
-  reason = culprit.reason(error)
+  reason = diagnosis.reason(error)
   if not waits:
     raise RunError(
       f"reading data failed {len(WAITS) + 1} times in a row: {reason}. The storage is failing, not"

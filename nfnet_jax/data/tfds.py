@@ -14,7 +14,7 @@ from nfnet_jax.data.known_sets import split_expression
 from nfnet_jax.data.source import Record, Source, fingerprint
 from nfnet_jax.errors import RequestError
 
-# Files that a lane reads at once, and records taken from each in turn. They shape the order, so
+# Files that a shard reads at once, and records taken from each in turn. They shape the order, so
 # they are fixed.
 CYCLE = 4
 BLOCK = 4

@@ -1,7 +1,7 @@
-"""From a JAX function to an ONNX graph.
+"""Converts a JAX function to an ONNX graph.
 
-A network is traced, and every JAX primitive in it becomes an ONNX operator (`onnx_operators`). The
-primitives of this package's networks in evaluation mode are covered. Others are refused by name.
+The function is traced, and every JAX primitive becomes an ONNX operator (`onnx_operators`). The
+primitives of this package's networks in evaluation mode are supported; others are refused by name.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,15 +25,15 @@ def build(
   """Traces a function of a batch of images.
 
   Args:
-    f: from `[N, H, W, C]` float32 images to an array with N rows.
+    f: maps `[N, H, W, C]` float32 images to an array with N rows.
     shape: `(H, W, C)`.
-    result: name of the output. The input is called "images".
+    result: name of the output. The input is named "images".
 
   Returns:
     A model for any N.
 
   Raises:
-    RequestError: if the function uses a primitive for which there is no rule.
+    RequestError: if the function uses an unsupported primitive.
   """
   (batch,) = jax.export.symbolic_shape("batch")
   images = jax.ShapeDtypeStruct((batch, *shape), np.float32)
@@ -77,14 +77,14 @@ def _apply(graph: Graph, eqn: core.JaxprEqn, inputs: list[Value]) -> list[Value]
     return [_constant(eqn, inputs)]
   if name not in RULES:
     raise RequestError(
-      f"this network computes {name!r}, which the export to ONNX has no operator for: export it "
-      "without --to=onnx."
+      f"this network uses {name!r}, which the export to ONNX does not support: export it without "
+      "--to=onnx."
     )
   return [RULES[name](graph, eqn, *inputs)]
 
 
 def _inner(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
-  """The function that an equation calls: of several for different platforms, the general one."""
+  """The function that an equation calls; among implementations for platforms, the default one."""
   if eqn.primitive.name == "cond":
     platforms = eqn.params.get("branches_platforms")
     return eqn.params["branches"][platforms.index(None)] if platforms else None
@@ -92,7 +92,7 @@ def _inner(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
 
 
 def _constant(eqn: core.JaxprEqn, inputs: list[Any]) -> np.ndarray:
-  """Computes what is the same for all images; a batch of one stands for all batches."""
+  """Computes a value that does not depend on the images, for a batch of one."""
   params = dict(eqn.params)
   if eqn.primitive.name == "platform_index":
     return np.zeros((), np.int32)

@@ -1,7 +1,7 @@
-"""The ONNX operators of JAX's primitives, and the graph that they are put into.
+"""ONNX operators for JAX's primitives, and the graph that holds them.
 
-ONNX convolves images as `[N, C, H, W]`, this package as `[N, H, W, C]`. A `Tensor` remembers which
-of the two it holds, so that images are transposed where they come in and nowhere on the way.
+ONNX convolves images as `[N, C, H, W]`, but this package as `[N, H, W, C]`. A `Tensor` records its
+layout, so that images are transposed only once, at the input.
 """
 
 import itertools
@@ -20,19 +20,19 @@ class Tensor(NamedTuple):
   """A value that depends on the images.
 
   Attributes:
-    name: in the graph.
-    channels_first: whether a `[N, H, W, C]` array of JAX is held as `[N, C, H, W]`.
+    name: its name in the graph.
+    channels_first: whether JAX's `[N, H, W, C]` array is stored as `[N, C, H, W]`.
   """
 
   name: str
   channels_first: bool = False
 
 
-Value = Tensor | np.ndarray  # An array is the same for all images.
+Value = Tensor | np.ndarray  # An array does not depend on the images.
 
 
 class Graph:
-  """Nodes and weights of a graph while it is built."""
+  """The nodes and weights of a graph under construction."""
 
   def __init__(self) -> None:
     self.nodes: list[onnx.NodeProto] = []
@@ -52,7 +52,7 @@ class Graph:
     return name
 
   def name(self, value: Value, channels_first: bool = False) -> str:
-    """The name of a value in this layout."""
+    """The name of a value in the given layout; adds a transposition if needed."""
     if isinstance(value, np.ndarray):
       is_image = channels_first and value.ndim == 4
       return self.weight(value.transpose(_TO_CHANNELS_FIRST) if is_image else value)
@@ -100,7 +100,7 @@ def _square(graph: Graph, eqn: core.JaxprEqn, x: Tensor) -> Tensor:
 
 
 def _same_convolution(graph: Graph, eqn: core.JaxprEqn, x: Value, w: np.ndarray) -> Tensor:
-  """`nf_conv`, which pads as TensorFlow does."""
+  """`nf_conv`, with TensorFlow's padding."""
   stride, groups = eqn.params["stride"], eqn.params["groups"]
   padding = []
   for size, out, kernel in zip(
@@ -146,7 +146,7 @@ def _shape(variable: Any) -> tuple[Any, ...]:
 
 
 def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
-  """All beginnings, then all ends."""
+  """Padding in ONNX's order: all beginnings, then all ends."""
   return [low for low, _ in padding] + [high for _, high in padding]
 
 
@@ -168,7 +168,7 @@ def _pool(operator: str, **how: Any) -> Callable[..., Tensor]:
 
 
 def _window_sum(graph: Graph, eqn: core.JaxprEqn, x: Value) -> Tensor:
-  """An average over a window that counts the padding, times the window's area."""
+  """An average over windows, padding included, times their area."""
   mean = _pool("AveragePool", count_include_pad=1)(graph, eqn, x)
   area = np.asarray(np.prod(eqn.params["window_dimensions"]), np.float32)
   return graph.add("Mul", mean.name, graph.weight(area), channels_first=True)
@@ -186,7 +186,7 @@ def _reduce(operator: str) -> Callable[..., Tensor]:
 
 
 def _broadcast(graph: Graph, eqn: core.JaxprEqn, x: Tensor, *sides: Value) -> Tensor:
-  """New axes of size 1; ONNX's operators broadcast over them by themselves."""
+  """Adds axes of size 1, over which ONNX's operators broadcast."""
   kept, shape = eqn.params["broadcast_dimensions"], _shape(eqn.outvars[0])
   new = [axis for axis in range(len(shape)) if axis not in kept]
   assert all(shape[axis] == 1 for axis in new), shape

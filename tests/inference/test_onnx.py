@@ -90,7 +90,7 @@ def test_images_are_transposed_where_they_come_in_and_nowhere_on_the_way():
 
 
 def test_an_operation_without_an_operator_is_named():
-  with pytest.raises(RequestError, match="'sort', which the export to ONNX has no operator for"):
+  with pytest.raises(RequestError, match="'sort', which the export to ONNX does not support"):
     onnx_graph.build(lambda images: jnp.sort(images, axis=1), (2, 2, 3), "logits")
 
 

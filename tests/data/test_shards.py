@@ -5,11 +5,11 @@ import itertools
 import pytest
 import tensorflow as tf
 
-from nfnet_jax.data import lanes
+from nfnet_jax.data import shards
 from nfnet_jax.data.source import Share, Source
 
-# Examples, batch size, files: epochs end within a batch and within a lane's part of it; more lanes
-# than examples in an epoch; batches longer than an epoch; odd batches; one file.
+# Examples, batch size, files. Epochs end within a batch and within a shard's part of it; there are
+# more shards than examples in an epoch, batches longer than an epoch, odd batches, and one file.
 CASES = [(103, 16, 8), (64, 32, 64), (5, 16, 16), (1000, 24, 7), (23, 7, 4), (50, 64, 1)]
 
 
@@ -40,7 +40,7 @@ def read(stream, count=None):
 
 @pytest.mark.parametrize(("num_examples", "batch_size", "num_files"), CASES)
 def test_every_epoch_holds_every_record_once(num_examples, batch_size, num_files):
-  stream = lanes.stream(source(num_examples, num_files), Share(batch_size, 0, 1), 0, seed=3)
+  stream = shards.stream(source(num_examples, num_files), Share(batch_size, 0, 1), 0, seed=3)
   pairs = read(stream, 3 * num_examples)
   # Whole batches come in order; the last one may be cut within.
   pairs = sorted(pairs[: len(pairs) // batch_size * batch_size])
@@ -55,8 +55,8 @@ def test_every_epoch_holds_every_record_once(num_examples, batch_size, num_files
 @pytest.mark.parametrize("step", [0, 1, 5])
 def test_steps_follow_each_other_as_without_interruption(num_examples, batch_size, num_files, step):
   numbers = source(num_examples, num_files)
-  whole = lanes.stream(numbers, Share(batch_size, 0, 1), 0, seed=3)
-  resumed = lanes.stream(numbers, Share(batch_size, 0, 1), step, seed=3)
+  whole = shards.stream(numbers, Share(batch_size, 0, 1), 0, seed=3)
+  resumed = shards.stream(numbers, Share(batch_size, 0, 1), step, seed=3)
   skipped = step * batch_size
   assert read(resumed, 2 * batch_size) == read(whole, skipped + 2 * batch_size)[skipped:]
 
@@ -67,12 +67,12 @@ def test_processes_have_contiguous_parts_of_the_same_batches(
   num_examples, batch_size, num_files, seed
 ):
   numbers = source(num_examples, num_files)
-  whole = sorted(read(lanes.stream(numbers, Share(batch_size, 0, 1), 1, seed), 3 * batch_size))
+  whole = sorted(read(shards.stream(numbers, Share(batch_size, 0, 1), 1, seed), 3 * batch_size))
   for count in [n for n in (2, 3, 4, 7, 16) if batch_size % n == 0]:
     size = batch_size // count
     together = []
     for index in range(count):
-      part = read(lanes.stream(numbers, Share(batch_size, index, count), 1, seed), 3 * size)
+      part = read(shards.stream(numbers, Share(batch_size, index, count), 1, seed), 3 * size)
       assert part == sorted(part)
       assert {position % batch_size // size for position, _ in part} <= {index}
       together += part
@@ -81,7 +81,7 @@ def test_processes_have_contiguous_parts_of_the_same_batches(
 
 @pytest.mark.parametrize(("num_examples", "batch_size", "num_files"), CASES)
 def test_without_a_seed_there_is_one_epoch_in_order(num_examples, batch_size, num_files):
-  pairs = read(lanes.stream(source(num_examples, num_files), Share(batch_size, 0, 1), 0, None))
+  pairs = read(shards.stream(source(num_examples, num_files), Share(batch_size, 0, 1), 0, None))
   assert [position for position, _ in pairs] == list(range(num_examples))
   assert sorted(number for _, number in pairs) == list(range(num_examples))
 
@@ -91,15 +91,15 @@ def test_a_process_opens_no_more_than_its_part():
   seen = []
   for index in range(8):
     log = []
-    stream = lanes.stream(source(num_examples, 64, log), Share(64, index, 8), 0, seed=0)
+    stream = shards.stream(source(num_examples, 64, log), Share(64, index, 8), 0, seed=0)
     read(stream, steps * 8)
-    assert len(log) <= 8 * (steps + lanes.PREFETCH + 8)  # of 1280 examples in these batches
+    assert len(log) <= 8 * (steps + shards.PREFETCH + 8)  # of 1280 examples in these batches
     seen += log
   assert len(seen) == len(set(seen))
 
 
-def test_the_number_of_lanes_follows_from_batch_and_files():
+def test_the_number_of_shards_follows_from_batch_and_files():
   for files, batch_size, expected in [(1024, 8192, 64), (40, 8192, 32), (1, 64, 1), (64, 24, 8)]:
-    assert lanes._num_lanes(source(1000, files), batch_size) == expected
-  assert lanes._num_lanes(source(1000, 0), 512) == 64  # every record is a file of its own
-  assert lanes._num_lanes(source(3, 0), 512) == 2
+    assert shards._num_shards(source(1000, files), batch_size) == expected
+  assert shards._num_shards(source(1000, 0), 512) == 64  # every record is a file of its own
+  assert shards._num_shards(source(3, 0), 512) == 2
