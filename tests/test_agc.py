@@ -1,4 +1,4 @@
-"""AGC against its definition, the paper's code and optax; and in optax chains."""
+"""AGC compared with its definition, the paper's code and optax; and in optax chains."""
 
 import dataclasses
 import doctest

@@ -1,4 +1,4 @@
-"""What README and docs show: snippets run, commands parse, links lead somewhere, pictures exist."""
+"""README and docs: snippets run, commands parse, links and pictures exist."""
 
 import pathlib
 import re

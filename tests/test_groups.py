@@ -1,4 +1,4 @@
-"""Which parameters a multiplier is for, and what is refused."""
+"""Which parameters a multiplier applies to, and which requests are refused."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""How the house is built: who may import whom, what importing costs, how long things may get."""
+"""The structure of the package: allowed imports, cost of importing, lengths of files."""
 
 import ast
 import graphlib

@@ -1,4 +1,4 @@
-"""Files that users get: all of those that belong together, or none."""
+"""Output files: all files that belong together are written, or none."""
 
 import resource
 

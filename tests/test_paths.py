@@ -1,4 +1,4 @@
-"""`~` is the user's home wherever a function takes a path."""
+"""`~` is the user's home in every function that takes a path."""
 
 import re
 

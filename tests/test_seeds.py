@@ -1,4 +1,4 @@
-"""Which random numbers depend on which: each use of a run's seed has its own."""
+"""Independence of random numbers: each purpose has its own seed."""
 
 import haiku as hk
 import jax

@@ -1,4 +1,4 @@
-"""Tables of what NFNets need and cost, from plans (`nfnet-jax plan`), for docs/pods.md and README.
+"""Tables of the needs and costs of NFNets, from plans (`nfnet-jax plan`), for docs/pods.md.
 
   nfnet-jax plan --config=experiments/imagenet_nfnet.py:F0 --topology=v4:4x4x8 \
     >> experiments/plan/plans.jsonl

@@ -1,4 +1,4 @@
-"""Times training steps and predictions on the CPU against timm's, step by step in turns.
+"""Times training steps and predictions on a CPU, alternating with timm's.
 
   python experiments/speed/cpu_vs_timm.py --timm_python=/path/to/timm/bin/python
 

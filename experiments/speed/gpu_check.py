@@ -1,4 +1,4 @@
-"""Whether the numbers are right on this machine; JSON last, exit status 1 if they are not.
+"""Checks the numerics on this machine; prints JSON last, and exits with status 1 on an error.
 
   python experiments/speed/gpu_check.py
   python experiments/speed/gpu_check.py --model=nfnet_micro --steps=60 --batch_size=8    (on a CPU)

@@ -1,4 +1,4 @@
-"""Training and prediction of F0 to F3 on one GPU, here and by timm: a table, and JSON last.
+"""Compares training and prediction of F0 to F3 on one GPU with timm; prints a table, then JSON.
 
   python experiments/speed/gpu_vs_timm.py --timm_python=python3
   python experiments/speed/gpu_vs_timm.py --timm_python=TIMM/bin/python --models=nfnet_f0 \

@@ -1,4 +1,4 @@
-"""What freezing saves: a step of a linear probe against a step that trains the whole network.
+"""Measures what freezing saves: a step of a linear probe compared with full training.
 
   python experiments/speed/groups.py                                     (NFNet-F0, 64 px)
   python experiments/speed/groups.py --model=nf_resnet50 --size=96

@@ -1,4 +1,4 @@
-"""Resident memory of a process that reads training images: it must not grow with their number.
+"""Measures the memory of a process that reads training images, which must not grow.
 
   python experiments/speed/host_memory.py 2000 data.name=folder data.dir=/tmp/images \
     data.test_split=test batch_size=16

@@ -1,4 +1,4 @@
-"""What the training rule costs, on a network's parameters alone: ratios to Nesterov's momentum.
+"""Measures the optimizer's cost on a network's parameters, relative to Nesterov's momentum.
 
   python experiments/speed/optimizer.py                                  (NFNet-F0)
   python experiments/speed/optimizer.py --model=nfnet_micro --rounds=3   (to try it)

@@ -1,4 +1,4 @@
-"""What RandAugment costs on the device, against computing all 16 operations and choosing one.
+"""Compares RandAugment's cost with computing all 16 operations and choosing one.
 
   python experiments/speed/randaugment.py
 

@@ -1,4 +1,4 @@
-"""What SAM costs: the whole training step with it, as ratios to the plain step.
+"""Measures the cost of SAM: the whole training step relative to the plain step.
 
   python experiments/speed/sam.py                                                    (on a CPU)
   python experiments/speed/sam.py --model=nfnet_f0 --image_size=192 --dtype=bfloat16   (on a GPU)

@@ -1,4 +1,4 @@
-"""How long a training step takes to be ready, at a first start and at the next: JSON last.
+"""Measures the time until a training step is ready, at a first and a second start; JSON last.
 
   python experiments/speed/start.py nfnet_f0 nfnet_f6
   python experiments/speed/start.py nfnet_micro --image_size=16 --batch_size=8   (to try it)

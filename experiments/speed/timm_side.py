@@ -1,4 +1,4 @@
-"""timm's side of `gpu_vs_timm.py`, in a Python that has torch and timm; prints one line of JSON.
+"""timm's side of `gpu_vs_timm.py`, for a Python with torch and timm; prints one line of JSON.
 
 Training is what the paper's recipe asks of it: forward, backward, AGC without the classifier, SGD
 with Nesterov's momentum and weight decay, and the EMA weights, on random uint8 images that
@@ -14,13 +14,13 @@ import time
 
 import torch
 
-WARM_UP = 5  # steps behind the first, which compiles
+WARM_UP = 5  # steps after the first, which compiles
 DROP_RATES = {"dm_nfnet_f0": 0.2, "dm_nfnet_f1": 0.3, "dm_nfnet_f2": 0.4, "dm_nfnet_f3": 0.4}
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 def import_timm():
-  """timm, also where torchvision's operators were built for another kind of machine."""
+  """Imports timm, even if torchvision's operators were built for another kind of machine."""
   try:
     import timm
   except RuntimeError:  # Its import looks for these operators, which no NFNet uses.
@@ -38,7 +38,7 @@ def import_timm():
 
 
 def make_train(timm, model, args):
-  """A step of training: images and labels on the device to the loss."""
+  """A training step that maps images and labels on the device to the loss."""
   trained = torch.compile(model) if args.compile else model
   clipped = list(timm.models.model_parameters(model, exclude_head=True))
   optimizer = torch.optim.SGD(
@@ -75,12 +75,12 @@ def make_predict(_, model, args):
 
 
 def autocast(args):
-  """bfloat16 where timm's own training uses it, or nothing."""
+  """Autocast to bfloat16 as in timm's own training, or nothing."""
   return torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
 
 
 def normalize(images, args):
-  """uint8 `[N, H, W, 3]` as the network wants it."""
+  """Converts uint8 `[N, H, W, 3]` to the network's input."""
   mean, std = (torch.tensor(x, device=args.device) for x in (MEAN, STD))
   x = ((images.float() - mean) / std).permute(0, 3, 1, 2)
   layout = torch.channels_last if args.channels_last else torch.contiguous_format

@@ -1,4 +1,4 @@
-"""timm's side of `cpu_vs_timm.py`: a step, and its seconds, for every line on stdin.
+"""timm's side of `cpu_vs_timm.py`: runs a step and prints its seconds for every line on stdin.
 
 python -m venv V
 V/bin/pip install torch==2.13.0 timm==1.0.31

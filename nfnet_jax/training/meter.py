@@ -11,7 +11,7 @@ from nfnet_jax.training.replicas import Metrics
 
 
 class Meter:
-  """Collects metrics one step behind the device, so that waiting for them costs nothing.
+  """Collects metrics one step later than the device computes them, so that waiting costs nothing.
 
   Args:
     batch_size: images per step, over all processes.

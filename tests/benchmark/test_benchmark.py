@@ -1,4 +1,4 @@
-"""`benchmark`: what it reports, and that it measures what it says."""
+"""`benchmark`: its report, and that it measures what it claims."""
 
 import json
 import pathlib

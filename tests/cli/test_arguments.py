@@ -1,4 +1,4 @@
-"""The words of a command line: what is understood, and how the rest is refused."""
+"""Arguments of the command line: how they are parsed, and how invalid ones are refused."""
 
 import json
 import pathlib

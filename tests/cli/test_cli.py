@@ -1,4 +1,4 @@
-"""The command line: what it prints, and how it refuses what it cannot do."""
+"""The command line: its output, and its errors for invalid requests."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Compiled programs are kept where the user wants them, or in the user's cache directory."""
+"""Compiled programs are cached where the user wants, or in the user's cache directory."""
 
 import os
 import pathlib

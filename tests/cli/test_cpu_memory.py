@@ -1,4 +1,4 @@
-"""On a CPU the command line keeps memory for the next step; elsewhere it changes nothing."""
+"""On a CPU, the command line keeps memory for the next step; elsewhere it does nothing."""
 
 import pathlib
 import subprocess

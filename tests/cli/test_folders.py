@@ -1,4 +1,4 @@
-"""A folder as people have it, through `train`, `evaluate` and `predict`."""
+"""A realistic folder of images, through `train`, `evaluate` and `predict`."""
 
 import json
 import os

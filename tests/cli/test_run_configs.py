@@ -1,4 +1,4 @@
-"""The config.json of a run as a config: the same run, and what follows from changes of it."""
+"""A run's config.json used as a config: the same run, and the effects of changes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The command line's own start and end: quick to refuse, quiet where nobody listens."""
+"""Start and end of the command line: fast errors, and no noise when nobody reads."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""The table of config keys: every key has limits, and they are kept."""
+"""The table of config keys: every key has bounds, and they are checked."""
 
 import math
 import pathlib

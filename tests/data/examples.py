@@ -1,4 +1,4 @@
-"""Tiny data sets that the data tests write for themselves."""
+"""Tiny data sets that the data tests write themselves."""
 
 import io
 import tarfile

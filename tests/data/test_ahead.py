@@ -1,4 +1,4 @@
-"""Reading ahead: in order, at least a batch ahead, and no further than it says."""
+"""Reading in advance: in order, at least one batch, and no more than documented."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Names of classes: ImageNet's, those of files, and which labels they make of a data set's."""
+"""Class names: ImageNet's, those in files, and how they are matched with a data set's."""
 
 import os
 import pathlib

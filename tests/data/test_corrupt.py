@@ -1,4 +1,4 @@
-"""Damaged images: what stands in for them, when a run stops, and that evaluation tolerates none."""
+"""Damaged images: their replacement, the end of a run, and that evaluation tolerates none."""
 
 import itertools
 import logging

@@ -1,4 +1,4 @@
-"""Which examples come in which order: epochs, resume, several processes, each test image once."""
+"""The order of examples: epochs, resuming, several processes, each test image once."""
 
 import fcntl
 import importlib

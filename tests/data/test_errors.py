@@ -1,4 +1,4 @@
-"""What a user is told when a data set cannot be read as asked."""
+"""Error messages for data sets that cannot be read."""
 
 import os
 import shutil

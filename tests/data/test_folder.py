@@ -1,4 +1,4 @@
-"""Folders of images as people have them: classes, labels, and what lies between the images."""
+"""Realistic folders of images: classes, labels, and other files between the images."""
 
 import logging
 import os

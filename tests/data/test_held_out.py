@@ -1,4 +1,4 @@
-"""Test images that are held out of a folder without any."""
+"""A held-out test split for folders without one."""
 
 import shutil
 

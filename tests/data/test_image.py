@@ -1,4 +1,4 @@
-"""From an encoded image to pixels."""
+"""Decoding, cropping and resizing of images."""
 
 from pathlib import Path
 

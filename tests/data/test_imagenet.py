@@ -1,4 +1,4 @@
-"""ImageNet as TFDS prepares it, from a miniature of the archives."""
+"""ImageNet prepared by TFDS from a miniature of the archives."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A disk or a network that fails for a moment, which is no damage of an image."""
+"""A disk or network that fails temporarily, which does not mean a damaged image."""
 
 import itertools
 import logging

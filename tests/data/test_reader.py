@@ -1,4 +1,4 @@
-"""One meaning of an image file: a zoo of files by Pillow's reader and by the training path."""
+"""Many image files read by Pillow's reader and by the training path, with the same pixels."""
 
 import io
 import os

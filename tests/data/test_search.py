@@ -1,4 +1,4 @@
-"""Which files a search finds, in which order, and that it ends."""
+"""The files that a search finds, their order, and that the search ends."""
 
 import os
 import socket

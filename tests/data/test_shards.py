@@ -1,4 +1,4 @@
-"""The global stream: the same for any number of processes, each reading little but its own part."""
+"""The global stream is the same for any number of processes, and each reads only its part."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Small image files of all kinds that people have, with the pixels that each of them means."""
+"""Small image files of all common kinds, with their expected pixels."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Evaluation by several processes: of one thing, and with an end for all."""
+"""Evaluation by several processes: they agree, and they end together."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The end of a process: what it says last, and that nothing holds it up."""
+"""The end of a process: its last message, and that nothing delays it."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Requests to stop, sent to this very process."""
+"""Requests to stop, sent to the test process itself."""
 
 import os
 import signal

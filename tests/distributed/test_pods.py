@@ -1,4 +1,4 @@
-"""Jobs of several processes, through the command line: the same numbers, and an end for all."""
+"""Jobs of several processes through the command line: same numbers, and a common end."""
 
 import collections
 import json
@@ -104,7 +104,7 @@ def steps_in(workdir):
 
 
 def copy_up_to(step, workdir, target):
-  """A run that was stopped behind a step."""
+  """A run that was stopped after a step."""
   shutil.copytree(workdir, target)
   for later in steps_in(target):
     if later > step:

@@ -1,4 +1,4 @@
-"""The scripts for a GPU tried on a CPU; of the comparison our side."""
+"""The scripts for a GPU, tried on a CPU; for the comparison, only our side."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Names of classes on their way: from folders to a run, its files, its predictions and back."""
+"""Class names from folders to a run, its files, its predictions and back."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A network in one file: what it computes, without this project."""
+"""A network exported to one file, used without this package."""
 
 import json
 import subprocess

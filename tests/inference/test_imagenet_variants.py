@@ -1,4 +1,4 @@
-"""ImageNet's other test sets: each counted as its authors do, with the classes found by name."""
+"""ImageNet's other test sets: counted as in their papers, with classes matched by name."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Networks as ONNX files: what onnxruntime computes from them."""
+"""Networks as ONNX files, computed with onnxruntime."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The networks under JAX's transformations: every mode is there, and right."""
+"""The networks under JAX's transformations: every mode works and is correct."""
 
 import functools
 

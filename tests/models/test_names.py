@@ -1,4 +1,4 @@
-"""Networks by the names that people know them by."""
+"""Networks by all their usual names."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The convolution of the networks against XLA's own: values, gradients, transformations."""
+"""The convolution of the networks compared with XLA's: values, gradients, transformations."""
 
 import functools
 import itertools

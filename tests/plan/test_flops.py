@@ -1,4 +1,4 @@
-"""Costs by formula, against the papers' tables and against numbers on paper."""
+"""Costs by formula, compared with the papers' tables and with hand calculations."""
 
 import functools
 

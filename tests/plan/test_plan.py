@@ -1,4 +1,4 @@
-"""`plan` without its compiler: topologies, estimates, attempts, memory, and what is refused."""
+"""`plan` without its compiler: topologies, estimates, attempts, memory, and refused requests."""
 
 import importlib.util
 import json

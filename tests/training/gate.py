@@ -1,4 +1,4 @@
-"""Makes training wait: before the batch of step `GATE_STEP` until the file `GATE_FILE` is there."""
+"""Blocks training before the batch of step `GATE_STEP` until the file `GATE_FILE` exists."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""The mapped training step as the compiler leaves it."""
+"""Properties of the compiled training step."""
 
 import collections
 import re

@@ -1,4 +1,4 @@
-"""The step in a loop of somebody's own: their network, chain, transformation and arrays."""
+"""The step in a user's own loop, with their network, chain, transformation and arrays."""
 
 import gc
 import re

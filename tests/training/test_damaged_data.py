@@ -1,4 +1,4 @@
-"""Damaged images in a run: nothing that was trained is lost, and the advice works."""
+"""Damaged images in a run: no training is lost, and the advice works."""
 
 import json
 import os

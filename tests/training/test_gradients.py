@@ -1,4 +1,4 @@
-"""SAM in the training step: against float64, on devices, in parts, with statistics and draws."""
+"""SAM in the training step: compared with float64, on devices, in parts, with random draws."""
 
 import haiku as hk
 import jax

@@ -1,4 +1,4 @@
-"""The ImageNet recipe on a miniature of the archives that TFDS prepares, by the command line."""
+"""The ImageNet recipe through the command line, on a miniature of TFDS's archives."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""When a run is saved, and what is lost without."""
+"""When a run is saved, and what is lost otherwise."""
 
 import time
 

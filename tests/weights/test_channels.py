@@ -1,4 +1,4 @@
-"""Networks for images of another number of channels than their weights were trained with."""
+"""Networks for images with another number of channels than in training."""
 
 import jax
 import numpy as np

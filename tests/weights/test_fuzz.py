@@ -1,4 +1,4 @@
-"""Files of every format, cut, flipped and spliced: the right weights or a sentence."""
+"""Files of every format, cut, flipped and spliced: they give the right weights or a clear error."""
 
 import io
 import json

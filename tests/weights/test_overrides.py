@@ -1,4 +1,4 @@
-"""Overrides that go with a file, and those that do not matter to it."""
+"""Overrides that are stored with weights, and those that weights do not depend on."""
 
 import inspect
 import json

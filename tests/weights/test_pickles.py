@@ -1,4 +1,4 @@
-"""Pickles are read, and never executed."""
+"""Pickles are read, but never executed."""
 
 import collections
 import functools

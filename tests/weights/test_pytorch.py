@@ -1,4 +1,4 @@
-"""PyTorch's checkpoints, read without PyTorch and without running them."""
+"""PyTorch checkpoints are read without PyTorch and without executing them."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Files that are no files, that are damaged, or that ask for more memory than they are."""
+"""Paths that are not files, damaged files, and files that would take too much memory."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Weights from files and runs: every leaf checked, wrong ones refused with a sentence."""
+"""Weights from files and runs: every leaf is checked, and wrong ones are refused."""
 
 import hashlib
 import json

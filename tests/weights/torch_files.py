@@ -1,4 +1,4 @@
-"""Writes PyTorch's checkpoints without PyTorch: a pickle's instructions, and the archive."""
+"""Writes PyTorch checkpoints without PyTorch: the pickle's instructions and the archive."""
 
 import io
 import struct
