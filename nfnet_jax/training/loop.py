@@ -236,7 +236,7 @@ def _announce(
     "%d steps of %d images, %s; %s devices: %d, processes: %d; the first step compiles",
     config.steps,
     config.batch_size,
-    f"going on after step {start}" if start else "from the start",
+    f"resuming after step {start}" if start else "from the start",
     jax.default_backend(),
     jax.device_count(),
     jax.process_count(),
@@ -246,7 +246,7 @@ def _announce(
 def _stopped(step: int, workdir: epath.Path, notice: Notice) -> dict[str, float]:
   """Reports, on every process, that the run stops early without an error."""
   job_lib.agree(lambda: "saved")  # A process that exits with a status other than 0 ends them all.
-  saved = f"saved step {step} in {workdir}; the same command goes on"
+  saved = f"saved step {step} in {workdir}; the same command resumes it"
   if notice.interrupted:
     raise KeyboardInterrupt(f"interrupted: {saved}.")
   # A warning, because processes other than process 0 show nothing below that level.

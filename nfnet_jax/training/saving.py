@@ -53,7 +53,7 @@ class Saver:
     except Exception:
       if step > self._start and not jax.process_index():
         self.save(record, step, state)
-        log.warning("nothing is lost: step %d is saved, and the same command goes on from it", step)
+        log.warning("nothing is lost: step %d is saved, and the same command resumes from it", step)
       raise
 
   def loss(self) -> str:

@@ -172,7 +172,7 @@ def test_going_on_with_other_processes_and_devices(pair, job, tmp_path, count, d
   workdir = copy_up_to(35, pair, tmp_path / "run")
   assert finish(job(*train(workdir), count=count, devices=devices)) == [0] * count
   assert_close(workdir, pair, 40, 1e-5)
-  assert "going on after step 35" in logs(tmp_path, 1)[0]
+  assert "resuming after step 35" in logs(tmp_path, 1)[0]
 
 
 @pytest.mark.slow
@@ -233,11 +233,11 @@ def test_killed_eight_times_told_to_stop_and_carried_on(pair, runs):
   first, second = ({line[11:] for line in log.splitlines()} for log in logs(runs / "told"))
   [said] = {line for line in first & second if "told to stop" in line}
   step = steps_in(workdir)[-1]
-  assert said.endswith(f"told to stop: saved step {step} in {workdir}; the same command goes on")
+  assert said.endswith(f"told to stop: saved step {step} in {workdir}; the same command resumes it")
   assert step > before
 
   assert finish(start_job(2, train(workdir), runs / "killed_logs")) == [0, 0]
-  assert f"going on after step {step}" in logs(runs / "killed_logs")[0]
+  assert f"resuming after step {step}" in logs(runs / "killed_logs")[0]
   assert bits(workdir, 40) == bits(pair, 40)
   assert lines_of(workdir) == lines_of(pair)
 
@@ -265,7 +265,7 @@ def test_ctrl_c_in_one_process_stops_all(job, tmp_path):
   os.kill(started[1].pid, signal.SIGINT)
   assert finish(started) == [130, 130]
   [step] = steps_in(tmp_path / "run")
-  said = f"interrupted: saved step {step} in {tmp_path}/run; the same command goes on."
+  said = f"interrupted: saved step {step} in {tmp_path}/run; the same command resumes it."
   assert last_lines(tmp_path) == [f"nfnet-jax: process 1: {said}", f"nfnet-jax: {said}"]
   assert "Ctrl-C: stopping after this step" in logs(tmp_path)[1]
   assert "lost:" not in "".join(logs(tmp_path))

@@ -211,7 +211,7 @@ def test_interrupted_and_carried_on(command, finished, signalled, tmp_path, caps
   signalled(2, signal.SIGINT)
   assert main(command(tmp_path)) == 130
   last = capsys.readouterr().err.splitlines()[-1]
-  assert last == f"nfnet-jax: interrupted: saved step 2 in {tmp_path}; the same command goes on."
+  assert last == f"nfnet-jax: interrupted: saved step 2 in {tmp_path}; the same command resumes it."
   assert "Ctrl-C: stopping after this step, with a checkpoint; a second" in caplog.text
   assert steps_in(tmp_path) == ["2"]
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -88,4 +88,4 @@ def test_an_error_of_the_data_loses_nothing(caplog):
   with pytest.raises(OSError, match="gone"), ours.saving_on_error(record, 5, None):
     raise OSError("gone")
   assert record.steps == [5]
-  assert "step 5 is saved, and the same command goes on from it" in caplog.text
+  assert "step 5 is saved, and the same command resumes from it" in caplog.text
