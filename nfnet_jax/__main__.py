@@ -67,9 +67,15 @@ def _quieten() -> None:
   """Logs to stderr: this package's messages, and only warnings of other packages."""
   logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
   logging.getLogger("nfnet_jax").setLevel(logging.INFO)
+  logging.getLogger("absl").addFilter(_worth_reading)
   # TensorFlow reports a GPU that it must not use as an error. JAX has set the level to 1.
   if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "1":
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+
+def _worth_reading(record: logging.LogRecord) -> bool:
+  """Whether to log a record: drops Orbax's progress, and errors that it also raises."""
+  return "orbax" not in record.pathname or record.levelno == logging.WARNING
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def parse(
   *,
   about: str | None,
   required: Sequence[str] = (),
+  usage: str | None = None,
   positional: bool = False,
 ) -> Namespace:
   """Parses the arguments after a verb, or prints its help and exits.
@@ -35,6 +36,7 @@ def parse(
       `--config.KEY=VALUE` or `--config.KEY VALUE` for a verb that takes a config.
     about: description of the verb for its help.
     required: flags that must be given.
+    usage: how the help shows them, if they have alternatives.
     positional: whether other arguments are allowed; they are paths.
 
   Returns:
@@ -46,7 +48,8 @@ def parse(
   """
   flags = FLAGS[verb]
   if "-h" in words or "--help" in words:
-    say(_help(verb, about, required, positional))
+    usage = usage or " ".join(f"--{flag}=VALUE" for flag in required)
+    say(_help(verb, about, usage, positional))
     sys.exit(0)
   hint = f"`nfnet-jax {verb} --help` lists the flags."
   values = {name: key.default for name, key in flags.items()}
@@ -153,10 +156,10 @@ def described(verb: str) -> str:
   return "\n\n".join([*parts, "\n".join(["Examples:", *examples])]) if flags else ""
 
 
-def _help(verb: str, about: str | None, required: Sequence[str], positional: bool) -> str:
-  usage = ["usage: nfnet-jax", verb, *(f"--{flag}=VALUE" for flag in required)]
-  usage += ["[--FLAG=VALUE ...]"] * bool(FLAGS[verb]) + ["IMAGE ..."] * positional
-  return "\n\n".join(filter(None, [" ".join(usage), about, described(verb)]))
+def _help(verb: str, about: str | None, required: str, positional: bool) -> str:
+  others = "[--FLAG=VALUE ...]" if FLAGS[verb] else ""
+  usage = ["usage: nfnet-jax", verb, required, others, "IMAGE ..." if positional else ""]
+  return "\n\n".join(filter(None, [" ".join(filter(None, usage)), about, described(verb)]))
 
 
 def _entries(table: Mapping[str, Key]) -> str:

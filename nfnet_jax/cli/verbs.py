@@ -45,7 +45,8 @@ def evaluate(argv: Sequence[str]) -> None:
   if {"workdir", "weights"} <= words:
     raise RequestError("--workdir and --weights exclude each other: give only one of them.")
   required = ("weights", "dataset") if words & of_weights else ("workdir",)
-  values = parse("evaluate", argv, about=evaluate.__doc__, required=required)
+  usage = "(--workdir=VALUE | --weights=VALUE --dataset=VALUE)"
+  values = parse("evaluate", argv, about=evaluate.__doc__, required=required, usage=usage)
   if values.weights:
     _check_weights(values.weights)
   where = {"split": values.split, "data_dir": values.data_dir, "batch_size": values.batch_size}

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
+import haiku as hk
 from etils import epath
 from ml_collections import ConfigDict, config_dict
 
@@ -92,7 +93,7 @@ def checked(config: ConfigDict) -> ConfigDict:
     config.model.name = models.find(config.model.name)
   if config.init.head is not None and config.init.weights is None:
     raise RequestError(f"init.head={config.init.head!r} needs init.weights: name a weights file.")
-  models.create_model(config.model.name, config.model.num_classes or 2, **model_kwargs(config))
+  _network(config)
   return config.lock()
 
 
@@ -191,6 +192,11 @@ def model_kwargs(config: ConfigDict) -> dict[str, Any]:
   return kwargs | {"dtype": DTYPES[config.dtype]}
 
 
+def _network(config: ConfigDict) -> hk.TransformedWithState:
+  classes = config.model.num_classes or 2
+  return models.create_model(config.model.name, classes, **model_kwargs(config))
+
+
 def save(config: ConfigDict, path: epath.Path, provenance: Mapping[str, Any] | None = None) -> None:
   """Writes a resolved config as JSON, completely or not at all.
 
@@ -213,7 +219,7 @@ def load(path: epath.Path, *, partial: bool = False) -> ConfigDict:
     partial: whether keys may be missing or unknown, as in a file that a user wrote.
 
   Raises:
-    RequestError: if the file does not exist or is not a config.
+    RequestError: if the file does not exist or is not a config, or its network cannot be built.
   """
   # Not `path.is_file`, which in etils is true for a pipe; reading a pipe would hang.
   if os.path.exists(path) and not os.path.isfile(path):
@@ -241,7 +247,12 @@ def load(path: epath.Path, *, partial: bool = False) -> ConfigDict:
     if not isinstance(branch, dict):
       raise RequestError(f"cannot use {path}: {section}={short(branch)} is not a section.")
     branch.setdefault(leaf, key.default)
-  return ConfigDict(tree).lock()
+  config = ConfigDict(tree).lock()
+  try:
+    _ = models.find(config.model.name) if partial else _network(config)
+  except RequestError as error:
+    raise RequestError(f"cannot use {path}: {error}") from error
+  return config
 
 
 def _damage(values: dict[str, Any]) -> list[str]:

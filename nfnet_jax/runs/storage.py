@@ -3,7 +3,6 @@
 import asyncio
 import atexit
 import functools
-import logging
 import os
 import pathlib
 import re
@@ -143,11 +142,3 @@ def reason(error: BaseException) -> str:
   if found := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's errors are long.
     return os.strerror(int(found[1]))
   return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
-
-
-def _worth_reading(record: logging.LogRecord) -> bool:
-  """Whether to log a record: drops Orbax's progress, and errors that it also raises."""
-  return "orbax" not in record.pathname or record.levelno == logging.WARNING
-
-
-logging.getLogger("absl").addFilter(_worth_reading)

@@ -18,7 +18,7 @@ from nfnet_jax import models, output
 from nfnet_jax.errors import RequestError
 from nfnet_jax.weights import fit, published_files, timm
 from nfnet_jax.weights import overrides as overrides_lib
-from nfnet_jax.weights.entries import OURS
+from nfnet_jax.weights.entries import OURS, entries_of
 from nfnet_jax.weights.load import class_names as class_names_of
 from nfnet_jax.weights.load import load_stored, open_weights, settle
 
@@ -69,7 +69,7 @@ def save_weights(
 
   Raises:
     RequestError: if the file exists or cannot be written, if the format cannot hold this network,
-      or if names or overrides do not fit the network.
+      or if leaves, names or overrides are not those of the network.
   """
   path, model = pathlib.Path(os.path.expanduser(path)), models.find(model)
   output.check_free(path, force)
@@ -89,6 +89,7 @@ def save_weights(
     **({"overrides": overrides_lib.to_json(overrides)} if overrides else {}),
     **(provenance or {}),
   }
+  _check_leaves(path, params, state or {}, model, num_classes, overrides)
   content = _encode(leaves, to, metadata)
   output.write({path: content})
   _report(path, to, metadata | about_timm)
@@ -117,6 +118,26 @@ def _check_format(to: str, model: str, overrides: Mapping[str, Any]) -> dict[str
   usual, ours = (overrides_lib.settings(model, each) for each in ({}, others))
   changes = {key: value for key, value in ours.items() if value != usual[key]}
   return {"timm": timm.describe(model, numerics, changes)}
+
+
+def _check_leaves(
+  path: pathlib.Path,
+  params: hk.Params,
+  state: hk.State,
+  model: str,
+  num_classes: int,
+  overrides: Mapping[str, Any],
+) -> None:
+  """Refuses weights that `load_weights` would not take for this network."""
+  found = entries_of(params) | entries_of(state)
+  stems = [leaf.shape[2] for name, leaf in found.items() if fit.is_stem(name, leaf)]
+  shapes = fit.init_shapes(model, num_classes, *stems[:1], **overrides)
+  if wrong := fit.differences(found, shapes[0] | shapes[1]):
+    raise RequestError(
+      f"cannot write {path}: these are not the weights of {model} with the overrides "
+      f"{overrides_lib.to_json(overrides):.300} ({wrong}). Give the overrides that the network was "
+      "created with, and its state if it has one."
+    )
 
 
 def _class_names(names: Sequence[str], num_classes: int) -> str:

@@ -86,7 +86,15 @@ def check_fit(stored: Stored, wanted: Shapes, model: str, num_classes: int) -> N
     wanted: the network's leaves.
     model, num_classes: the requested network, for the message.
   """
-  found = stored.entries
+  if wrong := differences(stored.entries, wanted):
+    raise RequestError(
+      f"{stored.path} does not hold {model} with {num_classes} classes. "
+      f"{_advice(stored.entries, model)} ({wrong})"
+    )
+
+
+def differences(found: Mapping[str, Entry], wanted: Shapes) -> str:
+  """How leaves differ from those of a network, up to ten of each kind; "" if they do not."""
   wrong_shape = [
     f"{name} is {_shape(found[name].shape)}, not {_shape(leaf.shape)}"
     for name, leaf in wanted.items()
@@ -103,12 +111,7 @@ def check_fit(stored: Stored, wanted: Shapes, model: str, num_classes: int) -> N
     "wrong shape": wrong_shape,
     "wrong dtype": wrong_dtype,
   }
-  parts = [f"{what}: {_enumerate(names)}" for what, names in lists.items() if names]
-  if parts:
-    raise RequestError(
-      f"{stored.path} does not hold {model} with {num_classes} classes. {_advice(found, model)} "
-      f"({'; '.join(parts)})"
-    )
+  return "; ".join(f"{what}: {_enumerate(names)}" for what, names in lists.items() if names)
 
 
 def check_memory(stored: Stored, wanted: Shapes) -> None:
@@ -132,7 +135,7 @@ def fitting_models(entries: Mapping[str, Entry]) -> list[str]:
   """Names of the networks that the leaves of a file fit, with any number of classes."""
   roots = {name.partition("/")[0] for name in entries}
   blocks = {found[0] for found in map(_BLOCK.match, entries) if found}
-  stems = [entry.shape[2] for name, entry in entries.items() if _is_stem(name, entry)]
+  stems = [entry.shape[2] for name, entry in entries.items() if is_stem(name, entry)]
   shapes = {name: tuple(entry.shape) for name, entry in entries.items()}
   fitting = []
   for name, spec in models.MODELS.items():
@@ -168,7 +171,8 @@ def as_wanted(path: Any, name: str, array: np.ndarray, dtype: np.dtype) -> np.nd
   return cast
 
 
-def _is_stem(name: str, entry: Entry) -> bool:
+def is_stem(name: str, entry: Entry) -> bool:
+  """Whether a leaf is the kernel that images go through first, with its four dimensions."""
   return is_stem_kernel(name) and len(entry.shape) == 4
 
 

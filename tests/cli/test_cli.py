@@ -124,6 +124,12 @@ def test_help_gives_defaults_and_what_is_needed(capsys):
   usage, *_, out = capsys.readouterr().out.split("\n", 1)
   assert usage == "usage: nfnet-jax predict --weights=VALUE [--FLAG=VALUE ...] IMAGE ..."
   assert "Number of classes to print for each image. Default: 5." in out
+  for words in ([], ["--weights=x"]):
+    with pytest.raises(SystemExit):
+      main(["evaluate", *words, "--help"])
+    usage = capsys.readouterr().out.splitlines()[0]
+    ways = "(--workdir=VALUE | --weights=VALUE --dataset=VALUE)"
+    assert usage == f"usage: nfnet-jax evaluate {ways} [--FLAG=VALUE ...]"
 
 
 @pytest.mark.slow

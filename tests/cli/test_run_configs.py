@@ -91,6 +91,7 @@ def test_a_config_may_be_incomplete_or_newer(tmp_path):
     ('{"model": {"name": "nfnet_f0"}, "data": 3}', "data=3 is not a section"),
     ('{"model": {"name": "nfnet_f0"}, "seed": "3"}', "seed='3' must be of type int."),
     ('{"model": {"name": "nfnet_f0"}, "epochs": NaN}', "epochs=nan must be finite."),
+    ('{"model": {"name": "f00"}}', "cannot use .*config.json: unknown model 'f00'"),
     ("[" * 100000, "cannot read"),
     (b"\xff\xfe", "cannot read"),
   ],

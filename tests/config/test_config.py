@@ -207,6 +207,8 @@ GONE = object()
     ("seed", "3", "seed='3' must be of type int."),
     ("data.crop_area", [0.1, "x"], "data.crop_area=(0.1, 'x'): give two numbers"),
     ("dropout", 0.5, "'dropout' is not a key of this version."),
+    ("model.name", "nfnet_f00", "unknown model 'nfnet_f00'"),
+    ("model.depths", [1, 1, 1], "depths"),
   ],
 )
 def test_damage_to_the_config_of_a_run_is_named(tmp_path, key, value, said):

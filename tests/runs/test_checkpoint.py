@@ -1,3 +1,4 @@
+import importlib
 import logging
 import os
 import resource
@@ -14,6 +15,7 @@ import optax
 import pytest
 from etils import epath
 
+from nfnet_jax import __main__
 from nfnet_jax.errors import RequestError
 from nfnet_jax.runs import checkpoint, digest, storage
 
@@ -437,10 +439,19 @@ def test_killed_while_saving(tmp_path, caplog):
   assert steps_in(tmp_path) == ["1", "3"]
 
 
-def test_orbax_keeps_quiet_but_may_warn(tmp_path, caplog):
+def test_the_command_line_alone_silences_orbax(tmp_path, caplog, monkeypatch):
+  """Others' logging is theirs: importing this package changes nothing of it."""
+  absl = logging.getLogger("absl")
+  monkeypatch.setattr(absl, "filters", [])
+  importlib.reload(storage)
+  assert not absl.filters
   caplog.set_level(logging.INFO)
-  save_all(tmp_path, [1, 2])
+  save_all(tmp_path, [1])
+  assert any("orbax" in record.pathname for record in caplog.records)
+  __main__._quieten()
+  caplog.clear()
+  save_all(tmp_path, [2], resume_step=1)
   checkpoint.restore_newest(tmp_path, make_state())
   assert not caplog.records
-  logging.getLogger("absl").warning("heard")
+  absl.warning("heard")
   assert "heard" in caplog.text

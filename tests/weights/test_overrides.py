@@ -3,6 +3,7 @@
 import inspect
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -26,19 +27,26 @@ VALUES = {
 MODULES = {spec.module: name for name, spec in models.MODELS.items()}
 
 
+def filled(model, **overrides):
+  """Parameters and state with the shapes of a network's."""
+  shapes = [unflatten(tree) for tree in init_shapes(model, 10, **overrides)]
+  trees = [golden.fill(jax.tree.map(lambda leaf: leaf.shape, tree)) for tree in shapes]
+  return jax.tree.map(lambda x, leaf: np.asarray(x, leaf.dtype), trees, shapes)
+
+
 @pytest.fixture(scope="module")
 def params():
-  shapes, _ = init_shapes("nfnet_micro", 10, **TINY)
-  return golden.fill(unflatten({name: leaf.shape for name, leaf in shapes.items()}))
+  return filled("nfnet_micro", **TINY)[0]
 
 
 @pytest.mark.parametrize("model", MODULES.values())
-def test_every_override_comes_back_as_it_was(model, params, tmp_path):
+def test_every_override_comes_back_as_it_was(model, tmp_path):
   names = inspect.signature(models.get_spec(model).module.__init__).parameters
   others = ("self", "name", "num_classes", "folded", "features_only")
   given = [name for name in names if name not in others]
   overrides = {name: VALUES[name] for name in given}
-  save_weights(tmp_path / "f", params, model, **overrides)
+  params, state = filled(model, **overrides)
+  save_weights(tmp_path / "f", params, model, state=state, **overrides)
   _, _, found = settle(open_weights(tmp_path / "f"), None, {})
   assert found == overrides
   assert {type(found[name]) for name in ("widths", "depths") if name in found} <= {tuple}
@@ -53,6 +61,29 @@ def test_a_dtype_is_read_again(dtype, params, tmp_path):
   assert network.num_classes == 10
   loaded = load_weights(path, "nfnet_micro", num_classes=10, **TINY)
   np.testing.assert_array_equal(loaded["NFNet/~/linear"]["w"], params["NFNet/~/linear"]["w"])
+
+
+@pytest.mark.parametrize(
+  ("model", "overrides", "said"),
+  [
+    ("nfnet_micro", {}, "missing: .*nf_block_2"),
+    ("nfnet_micro", TINY | {"use_two_convs": False}, r"left over: NFNet/~/nf_block/~/conv1b/bias"),
+    ("nfnet_micro", TINY | {"widths": (32, 64)}, r"linear/w is \[64, 10\], not \[128, 10\]"),
+    ("nf_resnet50", {}, "missing: NF_ResNet/"),
+  ],
+)
+def test_leaves_have_to_be_those_of_the_overrides(model, overrides, said, params, tmp_path):
+  """Nobody could read the file again."""
+  with pytest.raises(RequestError, match=f"these are not the weights of {model} .*{said}"):
+    save_weights(tmp_path / "f", params, model, **overrides)
+  assert not list(tmp_path.iterdir())
+
+
+def test_statistics_have_to_be_there(tmp_path):
+  params, state = filled("resnet50", depths=(1, 1, 1, 1))
+  with pytest.raises(RequestError, match=r"missing: ResNet/.*mean_ema.*its state if it has one"):
+    save_weights(tmp_path / "f", params, "resnet50", depths=(1, 1, 1, 1))
+  save_weights(tmp_path / "f", params, "resnet50", state=state, depths=(1, 1, 1, 1))
 
 
 def test_what_has_no_json_is_refused(params, tmp_path):
@@ -106,7 +137,7 @@ def test_what_changes_results_is_compared(params, tmp_path):
 )
 def test_hostile_overrides_end_in_a_sentence(overrides, said, params, tmp_path):
   about = {"overrides": json.dumps({**TINY, **overrides})}
-  save_weights(tmp_path / "f", params, "nfnet_micro", provenance=about)
+  save_weights(tmp_path / "f", params, "nfnet_micro", **TINY, provenance=about)
   with pytest.raises(RequestError, match=said) as error:
     load_network(tmp_path / "f")
   assert len(str(error.value)) < 5000
