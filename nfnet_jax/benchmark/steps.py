@@ -97,7 +97,8 @@ def measure_predict(
   """
   _check_steps(steps)
   model = models.find(model)
-  pixels = models.get_spec(model).test_size if image_size is None else image_size
+  spec = models.get_spec(model)
+  pixels = spec.test_size if image_size is None else image_size
   if batch_size < 1 or pixels < 1:
     raise RequestError(f"batch_size={batch_size} and image_size={pixels} must be at least 1.")
   if dtype not in config_lib.DTYPES:
@@ -108,7 +109,7 @@ def measure_predict(
   params = fold(params)
 
   def predict(params: Any, images: jax.Array) -> jax.Array:
-    return net.apply(params, net_state, None, normalize(images))[0]
+    return net.apply(params, net_state, None, normalize(images, **spec.normalization))[0]
 
   hosts = [batch.images for batch in synthetic.batches(batch_size, pixels, 1000, count=2)]
   compiled, compilation = timing.compile_for(jax.jit(predict), params, hosts[0])

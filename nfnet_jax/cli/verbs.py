@@ -156,10 +156,10 @@ def models(argv: Sequence[str]) -> None:
   parse("models", argv, about=models.__doc__)
   from nfnet_jax import models as models_lib
 
-  say(f"{'model':<14}{'parameters':>12}{'train px':>10}{'test px':>9}")
+  say(f"{'model':<18}{'parameters':>12}{'train px':>10}{'test px':>9}")
   for name, spec in models_lib.MODELS.items():
     millions = models_lib.count_params(name) / 1e6
-    say(f"{name:<14}{millions:>11.2f}M{spec.train_size:>10}{spec.test_size:>9}")
+    say(f"{name:<18}{millions:>11.2f}M{spec.train_size:>10}{spec.test_size:>9}")
 
 
 def _check_workdir(workdir: epath.Path) -> None:

@@ -51,7 +51,7 @@ _OLDEST_KEYS = (
 )
 _RESOLVED_KEYS = (
   *("steps", "model.num_classes", "data.train_size", "data.test_size"),
-  *("optimizer.learning_rate", "optimizer.warmup_steps", "seeding"),
+  *("data.test_padding", "optimizer.learning_rate", "optimizer.warmup_steps", "seeding"),
 )
 
 
@@ -125,6 +125,8 @@ def resolve(
     config.data.train_size = config.data.train_size or spec.train_size
     config.data.test_size = config.data.test_size or spec.test_size
     config.data.test_resize = config.data.test_resize or spec.test_resize
+    if config.data.test_padding is None:
+      config.data.test_padding = spec.test_padding
     if config.augment.randaugment_magnitude is None:
       config.augment.randaugment_magnitude = spec.randaugment_magnitude
     if recorded is not None:

@@ -128,7 +128,12 @@ KEYS: dict[str, Key] = {
     formats.RESIZES,
     "squash resizes a test image to a square and crops its centre; central crops first.",
   ),
-  "data.test_padding": _whole(32, 0, formats.MAX_PADDING, "Pixels that the centre crop removes."),
+  "data.test_padding": _whole(
+    None,
+    0,
+    formats.MAX_PADDING,
+    "Pixels that the centre crop removes. The default is the network's: 32 for most.",
+  ),
   "data.exif_orientation": Key(
     None,
     bool,

@@ -1,23 +1,29 @@
 """Maps pixel values to the input of the networks."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Of ImageNet's training images, in units of 0..1; every published network was trained with them.
+# Of ImageNet's training images, in units of 0..1; the published networks were trained with them.
 MEAN_RGB = (0.485, 0.456, 0.406)
 STDDEV_RGB = (0.229, 0.224, 0.225)
 
 
-def normalize(images: jax.Array | np.ndarray) -> jax.Array:
+def normalize(
+  images: jax.Array | np.ndarray,
+  mean: Sequence[float] = MEAN_RGB,
+  stddev: Sequence[float] = STDDEV_RGB,
+) -> jax.Array:
   """Maps pixel values 0..255 to the networks' input: `(x / 255 - mean) / stddev` per channel.
 
   Args:
     images: `[N, H, W, 3]` of any dtype.
+    mean, stddev: mean and standard deviation of each channel, in units of 0..1.
 
   Returns:
     `[N, H, W, 3]` float32.
   """
-  mean = 255.0 * jnp.asarray(MEAN_RGB, jnp.float32)
-  stddev = 255.0 * jnp.asarray(STDDEV_RGB, jnp.float32)
-  return (jnp.asarray(images, jnp.float32) - mean[None, None, None]) / stddev[None, None, None]
+  centre, scale = (255.0 * jnp.asarray(each, jnp.float32) for each in (mean, stddev))
+  return (jnp.asarray(images, jnp.float32) - centre[None, None, None]) / scale[None, None, None]

@@ -64,7 +64,7 @@ def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Bat
   def stream(step: int) -> tf.data.Dataset:
     return shards.stream(source, share, step, seed=None)
 
-  size, padding, upright = data.test_size, data.test_padding, is_upright(data)
+  size, padding, upright = data.test_size, _padding(data), is_upright(data)
 
   def decode(_: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
     return resize(source.encoded(record), size, padding, upright), source.label(record)
@@ -83,12 +83,17 @@ def _everything(source: Source) -> Stream:
   return lambda _: shards.stream(source, Share(source.num_examples, 0, 1), 0, seed=None)
 
 
+def _padding(data: ConfigDict) -> int:
+  """The papers' where a config was not resolved, as one for data alone need not be."""
+  return 32 if data.test_padding is None else data.test_padding
+
+
 def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict) -> tf.Tensor:
   """A training image, `[train_size, train_size, 3]` uint8."""
   crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
 
   def fallback(shape: tf.Tensor) -> tf.Tensor:
-    return image_lib.central_window(shape, data.train_size, data.test_padding)
+    return image_lib.central_window(shape, data.train_size, _padding(data))
 
   def window(shape: tf.Tensor) -> tf.Tensor:
     return image_lib.random_window(

@@ -75,7 +75,11 @@ def evaluate_workdir(
   kwargs = config_lib.model_kwargs(config)
   net, fold = models.create_folded(config.model.name, num_classes, **kwargs)
   net = _giving(net, logits, num_classes)
-  eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=num_classes))
+  eval_step = parallel.map_eval_step(
+    make_eval_step(
+      net, num_classes=num_classes, normalization=models.get_spec(config.model.name).normalization
+    )
+  )
   batches = data.test_batches(
     config.data,
     batch_size=config.batch_size,
@@ -149,7 +153,11 @@ def evaluate_weights(
     logits = _with_others(logits, network.num_classes)
   agreement.on_data(info, logits)
   net = _giving(network.net, logits, network.num_classes)
-  eval_step = parallel.map_eval_step(make_eval_step(net, num_classes=len(logits)))
+  eval_step = parallel.map_eval_step(
+    make_eval_step(
+      net, num_classes=len(logits), normalization=models.get_spec(network.model).normalization
+    )
+  )
   batches = data.test_batches(
     config,
     batch_size=batch_size,

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from nfnet_jax import inference, output
-from nfnet_jax.data.normalize import normalize
 from nfnet_jax.errors import RequestError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -79,7 +78,7 @@ def export(
   size = network.preprocessing.size
 
   def predict(images: jax.Array) -> jax.Array:
-    return network.net.apply(network.params, network.state, None, normalize(images))[0]
+    return network.net.apply(network.params, network.state, None, network.normalize(images))[0]
 
   content = encode(predict, size, network.params)
   about = {

@@ -3,12 +3,15 @@
 import json
 import logging
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import haiku as hk
+import jax
 
 from nfnet_jax import models, weights
 from nfnet_jax.data import classes as classes_lib
+from nfnet_jax.data import normalize as normalize_lib
 from nfnet_jax.data.preprocess import Preprocessing
 from nfnet_jax.errors import RequestError
 
@@ -24,6 +27,7 @@ class Network(NamedTuple):
     net: returns logits, or pooled features.
     params, state: for `net.apply`; a normalizer-free network's weights are already standardised.
     preprocessing: the preprocessing of test images.
+    normalize: maps pixel values to the network's input.
     class_names: the names of the classes in the training data, in the order of the logits; ImageNet
       synsets for the published networks; None if unknown.
   """
@@ -34,6 +38,7 @@ class Network(NamedTuple):
   params: hk.Params
   state: hk.State
   preprocessing: Preprocessing
+  normalize: Callable[[Any], jax.Array]
   class_names: tuple[str, ...] | None = None
 
 
@@ -68,15 +73,20 @@ def load_network(
   classes = classes if num_classes is None else num_classes
   if not classes and not features:
     raise RequestError(f"{path} holds a network without a classifier: ask for features instead.")
-  preprocessing = _preprocessing(models.get_spec(model), stored.metadata, size)
+  spec = models.get_spec(model)
+  preprocessing = _preprocessing(spec, stored.metadata, size)
   names = _class_names(stored, classes)
   params, state = weights.load_stored(stored, model, num_classes=classes, **overrides)
   net, fold = models.create_folded(model, 0 if features else classes, **overrides)
-  return Network(model, classes, net, fold(params), state, preprocessing, names)
+
+  def normalize(images: Any) -> jax.Array:
+    return normalize_lib.normalize(images, **spec.normalization)
+
+  return Network(model, classes, net, fold(params), state, preprocessing, normalize, names)
 
 
 def _preprocessing(spec: models.ModelSpec, said: dict[str, str], size: int | None) -> Preprocessing:
-  usual = Preprocessing(spec.test_size, padding=32, resize=spec.test_resize)
+  usual = Preprocessing(spec.test_size, padding=spec.test_padding, resize=spec.test_resize)
   try:
     found = usual._replace(**json.loads(said.get("preprocessing", "{}")))
   except (ValueError, TypeError) as error:

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import onnx
 from jax.extend import core
@@ -100,15 +101,11 @@ def _square(graph: Graph, eqn: core.JaxprEqn, x: Tensor) -> Tensor:
 
 
 def _same_convolution(graph: Graph, eqn: core.JaxprEqn, x: Value, w: np.ndarray) -> Tensor:
-  """`nf_conv`, with TensorFlow's padding."""
-  stride, groups = eqn.params["stride"], eqn.params["groups"]
-  padding = []
-  for size, out, kernel in zip(
-    _shape(eqn.invars[0])[1:3], _shape(eqn.outvars[0])[1:3], w.shape[:2], strict=True
-  ):
-    total = max((out - 1) * stride + kernel - size, 0)
-    padding.append((total // 2, total - total // 2))
-  return _convolution(graph, x, w, (stride, stride), padding, groups)
+  """`nf_conv`, whose padding has a name."""
+  strides, groups = (eqn.params["stride"],) * 2, eqn.params["groups"]
+  size = _shape(eqn.invars[0])[1:3]
+  padding = jax.lax.padtype_to_pads(size, w.shape[:2], strides, eqn.params["padding"])
+  return _convolution(graph, x, w, strides, padding, groups)
 
 
 def _general_convolution(graph: Graph, eqn: core.JaxprEqn, x: Value, w: np.ndarray) -> Tensor:
@@ -206,6 +203,23 @@ def _product(graph: Graph, eqn: core.JaxprEqn, x: Value, w: Value) -> Tensor:
   return graph.add("MatMul", graph.name(x), graph.name(w))
 
 
+def _pad(graph: Graph, eqn: core.JaxprEqn, x: Tensor, value: np.ndarray) -> Tensor:
+  low, high, inner = zip(*eqn.params["padding_config"], strict=True)
+  assert not any(inner)
+  pads = graph.weight(np.asarray(low + high, np.int64))
+  return graph.add("Pad", graph.name(x), pads, graph.weight(value))
+
+
+def _slice(graph: Graph, eqn: core.JaxprEqn, x: Tensor) -> Tensor:
+  params = eqn.params
+  # The number of images is not known.
+  axes = [axis for axis, side in enumerate(_shape(eqn.invars[0])) if isinstance(side, int)]
+  limits = [[params[name][axis] for axis in axes] for name in ("start_indices", "limit_indices")]
+  steps = [params["strides"][axis] if params["strides"] else 1 for axis in axes]
+  ranges = [graph.weight(np.asarray(each, np.int64)) for each in (*limits, axes, steps)]
+  return graph.add("Slice", graph.name(x), *ranges)
+
+
 def _cast(graph: Graph, eqn: core.JaxprEqn, x: Tensor) -> Tensor:
   to = helper.np_dtype_to_tensor_dtype(np.dtype(eqn.params["new_dtype"]))
   return graph.add("Cast", x.name, channels_first=x.channels_first, to=to)
@@ -239,12 +253,14 @@ RULES: dict[str, Callable[..., Tensor]] = {
   "expm1": _expm1,
   "integer_pow": _integer_pow,
   "nf_conv": _same_convolution,
+  "pad": _pad,
   "reduce_max": _reduce("ReduceMax"),
   "reduce_sum": _reduce("ReduceSum"),
   "reduce_window_max": _pool("MaxPool"),
   "reduce_window_sum": _window_sum,
   "rsqrt": _rsqrt,
   "select_n": _select,
+  "slice": _slice,
   "square": _square,
   "squeeze": _squeeze,
 }

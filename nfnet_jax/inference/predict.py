@@ -14,7 +14,6 @@ import numpy as np
 from nfnet_jax import inference, output
 from nfnet_jax.data import ahead, search
 from nfnet_jax.data import classes as classes_lib
-from nfnet_jax.data.normalize import normalize
 from nfnet_jax.errors import RequestError
 
 log = logging.getLogger(__name__)
@@ -160,7 +159,7 @@ def predict(
 
   @jax.jit
   def apply(params: hk.Params, images: jax.Array) -> jax.Array:
-    return network.net.apply(params, network.state, None, normalize(images))[0]
+    return network.net.apply(params, network.state, None, network.normalize(images))[0]
 
   for batch in ahead.batches(paths, network.preprocessing, min(batch_size, len(paths))):
     errors = dict(batch.errors)

@@ -4,14 +4,15 @@ import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
 
 from nfnet_jax.errors import RequestError
-from nfnet_jax.models import layers, nf_regnet, nf_resnet, nfnet, resnet
+from nfnet_jax.models import layers, nf_regnet, nf_resnet, nfnet, resnet, timm, timm_variants
 from nfnet_jax.models.blocks import REMAT as REMAT
 
 
@@ -23,7 +24,8 @@ class ModelSpec(NamedTuple):
     kwargs: constructor arguments of this network.
     train_size, test_size: its image sizes in pixels.
     randaugment_magnitude: magnitude for its training images, if RandAugment is used.
-    test_resize: preprocessing of its test images, see `nfnet_jax.data.image`.
+    test_resize, test_padding: preprocessing of its test images, see `nfnet_jax.data.preprocess`.
+    normalization: arguments of `nfnet_jax.data.normalize.normalize` for its images.
   """
 
   module: Any
@@ -32,6 +34,8 @@ class ModelSpec(NamedTuple):
   test_size: int
   randaugment_magnitude: int = 5
   test_resize: str = "central"
+  test_padding: int = 32
+  normalization: Mapping[str, tuple[float, ...]] = types.MappingProxyType({})
 
 
 def _nfnet(variant: nfnet.Variant) -> ModelSpec:
@@ -48,6 +52,17 @@ def _resnet(module: type[hk.Module], depth: str) -> ModelSpec:
   return ModelSpec(module, {"depths": nf_resnet.DEPTHS[depth], "drop_rate": 0.0}, 224, 256)
 
 
+def _timm(name: str, variant: timm_variants.Variant) -> ModelSpec:
+  kwargs, train_size, test_size, crop = variant
+  padding = int(test_size / crop) - test_size
+  spec = ModelSpec(timm.NormFreeNet, kwargs | {"drop_rate": 0.0}, train_size, test_size)
+  spec = spec._replace(test_padding=padding)
+  if name == "test_nfnet":
+    half = (0.5, 0.5, 0.5)
+    spec = spec._replace(normalization={"mean": half, "stddev": half})
+  return spec
+
+
 MODELS: dict[str, ModelSpec] = {
   **{f"nfnet_{name}": _nfnet(variant) for name, variant in nfnet.VARIANTS.items()},
   # Not from the paper: for images of about 32 pixels, with 0.5M parameters.
@@ -61,6 +76,7 @@ MODELS: dict[str, ModelSpec] = {
   **{f"nf_resnet{depth}": _resnet(nf_resnet.NF_ResNet, depth) for depth in nf_resnet.DEPTHS},
   **{f"nf_regnet_{name}": _nf_regnet(variant) for name, variant in nf_regnet.VARIANTS.items()},
   **{f"resnet{depth}": _resnet(resnet.ResNet, depth) for depth in ("50", "101", "152", "200")},
+  **{name: _timm(name, variant) for name, variant in timm_variants.VARIANTS.items()},
 }
 
 _BY_VARIANT = ("nfnet_f", "nf_regnet_b")  # families whose variants have unique names
@@ -74,11 +90,14 @@ def list_models() -> list[str]:
 def find(name: str) -> str:
   """Converts any spelling of a network's name to its name in `list_models()`.
 
-  Case, dashes and timm's prefix `dm_` are ignored. For NFNets and NF-RegNets, the variant alone is
-  enough.
+  Case, dashes and timm's prefix `dm_` are ignored. For the paper's NFNets and NF-RegNets, the
+  variant alone is enough. Where timm's own network has the name of one from the papers, its name
+  here begins with `timm_`; names from timm's hub, which begin with `timm/`, are found too.
 
   >>> find("dm_nfnet_f0"), find("NFNet-F0+"), find("B3"), find("nf_resnet-50")
   ('nfnet_f0', 'nfnet_f0+', 'nf_regnet_b3', 'nf_resnet50')
+  >>> find("timm/nf_resnet50.ra2_in1k"), find("eca-nfnet-l0")
+  ('timm_nf_resnet50', 'eca_nfnet_l0')
 
   Raises:
     RequestError: if there is no such network; the message gives the nearest names.
@@ -87,6 +106,7 @@ def find(name: str) -> str:
     return name
   plain = {_plain(known): known for known in MODELS}
   plain |= {each.rpartition("_")[2]: each for each in MODELS if each.startswith(_BY_VARIANT)}
+  plain |= {"timm" + _plain(each): each for each in _of_timm()}
   wanted = _plain(name) if isinstance(name, str) else ""
   if wanted in plain:
     return plain[wanted]
@@ -96,8 +116,15 @@ def find(name: str) -> str:
   raise RequestError(f"unknown model {str(name)[:80]!r}: {hint}")
 
 
+def _of_timm() -> list[str]:
+  """timm's networks that keep their names here."""
+  return [name for name in timm_variants.VARIANTS if not name.startswith("timm_")]
+
+
 def _plain(name: str) -> str:
   """A name without the parts that are spelt in different ways."""
+  if name.startswith("timm/"):  # The hub adds a tag after a dot.
+    name = name.partition(".")[0].replace("timm/dm_", "")
   name = name.lower().replace("plus", "+").removeprefix("dm_").removeprefix("dm-")
   return re.sub(r"[^a-z0-9+]", "", name)
 
@@ -182,14 +209,23 @@ def feature_info(name: str, **overrides: Any) -> list[tuple[int, int]]:
   return [(stage.shape[-1], size // stage.shape[1]) for stage in stages]
 
 
-def fold(params: hk.Params, numerics: str = "published") -> hk.Params:
+def numerics_of(name: str, overrides: Mapping[str, Any]) -> str:
+  """The numerics that a network of this name has with these overrides: see `layers.make_style`."""
+  taken = inspect.signature(get_spec(name).module.__init__).parameters
+  default = taken["numerics"].default if "numerics" in taken else "published"
+  return overrides.get("numerics", default)
+
+
+def fold(params: hk.Params, numerics: str = "published", gamma: float = 1.0) -> hk.Params:
   """Standardises every convolution's weight once, for `create_model(name, folded=True)`.
 
-  For inference, weights need not be standardised at every call.
+  For inference, weights need not be standardised at every call. `create_folded` supplies the other
+  arguments.
 
   Args:
     params: `{module: {name: array}}` of a normalizer-free network.
     numerics: see `layers.make_style`.
+    gamma: a constant factor of the gains, see `layers.WSConv2D`.
 
   Returns:
     The parameters without gains, which are folded into the weights.
@@ -198,7 +234,7 @@ def fold(params: hk.Params, numerics: str = "published") -> hk.Params:
   for module, leaves in params.items():
     folded[module] = dict(leaves)
     if "gain" in leaves:
-      gain = folded[module].pop("gain")
+      gain = folded[module].pop("gain") * gamma
       folded[module]["w"] = layers.standardize_weight(leaves["w"], gain, numerics)
   return folded
 
@@ -221,8 +257,11 @@ def create_folded(
   if "folded" not in inspect.signature(get_spec(name).module.__init__).parameters:
     return create_model(name, num_classes, **overrides), lambda params: params
   net = create_model(name, num_classes, **overrides | {"folded": True})
-  numerics = overrides.get("numerics", "published")
-  return net, jax.jit(functools.partial(fold, numerics=numerics))
+  spec, gamma = get_spec(name), 1.0
+  if spec.module is timm.NormFreeNet:
+    gamma = layers.GAMMAS[(spec.kwargs | overrides)["activation"]]
+  numerics = numerics_of(name, overrides)
+  return net, jax.jit(functools.partial(fold, numerics=numerics, gamma=gamma))
 
 
 def count_params(name: str, num_classes: int = 1000, **overrides: Any) -> int:

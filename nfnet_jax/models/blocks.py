@@ -34,18 +34,19 @@ def run_blocks(
   example_ids: Array,
   *args: Any,
   remat: str = "none",
+  rescales: bool = False,
 ) -> tuple[Array, list[Array]]:
   """Returns the output of the last block, and the outputs of all stages.
 
   A block has a `spec` and is called with `[N, H, W, C]`, its row of `layers.stochastic_depth` (None
   keeps all branches), and `args`. A block without state also accepts `beta`, which replaces the
-  spec's. For `remat`, see `REMAT`.
+  spec's. For `remat`, see `REMAT`; for `rescales`, `layers.stochastic_depth`.
   """
   rates = [block.spec.stochdepth_rate for block in blocks]
   keep: Any = [None] * len(blocks)
   if is_training and any(rates):
     # Drawn here, outside of the recomputed part.
-    keep = layers.stochastic_depth(rates, example_ids)
+    keep = layers.stochastic_depth(rates, example_ids, rescales)
   recomputes = remat != "none" and not hk.running_init()  # Initialisation has no backward pass.
 
   def run_block(x: Array, i: int) -> Array:

@@ -31,7 +31,7 @@ GAMMAS = {
   "tanh": 1.5939117670059204,
 }
 
-_NONLINEARITIES: dict[str, Callable[[Array], Array]] = {
+NONLINEARITIES: dict[str, Callable[[Array], Array]] = {
   "identity": lambda x: x,
   "elu": jax.nn.elu,
   "gelu": gelu,
@@ -47,14 +47,15 @@ def _scaled(f: Callable[[Array], Array], gamma: float) -> Callable[[Array], Arra
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-  name: _scaled(f, GAMMAS[name]) for name, f in _NONLINEARITIES.items()
+  name: _scaled(f, GAMMAS[name]) for name, f in NONLINEARITIES.items()
 }
 
 NUMERICS = ("published", "timm")
 
 
-def _timm_gelu(x: Array) -> Array:
-  return jax.nn.gelu(x, approximate=False) * GAMMAS["gelu"]
+def exact_gelu(x: Array) -> Array:
+  """GELU by the error function; `NONLINEARITIES` has its approximation by tanh."""
+  return jax.nn.gelu(x, approximate=False)
 
 
 class Style(NamedTuple):
@@ -82,7 +83,9 @@ def make_style(activation: str, numerics: str = "published", folded: bool = Fals
   ):
     if value not in choices:
       raise RequestError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}.")
-  f = _timm_gelu if (activation, numerics) == ("gelu", "timm") else ACTIVATIONS[activation]
+  f = ACTIVATIONS[activation]
+  if (activation, numerics) == ("gelu", "timm"):
+    f = _scaled(exact_gelu, GAMMAS["gelu"])
   return Style(functools.partial(WSConv2D, numerics=numerics, folded=folded), f)
 
 
@@ -111,7 +114,10 @@ def standardize_weight(w: Array, gain: Array, numerics: str = "published") -> Ar
 
 
 class WSConv2D(hk.Module):
-  """Square convolution with gain, bias and scaled weight standardisation (`standardize_weight`)."""
+  """Square convolution with gain, bias and scaled weight standardisation (`standardize_weight`).
+
+  `gamma` is a constant factor of the gain; for `padding`, see `ops.conv`.
+  """
 
   def __init__(
     self,
@@ -122,11 +128,15 @@ class WSConv2D(hk.Module):
     groups: int = 1,
     numerics: str = "published",
     folded: bool = False,
+    gamma: float = 1.0,
+    gain_init: hk.initializers.Initializer = jnp.ones,
+    padding: str = "SAME",
     name: str | None = None,
   ):
     super().__init__(name)
     self.channels, self.kernel, self.stride, self.groups = channels, kernel, stride, groups
     self.numerics, self.folded = numerics, folded
+    self.gamma, self.gain_init, self.padding = gamma, gain_init, padding
 
   def __call__(self, x: Array) -> Array:
     """Maps `[N, H, W, C]` to `[N, ceil(H / stride), ceil(W / stride), channels]`."""
@@ -134,10 +144,11 @@ class WSConv2D(hk.Module):
     init = hk.initializers.VarianceScaling(1.0, "fan_in", "normal")
     w = hk.get_parameter("w", shape, jnp.float32, init)
     if not self.folded:
-      gain = hk.get_parameter("gain", (self.channels,), jnp.float32, jnp.ones)
-      w = standardize_weight(w, gain, self.numerics)
+      gain = hk.get_parameter("gain", (self.channels,), jnp.float32, self.gain_init)
+      w = standardize_weight(w, gain * self.gamma, self.numerics)
     bias = hk.get_parameter("bias", (self.channels,), jnp.float32, jnp.zeros)
-    x = conv(x, w.astype(x.dtype), stride=self.stride, groups=self.groups)
+    w = w.astype(x.dtype)
+    x = conv(x, w, stride=self.stride, groups=self.groups, padding=self.padding)
     return x + bias.astype(x.dtype)[None, None, None]
 
 
@@ -200,9 +211,9 @@ class SqueezeExcite(hk.Module):
   GELU). The block applies the factor 2 that preserves the variance.
   """
 
-  def __init__(self, channels: int, ratio: float, name: str | None = None):
+  def __init__(self, channels: int, hidden: int, name: str | None = None):
     super().__init__(name)
-    self.reduce = Linear(max(1, int(channels * ratio)))
+    self.reduce = Linear(max(1, hidden))
     self.expand = Linear(channels)
 
   def __call__(self, x: Array) -> Array:
@@ -216,12 +227,14 @@ def avg_pool(x: Array) -> Array:
   return hk.avg_pool(x, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
 
 
-def max_pool(x: Array) -> Array:
-  """3x3 maximum pooling with stride 2."""
-  default = functools.partial(
-    hk.max_pool, window_shape=(1, 3, 3, 1), strides=(1, 2, 2, 1), padding="SAME"
-  )
-  return jax.lax.platform_dependent(x, cpu=pool_cpu.max_pool, default=default)
+def max_pool(x: Array, padding: str = "SAME") -> Array:
+  """3x3 maximum pooling with stride 2; `padding`: see `ops.conv`."""
+
+  def default(x: Array) -> Array:
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+
+  cpu = functools.partial(pool_cpu.max_pool, padding=padding)
+  return jax.lax.platform_dependent(x, cpu=cpu, default=default)
 
 
 def example_keys(example_ids: Array) -> Array:
@@ -233,22 +246,25 @@ def example_keys(example_ids: Array) -> Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(hk.next_rng_key(), example_ids)
 
 
-def stochastic_depth(rates: Sequence[float], example_ids: Array) -> Array:
+def stochastic_depth(rates: Sequence[float], example_ids: Array, rescales: bool = False) -> Array:
   """Draws which residual branches each example keeps.
 
-  As in the published networks, kept branches are not rescaled by `1 / (1 - rate)`, so their
-  expectation differs between training and evaluation. One draw serves all blocks, because separate
-  draws would take most of the compile time of a deep network.
+  As in the published networks, kept branches are not rescaled by `1 / (1 - rate)` by default, so
+  their expectation differs between training and evaluation. One draw serves all blocks,
+  because separate draws would take most of the compile time of a deep network.
 
   Args:
     rates: probability of dropping the branch of each block.
     example_ids: `[N]` integers, see `example_keys`.
+    rescales: whether kept branches are rescaled by `1 / (1 - rate)`.
 
   Returns:
-    `[blocks, N]` float32, 1 where the branch is kept and 0 where it is dropped.
+    `[blocks, N]` float32, 1 (or the scale) where the branch is kept and 0 where it is dropped.
   """
   draw = jax.vmap(lambda key: jax.random.uniform(key, (len(rates),)), out_axes=1)
-  return (draw(example_keys(example_ids)) >= jnp.asarray(rates)[:, None]).astype(jnp.float32)
+  drop = jnp.asarray(rates)[:, None]
+  keep = (draw(example_keys(example_ids)) >= drop).astype(jnp.float32)
+  return keep / jnp.where(drop < 1, 1 - drop, 1) if rescales else keep
 
 
 def dropout(x: Array, rate: float, example_ids: Array) -> Array:

@@ -68,8 +68,9 @@ class NFBlock(hk.Module):
     self.conv_shortcut = (
       conv(spec.out_channels, 1, name="conv_shortcut") if spec.is_transition else None
     )
+    hidden = int(spec.width * se_ratio)
     self.squeeze_excite = (
-      layers.SqueezeExcite(spec.width, se_ratio, name="squeeze_excite") if se_ratio else None
+      layers.SqueezeExcite(spec.width, hidden, name="squeeze_excite") if se_ratio else None
     )
 
   def __call__(self, x: Array, keep: Array | None = None, beta: Array | None = None) -> Array:

@@ -63,8 +63,9 @@ class NFResBlock(hk.Module):
       if spec.is_transition
       else None
     )
+    hidden = int(spec.out_channels * se_ratio)
     self.squeeze_excite = (
-      layers.SqueezeExcite(spec.out_channels, se_ratio, name="squeeze_excite") if se_ratio else None
+      layers.SqueezeExcite(spec.out_channels, hidden, name="squeeze_excite") if se_ratio else None
     )
 
   def __call__(self, x: Array, keep: Array | None = None, beta: Array | None = None) -> Array:

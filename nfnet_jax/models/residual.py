@@ -128,7 +128,14 @@ def add_branch(
     gate: `[N, 1, 1, C]` or None.
   """
   skip_gain = hk.get_parameter("skip_gain", (), jnp.float32, jnp.zeros)
-  scale = jnp.asarray(skip_gain, out.dtype) * alpha  # NumPy's bfloat16 would not stay low here.
+  # NumPy's bfloat16 would not stay low here.
+  return add_scaled(out, shortcut, keep, jnp.asarray(skip_gain, out.dtype) * alpha, gate)
+
+
+def add_scaled(
+  out: Array, shortcut: Array, keep: Array | None, scale: Array, gate: Array | None = None
+) -> Array:
+  """`scale * gate * out + shortcut`; `scale` is a scalar, the others as in `add_branch`."""
   if keep is not None:
     scale = scale * keep.astype(out.dtype)[:, None, None, None]
   if gate is not None:

@@ -25,8 +25,8 @@ from nfnet_jax.ops import conv_cpu, varying
 Array = jax.Array
 
 
-def conv(x: Array, w: Array, *, stride: int = 1, groups: int = 1) -> Array:
-  """Convolves with TensorFlow's "SAME" padding.
+def conv(x: Array, w: Array, *, stride: int = 1, groups: int = 1, padding: str = "SAME") -> Array:
+  """Convolves with zero padding, so that only the stride reduces the image's size.
 
   It can be differentiated any number of times, in both modes, and vectorised with `jax.vmap`.
 
@@ -35,20 +35,22 @@ def conv(x: Array, w: Array, *, stride: int = 1, groups: int = 1) -> Array:
     w: `[kh, kw, C / groups, D]` kernel, of the same dtype.
     stride: stride of both spatial axes.
     groups: number of feature groups.
+    padding: the side that gets more if the padding is odd: the end for "SAME", as in TensorFlow;
+      the beginning for "SAME_LOWER", as in PyTorch with half an odd kernel on both sides.
 
   Returns:
     `[N, ceil(H / stride), ceil(W / stride), D]`.
   """
-  return _conv(*varying.alike(x, w), stride=stride, groups=groups)
+  return _conv(*varying.alike(x, w), stride=stride, groups=groups, padding=padding)
 
 
-def plain(x: Array, w: Array, stride: int = 1, groups: int = 1) -> Array:
+def plain(x: Array, w: Array, stride: int = 1, groups: int = 1, padding: str = "SAME") -> Array:
   """XLA's own convolution; see `conv`."""
   return jax.lax.conv_general_dilated(
     x,
     w,
     window_strides=(stride, stride),
-    padding="SAME",
+    padding=padding,
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
     feature_group_count=groups,
   )
@@ -66,19 +68,19 @@ def forward_mode() -> Iterator[None]:
 
 
 def _plain_input_gradient(
-  g: Array, w: Array, *, size: tuple[int, int], stride: int, groups: int
+  g: Array, w: Array, *, size: tuple[int, int], stride: int, groups: int, padding: str
 ) -> Array:
   """Gradient of the input, `[N, *size, C]`, from that of the output."""
   x = varying.placeholder(_input_shape(g, w, size, groups), g)
-  return jax.linear_transpose(lambda x: plain(x, w, stride, groups), x)(g)[0]
+  return jax.linear_transpose(lambda x: plain(x, w, stride, groups, padding), x)(g)[0]
 
 
 def _plain_kernel_gradient(
-  x: Array, g: Array, *, kernel: tuple[int, int], stride: int, groups: int
+  x: Array, g: Array, *, kernel: tuple[int, int], stride: int, groups: int, padding: str
 ) -> Array:
   """Gradient of the kernel, `[*kernel, C / groups, D]`, from that of the output."""
   w = varying.placeholder(_kernel_shape(x, g, kernel, groups), x)
-  return jax.linear_transpose(lambda w: plain(x, w, stride, groups), w)(g)[0]
+  return jax.linear_transpose(lambda w: plain(x, w, stride, groups, padding), w)(g)[0]
 
 
 def _output_shape(x: Array, w: Array, stride: int) -> tuple[int, ...]:
@@ -117,7 +119,7 @@ def _bilinear(
 
   bind.__name__ = name  # The name in profiles and programs.
   # Compiled, so that blocks of the same shape are traced and lowered only once.
-  call = jax.jit(bind, static_argnames=("size", "kernel", "stride", "groups"))
+  call = jax.jit(bind, static_argnames=("size", "kernel", "stride", "groups", "padding"))
 
   def batch(arrays: tuple[Array, Array], axes: tuple[Any, Any], **params: Any) -> tuple:
     a, b = arrays
@@ -145,21 +147,21 @@ def _bilinear(
 
 _conv_p, _conv = _bilinear(
   "nf_conv",
-  lambda x, w, *, stride, groups: _output_shape(x, w, stride),
+  lambda x, w, *, stride, **_: _output_shape(x, w, stride),
   plain,
   conv_cpu.forward,
   merges=True,
 )
 _input_gradient_p, _input_gradient = _bilinear(
   "nf_conv_input_gradient",
-  lambda g, w, *, size, stride, groups: _input_shape(g, w, size, groups),
+  lambda g, w, *, size, groups, **_: _input_shape(g, w, size, groups),
   _plain_input_gradient,
   conv_cpu.input_gradient,
   merges=True,
 )
 _kernel_gradient_p, _kernel_gradient = _bilinear(
   "nf_conv_kernel_gradient",
-  lambda x, g, *, kernel, stride, groups: _kernel_shape(x, g, kernel, groups),
+  lambda x, g, *, kernel, groups, **_: _kernel_shape(x, g, kernel, groups),
   _plain_kernel_gradient,
   conv_cpu.kernel_gradient,
   merges=False,

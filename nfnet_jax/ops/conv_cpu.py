@@ -20,14 +20,16 @@ Array = jax.Array
 _ROWS_AT_ONCE = {1: 48, 2: 12}
 
 
-def forward(x: Array, w: Array, stride: int, groups: int) -> Array:
+def forward(x: Array, w: Array, stride: int, groups: int, padding: str) -> Array:
   """Computes `conv.plain` with a convolution or matrix product for each group."""
-  return _by_group(_formulation(w, stride), groups, x, w)
+  return _by_group(_formulation(w, stride, padding), groups, x, w)
 
 
-def input_gradient(g: Array, w: Array, size: tuple[int, int], stride: int, groups: int) -> Array:
+def input_gradient(
+  g: Array, w: Array, size: tuple[int, int], stride: int, groups: int, padding: str
+) -> Array:
   """Gradient `[N, *size, C]` of the input from that of the output, `[N, H', W', D]`."""
-  formulation = _formulation(w, stride)
+  formulation = _formulation(w, stride, padding)
 
   def one(g: Array, w: Array) -> Array:
     part = varying.placeholder((g.shape[0], *size, w.shape[2]), g)
@@ -36,15 +38,16 @@ def input_gradient(g: Array, w: Array, size: tuple[int, int], stride: int, group
   return _by_group(one, groups, g, w)
 
 
-def kernel_gradient(x: Array, g: Array, kernel: tuple[int, int], stride: int, groups: int) -> Array:
+def kernel_gradient(
+  x: Array, g: Array, kernel: tuple[int, int], stride: int, groups: int, padding: str
+) -> Array:
   """Gradient `[*kernel, C / groups, D]` of the kernel from that of the output, `[N, H', W', D]`."""
   if tuple(kernel) == (1, 1):
     one = functools.partial(_matrix_gradient, stride=stride)
   else:
     at_once = max(g.shape[1:3]) <= _ROWS_AT_ONCE.get(stride, 0)
-    one = functools.partial(
-      kernel_gradient_by_rows if at_once else kernel_gradient_by_image, kernel=kernel, stride=stride
-    )
+    by = kernel_gradient_by_rows if at_once else kernel_gradient_by_image
+    one = functools.partial(by, kernel=kernel, stride=stride, padding=padding)
   return _by_group(one, groups, x, g)
 
 
@@ -56,14 +59,14 @@ def _by_group(one: Callable[..., Array], groups: int, *arrays: Array) -> Array:
   return jnp.concatenate([one(*part) for part in parts], axis=-1)
 
 
-def _formulation(w: Array, stride: int) -> Callable[[Array, Array], Array]:
+def _formulation(w: Array, stride: int, padding: str) -> Callable[[Array, Array], Array]:
   """The convolution of one group."""
   if w.shape[:2] == (1, 1):
     return lambda x, w: jnp.tensordot(x[:, ::stride, ::stride], w[0, 0], 1)
   return functools.partial(
     jax.lax.conv_general_dilated,
     window_strides=(stride, stride),
-    padding="SAME",
+    padding=padding,
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
 
@@ -77,11 +80,13 @@ def _matrix_gradient(x: Array, g: Array, stride: int) -> Array:
   return product[None, None]
 
 
-def kernel_gradient_by_image(x: Array, g: Array, kernel: tuple[int, int], stride: int) -> Array:
+def kernel_gradient_by_image(
+  x: Array, g: Array, kernel: tuple[int, int], stride: int, padding: str = "SAME"
+) -> Array:
   """Sums patches times gradient over images; the patches of one image fit in the cache."""
   taps, high = kernel[0] * kernel[1], jnp.promote_types(x.dtype, jnp.float32)
   height, width = (stride * (n - 1) + 1 for n in g.shape[1:3])
-  x = _pad(x, kernel, stride)
+  x = _pad(x, kernel, stride, padding)
   shape = g.shape[-1], taps * x.shape[-1]
 
   def add_image(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
@@ -101,11 +106,13 @@ def kernel_gradient_by_image(x: Array, g: Array, kernel: tuple[int, int], stride
   return total.T.reshape(*kernel, -1, shape[0]).astype(x.dtype)
 
 
-def kernel_gradient_by_rows(x: Array, g: Array, kernel: tuple[int, int], stride: int) -> Array:
+def kernel_gradient_by_rows(
+  x: Array, g: Array, kernel: tuple[int, int], stride: int, padding: str = "SAME"
+) -> Array:
   """Convolves along the rows and contracts over images and columns."""
   n, height, width, out_channels = g.shape
   kh, kw = kernel
-  x = _pad(x, kernel, stride)
+  x = _pad(x, kernel, stride, padding)
   columns = [x[:, :, j : j + stride * (width - 1) + 1 : stride] for j in range(kw)]
   rows = jnp.stack(columns).transpose(0, 4, 2, 1, 3)
   rows = rows.reshape(kw * x.shape[-1], x.shape[1], n * width)
@@ -122,11 +129,6 @@ def kernel_gradient_by_rows(x: Array, g: Array, kernel: tuple[int, int], stride:
   return out[:, :kh].reshape(kw, x.shape[-1], kh, out_channels).transpose(2, 0, 1, 3)
 
 
-def _pad(x: Array, kernel: tuple[int, int], stride: int) -> Array:
-  """Pads like "SAME"."""
-  padding = [(0, 0)] * 4
-  for axis, k in enumerate(kernel, start=1):
-    size = x.shape[axis]
-    total = max((-(-size // stride) - 1) * stride + k - size, 0)
-    padding[axis] = total // 2, total - total // 2
-  return jnp.pad(x, padding)
+def _pad(x: Array, kernel: tuple[int, int], stride: int, padding: str) -> Array:
+  pads = jax.lax.padtype_to_pads(x.shape[1:3], kernel, (stride, stride), padding)
+  return jnp.pad(x, [(0, 0), *pads, (0, 0)])

@@ -51,6 +51,7 @@ def build(config: ConfigDict) -> Run:
   num_classes, optimizer = config.model.num_classes, config.optimizer
   kwargs = config_lib.model_kwargs(config)
   net = models.create_model(config.model.name, num_classes, **kwargs)
+  normalization = models.get_spec(config.model.name).normalization
   schedule = optim.warmup_cosine(
     optimizer.learning_rate, optimizer.warmup_steps, config.steps, optimizer.final_learning_rate
   )
@@ -78,9 +79,12 @@ def build(config: ConfigDict) -> Run:
     seeding=config.seeding,
     sam=config.sam,
     multipliers=multipliers,
+    normalization=normalization,
   )
   eval_net, fold = models.create_folded(config.model.name, num_classes, **kwargs)
-  eval_step = evaluate.make_eval_step(eval_net, num_classes=num_classes)
+  eval_step = evaluate.make_eval_step(
+    eval_net, num_classes=num_classes, normalization=normalization
+  )
   # Initialisation is compiled, so that XLA drops the forward pass that only names the parameters.
   # It is not optimised, because XLA spends seconds of CPU time on optimising each random draw.
   options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

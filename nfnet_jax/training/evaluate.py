@@ -1,7 +1,7 @@
 """The evaluation step, and evaluation on a test set; every example counts exactly once."""
 
 import collections
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import haiku as hk
 import jax
@@ -18,9 +18,17 @@ Variables = tuple[hk.Params, hk.State]
 
 
 def make_eval_step(
-  net: hk.TransformedWithState, *, num_classes: int
+  net: hk.TransformedWithState,
+  *,
+  num_classes: int,
+  normalization: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Callable[[hk.Params, hk.State, Batch], Metrics]:
   """Builds the evaluation step of one replica, to be mapped over the axis `replicas.AXIS`.
+
+  Args:
+    net: the network.
+    num_classes: number of classes.
+    normalization: see `models.ModelSpec`; None for the mean and deviation of ImageNet.
 
   Returns:
     A function of parameters, network state and this replica's `Batch` that returns sums over the
@@ -34,7 +42,7 @@ def make_eval_step(
 
   def eval_step(params: hk.Params, net_state: hk.State, batch: Batch) -> Metrics:
     batch_lib.check(batch, several_right=True)
-    images = normalize(batch.images)
+    images = normalize(batch.images, **(normalization or {}))
     logits, _ = net.apply(params, net_state, None, images, is_training=False)
     if batch.labels.ndim == 2:
       batch = batch._replace(

@@ -1,7 +1,7 @@
 """One step of training, as a pure function of state and batch."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -105,6 +105,7 @@ def make_train_step(
   seeding: int = seeds.NEWEST,
   sam: ConfigDict | None = None,
   multipliers: Any = None,
+  normalization: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Builds the training step of one replica, to be mapped over the axis `replicas.AXIS`.
 
@@ -134,6 +135,7 @@ def make_train_step(
       statistics are then those at the perturbed weights.
     multipliers: from `groups.multipliers`; parameters with the multiplier 0 are frozen, and no
       gradient is computed for them. None to train all parameters.
+    normalization: see `models.ModelSpec`; None for the mean and deviation of ImageNet.
 
   Returns:
     A function of `TrainState` and this replica's `Batch` (without padding, and with
@@ -154,7 +156,7 @@ def make_train_step(
     params = hk.data_structures.merge(trained, frozen)
     net_key, augment_key = jax.random.split(key)
     images, targets, labels = augmented(
-      batch, augment_key, ids, augmentation, num_classes, label_smoothing
+      *(batch, augment_key, ids, augmentation, num_classes, label_smoothing, normalization)
     )
     logits, net_state = net.apply(
       params, net_state, net_key, images, is_training=True, example_ids=ids
@@ -197,6 +199,7 @@ def augmented(
   augmentation: ConfigDict,
   num_classes: int,
   label_smoothing: float,
+  normalization: Mapping[str, tuple[float, ...]] | None = None,
 ) -> tuple[Array, Array, Array | np.ndarray]:
   """The network's training input: mixed, distorted and normalised images.
 
@@ -204,7 +207,7 @@ def augmented(
     batch: `images_per_example(augmentation)` images for each example.
     key: random key of the step.
     example_ids: `[N]` indices of the examples in the global batch, which key their random draws.
-    augmentation, num_classes, label_smoothing: as for `make_train_step`.
+    augmentation, num_classes, label_smoothing, normalization: as for `make_train_step`.
 
   Returns:
     `[N, H, W, 3]` images, `[N, num_classes]` soft labels, and `[N]` labels for measuring accuracy.
@@ -231,7 +234,7 @@ def augmented(
       layers=augmentation.randaugment_layers,
       magnitude=augmentation.randaugment_magnitude,
     )
-  return augment.normalize(images), targets, labels
+  return augment.normalize(images, **(normalization or {})), targets, labels
 
 
 def _clipped(opt_state: optax.OptState) -> Metrics:

@@ -81,7 +81,8 @@ def save_weights(
       f"num_classes={said} does not fit {model}: its classifier has {num_classes} classes."
     )
   about_timm = _check_format(to, model, overrides)
-  numerics = overrides.pop("numerics", "published")
+  numerics = models.numerics_of(model, overrides)
+  overrides.pop("numerics", None)  # it is told for itself
   metadata = {
     **{"format": OURS, "model": model, "numerics": numerics},
     **({"num_classes": str(num_classes)} if num_classes else {}),
@@ -106,7 +107,7 @@ def _check_format(to: str, model: str, overrides: Mapping[str, Any]) -> dict[str
   if to not in FORMATS:
     raise RequestError(f"unknown format {to!r}: choose one of {', '.join(FORMATS)}.")
   others = {key: value for key, value in overrides.items() if key != "numerics"}
-  numerics = overrides.get("numerics", "published")
+  numerics = models.numerics_of(model, overrides)
   overrides_lib.check(others, model, "cannot write these weights")
   if to == "published" and numerics != "published":
     raise RequestError(

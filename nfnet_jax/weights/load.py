@@ -53,7 +53,8 @@ def load_weights(
       or else the raw ones.
     rng: key for "reset"; `jax.random.key(0)` by default.
     **overrides: as for `create_model`. Pass `numerics="timm"` for weights that timm trained. The
-      default is the published numerics, also for timm's `dm_nfnet_*`. If the file's metadata give
+      default is the published numerics, also for timm's `dm_nfnet_*`; timm's own networks always
+      have timm's numerics. If the file's metadata give
       the numerics, they must agree.
 
   Returns:
@@ -105,7 +106,7 @@ def load_stored(
     kept = {name: entry for name, entry in stored.entries.items() if not fit.is_head(name)}
     stored = stored._replace(entries=kept)
   if in_chans != 3:
-    numerics = overrides.get("numerics", "published")
+    numerics = models.numerics_of(model, overrides)
     adapted = channels.adapt(stored.entries, in_chans, numerics)
     stored = stored._replace(entries=adapted)
   fit.check_fit(stored, wanted, model, num_classes)
@@ -125,7 +126,7 @@ def open_weights(path: str | pathlib.Path, *, averaged: bool = True) -> Stored:
   """Reads a file or a run directory and translates its names to ours; compares nothing yet.
 
   Raises:
-    RequestError: if it cannot be read, or holds a network that only timm has.
+    RequestError: if it cannot be read.
   """
   path = pathlib.Path(os.path.expanduser(path))
   if os.path.isdir(path):
@@ -139,12 +140,7 @@ def open_weights(path: str | pathlib.Path, *, averaged: bool = True) -> Stored:
     stored = stored._replace(entries=entries)
   if not timm.is_timm(stored.entries):
     return stored
-  if not timm.is_published_network(stored.entries):
-    raise RequestError(
-      f"{path} holds one of timm's own networks (nfnet_l0, eca_nfnet_*, nf_resnet50, nf_regnet_b1 "
-      "and others without SkipInit), which nfnet_jax does not have: use one of timm's dm_nfnet_*."
-    )
-  if "numerics" not in stored.metadata:
+  if timm.is_published_network(stored.entries) and "numerics" not in stored.metadata:
     logger.info(
       "%s has timm's names and no metadata on numerics: the published numerics are used, as in "
       "dm_nfnet_*; for a network that timm trained, pass numerics='timm'",
@@ -204,7 +200,7 @@ def class_names(stored: Stored) -> tuple[str, ...] | None:
 def check_metadata(stored: Stored, model: str, overrides: dict[str, Any]) -> None:
   """Raises a RequestError if a file's metadata name another network than the requested one."""
   said = stored.metadata
-  for key, value in (("model", model), ("numerics", overrides.get("numerics", "published"))):
+  for key, value in (("model", model), ("numerics", models.numerics_of(model, overrides))):
     if said.get(key, value) != value:
       raise RequestError(f"{stored.path} holds {key}={said[key]!r}, not {value!r}: use that value.")
   if not said:

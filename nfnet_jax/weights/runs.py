@@ -9,7 +9,7 @@ import haiku as hk
 from etils import epath
 from ml_collections import ConfigDict
 
-from nfnet_jax import groups
+from nfnet_jax import groups, models
 from nfnet_jax.errors import RequestError
 from nfnet_jax.weights import fit
 from nfnet_jax.weights import overrides as overrides_lib
@@ -43,9 +43,9 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
   overrides = config_lib.model_kwargs(config)
   metadata = {
     "model": config.model.name,
-    "numerics": overrides.pop("numerics", "published"),
+    "numerics": models.numerics_of(config.model.name, overrides),
     "overrides": overrides_lib.to_json(
-      {k: v for k, v in overrides.items() if k not in overrides_lib.OF_TRAINING}
+      {k: v for k, v in overrides.items() if k not in ("numerics", *overrides_lib.OF_TRAINING)}
     ),
     "num_classes": str(config.model.num_classes),
     "preprocessing": json.dumps(

@@ -1,7 +1,7 @@
-"""timm's names and layouts of NFNets.
+"""timm's names and layouts of normalizer-free networks.
 
 timm's `dm_nfnet_f0` to `dm_nfnet_f6` are the published networks, tensor for tensor. timm's own
-networks (`nfnet_l0`, `eca_nfnet_*`, `nf_resnet50`, `nf_regnet_b1`, ...) have different blocks.
+networks (`nfnet_l0`, `eca_nfnet_*`, `nf_resnet50`, ...) are those of `nfnet_jax.models.timm`.
 """
 
 import re
@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nfnet_jax.errors import RequestError
+from nfnet_jax.models.timm_variants import VARIANTS
 from nfnet_jax.weights.entries import Entry
 
+# The Haiku modules of the two kinds of networks, with which our names begin.
+_PUBLISHED, _TIMMS = "NFNet", "NormFreeNet"
 _NETWORKS = tuple(f"nfnet_f{k}" for k in range(7))  # timm calls them dm_nfnet_f0, ...
 _SEEN_IN_SHAPES = ("widths", "depths", "group_size")  # Shapes prevent loading these by mistake.
 
@@ -56,6 +59,7 @@ _GAIN = Layout((0,), added_axes=3)
 _KERNEL = Layout((3, 2, 0, 1))  # HWIO to OIHW
 _MATRIX = Layout((1, 0))
 _GATE = Layout((1, 0), added_axes=2)  # a matrix stored as a 1x1 convolution
+_TAPS = Layout((2, 1, 0))  # WIO to OIW
 
 
 class Leaf(NamedTuple):
@@ -86,30 +90,33 @@ def is_published_network(names: Iterable[str]) -> bool:
   return any(name.endswith(".skipinit_gain") for name in names)
 
 
-def name_table(depths: Iterable[int]) -> dict[str, Leaf]:
-  """All names that timm can give to the leaves of an NFNet.
+def name_table(depths: Iterable[int], root: str = _PUBLISHED) -> dict[str, Leaf]:
+  """All names that timm can give to the leaves of a network.
 
   Args:
     depths: number of blocks in each stage.
+    root: the beginning of our names, "NFNet" or "NormFreeNet".
 
   Returns:
     Our names, for instance `NFNet/~/nf_block_3/~/conv1b/gain`, and layouts, by timm's names. Some
     leaves, such as the convolutions of shortcuts, exist only in some blocks.
   """
-  table: dict[str, Any] = {}
+  table = _conv("stem.conv", f"{root}/~/initial_conv")
   for i in range(4):
-    table |= _conv(f"stem.conv{i + 1}", f"NFNet/~/stem_conv{i}")
+    table |= _conv(f"stem.conv{i + 1}", f"{root}/~/stem_conv{i}")
   places = [(stage, index) for stage, depth in enumerate(depths) for index in range(depth)]
   for k, (stage, index) in enumerate(places):
-    theirs, ours = f"stages.{stage}.{index}", _block(k)
-    table[f"{theirs}.skipinit_gain"] = Leaf(f"{ours}/skip_gain", _SCALAR)
+    theirs, ours = f"stages.{stage}.{index}", _block(k, root)
     for their_conv, our_conv in _CONVS_OF_A_BLOCK.items():
       table |= _conv(f"{theirs}.{their_conv}", f"{ours}/~/{our_conv}")
-    for their_fc, our_linear in (("fc1", "linear"), ("fc2", "linear_1")):
-      gate = f"{ours}/~/squeeze_excite/~/{our_linear}"
-      table |= _linear(f"{theirs}.attn_last.{their_fc}", gate, _GATE)
-  table |= _conv("final_conv", "NFNet/~/final_conv")
-  return table | _linear("head.fc", "NFNet/~/linear", _MATRIX)
+    if root == _PUBLISHED:
+      table[f"{theirs}.skipinit_gain"] = Leaf(f"{ours}/skip_gain", _SCALAR)
+      table |= _attention(f"{theirs}.attn_last", f"{ours}/~/squeeze_excite")
+    else:
+      for name in ("attn", "attn_last"):
+        table |= _attention(f"{theirs}.{name}", f"{ours}/~/{name}")
+  table |= _conv("final_conv", f"{root}/~/final_conv")
+  return table | _linear("head.fc", f"{root}/~/linear", _MATRIX)
 
 
 def from_timm(entries: dict[str, Entry]) -> dict[str, Entry]:
@@ -122,7 +129,8 @@ def from_timm(entries: dict[str, Entry]) -> dict[str, Entry]:
   """
   places = {tuple(map(int, found.groups())) for found in map(_PLACE.match, entries) if found}
   stages = sorted({stage for stage, _ in places})
-  table = name_table([sum(place[0] == stage for place in places) for stage in stages])
+  root = _PUBLISHED if is_published_network(entries) else _TIMMS
+  table = name_table([sum(place[0] == stage for place in places) for stage in stages], root)
   converted = {}
   for theirs, entry in entries.items():
     leaf = table.get(theirs)
@@ -143,17 +151,19 @@ def to_timm(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Renames arrays from our names to timm's and converts their layouts.
 
   Raises:
-    RequestError: if the network is not an NFNet.
+    RequestError: if timm does not have the network.
   """
+  root = next(iter(leaves), "").partition("/")[0]
   depths = []
   for k in range(len(leaves)):
-    if f"{_block(k)}/skip_gain" not in leaves:
+    if f"{_block(k, root)}/~/conv0/w" not in leaves:
       break
-    # In an NFNet, exactly the first block of each stage has a convolution in its shortcut.
-    if k == 0 or f"{_block(k)}/~/conv_shortcut/w" in leaves:
+    # After the first stage, exactly the first block of each has a convolution in its shortcut.
+    if k == 0 or f"{_block(k, root)}/~/conv_shortcut/w" in leaves:
       depths.append(0)
     depths[-1] += 1
-  table = {ours: (theirs, layout) for theirs, (ours, layout) in name_table(depths).items()}
+  names = name_table(depths, root) if root in (_PUBLISHED, _TIMMS) else {}
+  table = {ours: (theirs, layout) for theirs, (ours, layout) in names.items()}
   unknown = [name for name in leaves if name not in table]
   if unknown:
     raise RequestError(
@@ -174,8 +184,8 @@ def describe(model: str, numerics: str, changes: Mapping[str, Any]) -> str:
   Raises:
     RequestError: if timm has no such network.
   """
-  theirs = f"dm_{model}"
-  if model not in _NETWORKS:
+  theirs = model.removeprefix("timm_") if model in VARIANTS else f"dm_{model}"
+  if model not in (*_NETWORKS, *VARIANTS):
     raise RequestError(
       f"timm has no {model}: it has only {_NETWORKS[0]} to {_NETWORKS[-1]} of the published"
       " networks. Write safetensors with our names."
@@ -197,8 +207,8 @@ def describe(model: str, numerics: str, changes: Mapping[str, Any]) -> str:
   )
 
 
-def _block(k: int) -> str:
-  return f"NFNet/~/nf_block_{k}" if k else "NFNet/~/nf_block"
+def _block(k: int, root: str) -> str:
+  return f"{root}/~/nf_block_{k}" if k else f"{root}/~/nf_block"
 
 
 def _conv(theirs: str, ours: str) -> dict[str, Leaf]:
@@ -206,6 +216,14 @@ def _conv(theirs: str, ours: str) -> dict[str, Leaf]:
     f"{theirs}.weight": Leaf(f"{ours}/w", _KERNEL),
     f"{theirs}.bias": Leaf(f"{ours}/bias", _VECTOR),
     f"{theirs}.gain": Leaf(f"{ours}/gain", _GAIN),
+  }
+
+
+def _attention(theirs: str, ours: str) -> dict[str, Leaf]:
+  return {
+    f"{theirs}.conv.weight": Leaf(f"{ours}/w", _TAPS),
+    **_linear(f"{theirs}.fc1", f"{ours}/~/linear", _GATE),
+    **_linear(f"{theirs}.fc2", f"{ours}/~/linear_1", _GATE),
   }
 
 

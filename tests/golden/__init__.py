@@ -1,6 +1,7 @@
 """Golden figures, and the parameters and images that they were measured with.
 
-The files in `tests/golden` were measured on the paper's own code; see `tests/golden/README.md`.
+The files in `tests/golden` were measured on the paper's own code and on timm; see
+`tests/golden/README.md`.
 """
 
 import functools
@@ -54,3 +55,23 @@ def images(seed, n, height, width):
   low = rng.standard_normal((n, -(-height // 16), -(-width // 16), 3))
   low = low.repeat(16, 1).repeat(16, 2)[:, :height, :width]
   return (low + 0.5 * rng.standard_normal((n, height, width, 3))).astype(np.float32)
+
+
+def timm_value(name, shape):
+  """A tensor of timm's as a function of its name and shape alone."""
+  rng = np.random.RandomState(zlib.crc32(name.encode()) ^ 2102)
+  if name.endswith("skipinit_gain"):
+    value = rng.uniform(0.3, 0.9)
+  elif name.endswith("gain"):
+    value = 1 + 0.2 * rng.standard_normal(shape)
+  elif name.endswith("bias"):
+    value = 0.1 * rng.standard_normal(shape)
+  else:
+    value = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+  return np.asarray(value, np.float32)
+
+
+def timm_images(height, width):
+  """The two images of timm's own networks, `[2, height, width, 3]`."""
+  rng = np.random.RandomState(height * 1000 + width)
+  return rng.standard_normal((2, height, width, 3)).astype(np.float32)

@@ -15,6 +15,7 @@ from nfnet_jax.__main__ import main
 from nfnet_jax.errors import RequestError
 from nfnet_jax.inference import onnx_graph
 from tests import golden
+from tests.models import test_timm
 
 SMALL = {"widths": (16, 32), "depths": (1, 2), "group_size": 8}
 NETWORKS = {
@@ -78,6 +79,29 @@ def test_published_networks_give_the_golden_logits(file, name, published):
     lambda images: net.apply(params, {}, None, images, False)[0], images.shape[1:], "logits"
   )
   np.testing.assert_allclose(run(proto, images), record["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", test_timm.TINY)
+def test_small_networks_of_timms_give_its_logits(name):
+  net, fold = models.create_folded(test_timm.ours(name), 5, **test_timm.TINY[name])
+  params = fold(test_timm.tiny_params(name))
+  proto = onnx_graph.build(
+    lambda images: net.apply(params, {}, None, images, False)[0], (33, 46, 3), "logits"
+  )
+  expected = golden.load_npz("timm_tiny_families.npz")[name]
+  np.testing.assert_allclose(run(proto, golden.timm_images(33, 46)), expected, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_eca_nfnet_l0_gives_timms_logits():
+  params = test_timm.params_of(test_timm.NETWORKS["eca_nfnet_l0"]["shapes"])
+  net, fold = models.create_folded("eca_nfnet_l0")
+  params, images = fold(params), golden.timm_images(96, 96)
+  proto = onnx_graph.build(
+    lambda images: net.apply(params, {}, None, images, False)[0], (96, 96, 3), "logits"
+  )
+  expected = golden.load_npz("timm_eca_nfnet_l0_seeded.npz")["logits_96x96"]
+  np.testing.assert_allclose(run(proto, images), expected, atol=1e-4)
 
 
 def test_images_are_transposed_where_they_come_in_and_nowhere_on_the_way():

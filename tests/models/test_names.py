@@ -13,6 +13,9 @@ from nfnet_jax.errors import RequestError
     *(("dm_nfnet_f0", "nfnet_f0"), ("NFNet-F0", "nfnet_f0"), ("nfnet-f0", "nfnet_f0")),
     *(("F0", "nfnet_f0"), ("f7+", "nfnet_f7+"), ("NFNet-F4-plus", "nfnet_f4+")),
     *(("nf_resnet-50", "nf_resnet50"), ("NF-ResNet-101", "nf_resnet101")),
+    *(("timm/nf_resnet50.ra2_in1k", "timm_nf_resnet50"), ("timm_nf_regnet_b1",) * 2),
+    *(("timm/eca_nfnet_l0.ra2_in1k", "eca_nfnet_l0"), ("timm_nfnet_l0", "nfnet_l0")),
+    *(("timm/dm_nfnet_f0.dm_in1k", "nfnet_f0"), ("ECA-NFNet-L1", "eca_nfnet_l1")),
     *(("ResNet50", "resnet50"), ("B3", "nf_regnet_b3"), ("NF-RegNet-B0", "nf_regnet_b0")),
   ],
 )

@@ -22,6 +22,7 @@ VALUES = {
   **{"drop_rate": 0.25, "stochdepth_rate": np.float32(0.25), "bn_decay": 0.5},
   **{"alpha": 0.5, "activation": "silu", "se_ratio": 0.25, "expansion": np.float64(1.5)},
   **{"group_size": np.int64(8), "use_two_convs": False, "preactivation": False},
+  **{"stem": "plain", "stem_width": 32, "final_width": 48, "eca": True, "inner_attention": True},
   **{"numerics": "timm", "remat": "block", "dtype": jnp.bfloat16, "cross_replica_axis": "devices"},
 }
 MODULES = {spec.module: name for name, spec in models.MODELS.items()}

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import zlib
 
 import jax
 import numpy as np
@@ -12,7 +11,9 @@ from safetensors import safe_open
 
 import nfnet_jax
 from nfnet_jax.__main__ import main
+from nfnet_jax.data.preprocess import Preprocessing
 from nfnet_jax.errors import RequestError
+from nfnet_jax.inference import load_network
 from nfnet_jax.weights import convert, load_weights, save_weights
 from nfnet_jax.weights.entries import Entry
 from nfnet_jax.weights.files import read_file
@@ -25,24 +26,10 @@ NAMES = golden.load_json("timm_names.json")  # timm's: [ours, timm's shape, ours
 MICRO = {"num_classes": 10}
 
 
-def timm_value(name, shape):
-  """What `timm_tiny_logits.npz` was measured with."""
-  rng = np.random.RandomState(zlib.crc32(name.encode()) ^ 2102)
-  if name.endswith("skipinit_gain"):
-    value = rng.uniform(0.3, 0.9)
-  elif name.endswith("gain"):
-    value = 1 + 0.2 * rng.standard_normal(shape)
-  elif name.endswith("bias"):
-    value = 0.1 * rng.standard_normal(shape)
-  else:
-    value = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
-  return np.asarray(value, np.float32)
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
   """A network's weights as timm saves them."""
-  tensors = {name: timm_value(name, shape) for name, (_, shape, _) in NAMES.items()}
+  tensors = {name: golden.timm_value(name, shape) for name, (_, shape, _) in NAMES.items()}
   path = tmp_path_factory.mktemp("timm") / "model.safetensors"
   safetensors.numpy.save_file(tensors, path)
   return path
@@ -202,7 +189,7 @@ def test_numerics_go_with_the_file(tiny, tmp_path):
   load_weights(ours, "nfnet_f0", num_classes=10, **TINY, numerics="timm")
   convert(ours, back, "nfnet_f0", "timm")  # numerics and overrides follow from the file
   same_bits(leaves_of(back), leaves_of(tiny))
-  with pytest.raises(RequestError, match="computed wrong"):
+  with pytest.raises(RequestError, match="compute wrong results"):
     convert(ours, tmp_path / "c.npz", "nfnet_f0", "published")
   assert not (tmp_path / "c.npz").exists()
 
@@ -215,19 +202,38 @@ def test_overrides_go_with_the_file(published, tmp_path):
   load_weights(path, "nfnet_micro", **MICRO, activation="silu", drop_rate=0.5)
 
 
-@pytest.mark.parametrize(
-  "names",
-  [
-    ["stem.conv1.weight", "stages.0.0.attn_last.fc1.weight", "head.fc.weight"],  # nfnet_l0
-    ["stem.conv1.weight", "stages.0.0.attn_last.conv.weight", "head.fc.weight"],  # eca_nfnet_l0
-    ["stem.conv.weight", "stages.0.0.conv1.weight", "head.fc.weight"],  # nf_resnet50
-  ],
-)
-def test_networks_that_only_timm_has(names, tmp_path):
-  path = tmp_path / "model.safetensors"
-  safetensors.numpy.save_file({name: np.zeros(3, np.float32) for name in names}, path)
-  with pytest.raises(RequestError, match="timm's own networks"):
-    load_weights(path, "nfnet_f0")
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+  """Weights of one of timm's own networks, for 7 classes, as DataParallel names them."""
+  shapes = golden.load_json("timm_networks.json.gz")["test_nfnet"]["shapes"]
+  shapes = shapes | {"head.fc.weight": [7, 192], "head.fc.bias": [7]}
+  tensors = {f"module.{name}": golden.timm_value(name, shape) for name, shape in shapes.items()}
+  path = tmp_path_factory.mktemp("own") / "model.safetensors"
+  safetensors.numpy.save_file(tensors, path)
+  return path
+
+
+def test_a_file_of_timms_own_network_says_which_it_is(own, tmp_path):
+  ours, back = tmp_path / "ours", tmp_path / "back"
+  result = convert(own, ours)
+  assert (result["model"], result["numerics"], result["num_classes"]) == ("test_nfnet", "timm", 7)
+  result = convert(ours, back, to="timm")
+  assert result["timm"] == "timm's test_nfnet computes the same logits with these weights."
+  same_bits({f"module.{name}": leaf for name, leaf in leaves_of(back).items()}, leaves_of(own))
+  with pytest.raises(RequestError, match="cannot record numerics='timm'"):
+    convert(own, tmp_path / "c", to="published")
+  with pytest.raises(RequestError, match="It fits model='test_nfnet' with num_classes=7"):
+    load_weights(own, "nfnet_l0")
+
+
+def test_timms_own_network_is_ready_to_predict(own):
+  for overrides in ({}, {"numerics": "timm"}):
+    network = load_network(own, **overrides)
+    assert (network.model, network.num_classes) == ("test_nfnet", 7)
+    assert network.preprocessing == Preprocessing(160, padding=8, resize="central")
+    np.testing.assert_allclose(network.normalize(np.zeros((1, 1, 1, 3)))[0, 0, 0], [-1, -1, -1])
+  params = load_weights(own, "test_nfnet", num_classes=3, head="reset")
+  assert params["NormFreeNet/~/linear"]["w"].shape == (192, 3)
 
 
 def test_timms_names_are_for_nfnets(tmp_path):
