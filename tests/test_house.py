@@ -45,6 +45,7 @@ ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 
 DATA_SETS = {
   "digits": DatasetInfo(10, tuple("0123456789"), num_train=1437, num_test=360),
+  "folder": DatasetInfo(3, ("a", "b", "c"), num_train=300, num_test=60),
   "imagenet2012": DatasetInfo(1000, ("",) * 1000, num_train=1281167, num_test=50000),
 }
 
@@ -281,6 +282,8 @@ def test_every_dial_resolves(path, dials):
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiments_resolve_and_make_a_step(path):
   config = config_file.read(str(path))
+  config.model.name = config.model.name or "nfnet_micro"
+  config.init.head = None
   config = config_lib.resolve(config, DATA_SETS[config.data.name])
   run = build(config)
   state = jax.eval_shape(run.init)

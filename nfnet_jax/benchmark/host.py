@@ -16,7 +16,7 @@ from nfnet_jax import data
 from nfnet_jax.benchmark import synthetic
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
-from nfnet_jax.training import gradients, parallel
+from nfnet_jax.training import fine_tuning, gradients, parallel
 from nfnet_jax.training.build import build
 from nfnet_jax.training.replicas import AXIS
 from nfnet_jax.training.step import augmented, images_per_example
@@ -51,7 +51,7 @@ def measure_input(config: ConfigDict, batches: int = 50, with_step: bool = True)
   """
   if batches < WINDOWS:
     raise RequestError(f"--batches={batches}: give {WINDOWS} or more, one for each window.")
-  config = config_lib.checked(config)
+  config = fine_tuning.follow_weights(config_lib.checked(config))
   gradients.check_step(config)
   config = config_lib.resolve(config, data.describe(config.data))
   size = config.batch_size * images_per_example(config.augment)

@@ -15,7 +15,7 @@ from nfnet_jax.data.batch import Batch
 from nfnet_jax.data.normalize import normalize
 from nfnet_jax.errors import RequestError
 from nfnet_jax.plan import flops
-from nfnet_jax.training import gradients, parallel
+from nfnet_jax.training import fine_tuning, gradients, parallel
 from nfnet_jax.training.build import build
 from nfnet_jax.training.step import images_per_example
 
@@ -38,6 +38,7 @@ def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
     RequestError: if config and machine do not fit together.
   """
   _check_steps(steps)
+  config = fine_tuning.follow_weights(config_lib.checked(config))
   config = config_lib.resolve(
     config, IMAGENET._replace(num_classes=config.model.num_classes or IMAGENET.num_classes)
   )

@@ -49,7 +49,12 @@ _STEPS = Key(20, int, "Number of steps to time.", 1, 10**6)
 FLAGS: dict[str, dict[str, Key]] = {
   "train": {
     "config": _CONFIG,
-    "workdir": Key(None, Path, "The run directory. It is created, or the run in it is resumed."),
+    "workdir": Key(
+      None,
+      Path,
+      "The run directory. It is created, or the run in it is resumed. Default, for a run with "
+      "init.weights and data.dir: runs/finetune-DIR.",
+    ),
     **_PROCESSES,
   },
   "evaluate": {

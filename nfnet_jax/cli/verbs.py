@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from nfnet_jax import output
 from nfnet_jax.cli import backend, cpu_memory
@@ -22,13 +23,13 @@ from nfnet_jax.errors import RequestError
 
 def train(argv: Sequence[str]) -> None:
   """Train a network, or resume a run; change keys of its config with --config.KEY=VALUE."""
-  values = parse("train", argv, about=train.__doc__, required=("config", "workdir"))
+  values = parse("train", argv, about=train.__doc__, required=("config",))
   with _job(values):
     from nfnet_jax.cli import config_file
 
     # Requests are checked as far as possible before the slow imports.
     config = config_file.load(values.config, values.changes)
-    workdir = epath.Path(values.workdir)
+    workdir = epath.Path(values.workdir or _usual_workdir(config))
     _check_workdir(workdir)
     if config.init.weights and not (workdir / "checkpoints").exists():
       _check_weights(config.init.weights)
@@ -160,6 +161,15 @@ def models(argv: Sequence[str]) -> None:
   for name, spec in models_lib.MODELS.items():
     millions = models_lib.count_params(name) / 1e6
     say(f"{name:<18}{millions:>11.2f}M{spec.train_size:>10}{spec.test_size:>9}")
+
+
+def _usual_workdir(config: ConfigDict) -> str:
+  """Where a run goes that starts from a file and a folder alone."""
+  if config.init.weights is None or config.data.dir is None:
+    raise RequestError(
+      "--workdir is missing: it names the run directory. `nfnet-jax train --help` lists the flags."
+    )
+  return os.path.join("runs", f"finetune-{os.path.basename(os.path.abspath(config.data.dir))}")
 
 
 def _check_workdir(workdir: epath.Path) -> None:

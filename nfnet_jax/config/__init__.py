@@ -15,7 +15,9 @@ from etils import epath
 from ml_collections import ConfigDict, config_dict
 
 from nfnet_jax import models, output, seeds
+from nfnet_jax.config import by_size
 from nfnet_jax.config.keys import DTYPES, KEYS, problems
+from nfnet_jax.config.values import flatten as flatten
 from nfnet_jax.config.values import normalise, short
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
@@ -33,6 +35,8 @@ _HARMLESS_KEYS = (
 # Keys that `resolve` derives, and their sources. A resumed run keeps its original values.
 _DERIVED = {
   "seeding": (),
+  "epochs": ("batch_size",),
+  "optimizer.warmup_epochs": ("batch_size",),
   "steps": ("epochs", "batch_size"),
   "optimizer.warmup_steps": ("optimizer.warmup_epochs", "batch_size"),
 }
@@ -90,10 +94,12 @@ def checked(config: ConfigDict) -> ConfigDict:
     raise RequestError(" ".join(wrong[:10]))
   with config.unlocked():
     config.update_from_flattened_dict({k: v for k, v in values.items() if v is not None})
-    config.model.name = models.find(config.model.name)
+    if config.model.name is not None:
+      config.model.name = models.find(config.model.name)
   if config.init.head is not None and config.init.weights is None:
     raise RequestError(f"init.head={config.init.head!r} needs init.weights: name a weights file.")
-  _network(config)
+  if config.model.name is not None:
+    _network(config)
   return config.lock()
 
 
@@ -116,9 +122,15 @@ def resolve(
     RequestError: if the values do not describe a valid run; the message names key and value.
   """
   config = checked(config)
+  if config.model.name is None:
+    raise RequestError("model.name is open: name a network, or a weights file to start from.")
   spec = models.get_spec(config.model.name)
-  _check_data(config, info)
   with config.unlocked():
+    if recorded is not None:
+      _keep(config, recorded)
+    values = flatten(config.to_dict())
+    config.update_from_flattened_dict(by_size.derive(values, info.num_train))
+    _check_data(config, info)
     config.model.num_classes = info.num_classes
     if config.model.drop_rate is None:
       config.model.drop_rate = spec.kwargs["drop_rate"]
@@ -129,8 +141,6 @@ def resolve(
       config.data.test_padding = spec.test_padding
     if config.augment.randaugment_magnitude is None:
       config.augment.randaugment_magnitude = spec.randaugment_magnitude
-    if recorded is not None:
-      _keep(config, recorded)
     if config.seeding is None:
       config.seeding = seeds.NEWEST
     if config.steps is None:
@@ -154,8 +164,9 @@ def _keep(config: ConfigDict, recorded: ConfigDict) -> None:
   """Copies open values from the run to resume."""
   ours, theirs = flatten(config.to_dict()), flatten(recorded.to_dict())
   for key, sources in _DERIVED.items():
-    if ours[key] is None and all(ours[source] == theirs.get(source) for source in sources):
-      config.update_from_flattened_dict({key: theirs.get(key)})
+    if ours[key] is None and all(ours[source] in (None, theirs.get(source)) for source in sources):
+      ours[key] = theirs.get(key)
+      config.update_from_flattened_dict({key: ours[key]})
 
 
 def _steps(epochs: float, config: ConfigDict, info: DatasetInfo) -> Fraction:
@@ -287,12 +298,3 @@ def differences(
   ours, theirs = defaults | ours, defaults | theirs
   keys = sorted((set(ours) | set(theirs)) - set(ignore))
   return [f"{k}: {ours.get(k)}, {theirs.get(k)}" for k in keys if ours.get(k) != theirs.get(k)]
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """The values of nested dictionaries by dotted key."""
-  flat: dict[str, Any] = {}
-  for key, value in tree.items():
-    is_section = isinstance(value, dict) and value
-    flat |= flatten(value, f"{prefix}{key}.") if is_section else {prefix + key: value}
-  return flat

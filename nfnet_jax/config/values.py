@@ -171,3 +171,12 @@ def short(value: Any) -> str:
 def bound(number: float) -> str:
   """A bound as text, without a fraction if it is an integer."""
   return str(int(number)) if number == int(number) else str(number)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """The values of nested dictionaries by dotted key."""
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    is_section = isinstance(value, dict) and value
+    flat |= flatten(value, f"{prefix}{key}.") if is_section else {prefix + key: value}
+  return flat

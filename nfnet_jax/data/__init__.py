@@ -24,6 +24,7 @@ __all__ = [
   "choose_classes",
   "describe",
   "former_classes",
+  "holds_out",
   "outline",
   "test_batches",
   "train_batches",
@@ -109,6 +110,19 @@ def former_classes(data: ConfigDict, split: str) -> tuple[str, ...] | None:
   from nfnet_jax.data import folder
 
   return folder.former_classes(data, split)
+
+
+def holds_out(data: ConfigDict) -> bool:
+  """Whether test images are held out of a folder, because `data.hold_out` asks and there are none.
+
+  Args:
+    data: the `data` section of a config.
+  """
+  if data.name != "folder" or not data.get("hold_out"):
+    return False
+  from nfnet_jax.data import folder
+
+  return folder.holds_out(data)
 
 
 def outline(data: ConfigDict) -> DatasetInfo:

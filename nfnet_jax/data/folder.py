@@ -63,10 +63,15 @@ def open_folder(data: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
   return [_source(opened[split].folder, _images(opened[split])) for split in splits]
 
 
+def holds_out(data: ConfigDict) -> bool:
+  """Whether a folder has no test split; see `nfnet_jax.data.holds_out`."""
+  return not _is_folder(os.path.join(_root(data), data.test_split))
+
+
 def _open_apart(data: ConfigDict, root: str, splits: tuple[str, ...]) -> list[Source]:
   """As `open_folder`, with a held-out split if there is no test split; keeps both apart."""
   folders = {split: os.path.join(root, split) for split in (data.train_split, data.test_split)}
-  if _is_folder(folders[data.test_split]):
+  if not holds_out(data):
     found = {split: _split(root, split) for split in folders}
     _check_same(root, found)
     images = {split: _images(found[split]) for split in folders}

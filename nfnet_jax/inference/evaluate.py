@@ -9,6 +9,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 from etils import epath
+from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
 from nfnet_jax import data, inference, models, weights
@@ -53,13 +54,17 @@ def evaluate_workdir(
   workdir = epath.Path(workdir).expanduser()
   config = config_lib.load(workdir / "config.json")
   data_dir = data_dir and os.path.expanduser(data_dir)
+  if split not in (None, config.data.test_split) and config.data.hold_out:
+    _check_split(config.data, str(split))
+    config.data.hold_out = 0.0
   changes = {"data.test_split": split, "data.dir": data_dir, "batch_size": batch_size}
   config.update_from_flattened_dict({k: v for k, v in changes.items() if v is not None})
   parallel.check_batch_size(config.batch_size)
   agreement.on_config("evaluate", config)
   num_classes = config.model.num_classes
   names = classes.load(workdir, num_classes)
-  if names:  # The recorded names replace those of the training images.
+  # The recorded names replace those of the training images, unless these say which are held out.
+  if names and not config.data.hold_out:
     config.data.train_split = config.data.test_split
   info = data.describe(config.data, test_only=True)
   if names is None and info.num_classes != num_classes:
@@ -92,6 +97,15 @@ def evaluate_workdir(
   del restored, folded  # The weights are on the devices.
   metrics = evaluate(eval_step, variables, batches)
   return {"step": step, "split": config.data.test_split} | metrics
+
+
+def _check_split(run_data: ConfigDict, split: str) -> None:
+  """Refuses another split of a folder whose test images were held out: it would hold them, too."""
+  if data.holds_out(run_data):
+    raise RequestError(
+      f"--split={split}: the run held out its test images, which may be among these. Evaluate "
+      "without --split, or `evaluate --weights` on a folder of other images."
+    )
 
 
 def evaluate_weights(

@@ -16,7 +16,7 @@ from nfnet_jax.plan import topology as topology_lib
 from nfnet_jax.plan.paper_table3 import TABLE
 from nfnet_jax.plan.report import report
 from nfnet_jax.plan.topology import Topology
-from nfnet_jax.training import gradients
+from nfnet_jax.training import fine_tuning, gradients
 
 __all__ = ["plan", "report"]
 
@@ -50,6 +50,7 @@ def plan(config: ConfigDict, topology: str, compiles: bool = True) -> dict:
       is not valid, or libtpu is missing.
   """
   machine = topology_lib.parse(topology)
+  config = fine_tuning.follow_weights(config_lib.checked(config))
   config = config_lib.resolve(config, data.outline(config.data))
   gradients.check_step(config, machine.num_devices)
   models.create_model(  # Refuses an invalid network before anything takes time.

@@ -78,9 +78,11 @@ def check_step(config: ConfigDict, num_devices: int | None = None) -> None:
   """Raises RequestError unless every device and part of a step has images, and SAM a share of them.
 
   Args:
-    config: from `config.checked`.
+    config: from `config.checked`; all is well as long as its batch size is open.
     num_devices: all, by default.
   """
+  if config.batch_size is None:
+    return
   num_devices = num_devices or jax.device_count()
   parallel.check_batch_size(config.batch_size, config.accumulate, num_devices)
   if config.sam.rho:

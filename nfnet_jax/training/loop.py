@@ -24,7 +24,7 @@ from nfnet_jax.runs import checkpoint, curves, provenance
 from nfnet_jax.runs import metrics as metrics_lib
 from nfnet_jax.runs import record as record_lib
 from nfnet_jax.seeds import seeds_of
-from nfnet_jax.training import gradients, parallel
+from nfnet_jax.training import fine_tuning, gradients, parallel
 from nfnet_jax.training.build import build
 from nfnet_jax.training.evaluate import evaluate
 from nfnet_jax.training.meter import Meter
@@ -75,10 +75,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
       kept.
   """
   # All requests are checked before anything is written.
-  config, workdir = config_lib.checked(config), epath.Path(workdir).expanduser()
-  gradients.check_step(config)
-  info = data.describe(config.data)
-  config = config_lib.resolve(config, info, record_lib.recorded_config(workdir))
+  workdir = epath.Path(workdir).expanduser()
+  config, info = _resolved(config, workdir)
   agreement.on_training(config, info)
   built = build(config)
   template = jax.eval_shape(built.init)
@@ -163,6 +161,17 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
           test(step, state)
 
     return _conclude(workdir) if stopped_at is None else _stopped(stopped_at, workdir, notice)
+
+
+def _resolved(config: ConfigDict, workdir: epath.Path) -> tuple[ConfigDict, data.DatasetInfo]:
+  """The config without open values, and the data set that it names."""
+  recorded = record_lib.recorded_config(workdir)
+  config = fine_tuning.follow_weights(config_lib.checked(config), recorded)
+  gradients.check_step(config)
+  info = data.describe(config.data)
+  config = config_lib.resolve(config, info, recorded)
+  gradients.check_step(config)
+  return config, info
 
 
 def _given_weights(config: ConfigDict, info: data.DatasetInfo) -> tuple[hk.Params, hk.State] | None:

@@ -1,0 +1,69 @@
+"""What a config leaves open for the weights file that the run starts from to say."""
+
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nfnet_jax import config as config_lib
+from nfnet_jax import models, weights
+from nfnet_jax.config.keys import KEYS
+from nfnet_jax.config.values import normalise
+from nfnet_jax.errors import RequestError
+
+_OF_NETWORK = ("model.", "data.test_", "data.train_size")
+
+
+def follow_weights(config: ConfigDict, recorded: ConfigDict | None = None) -> ConfigDict:
+  """Fills in network, image sizes and preprocessing where they are open, as the file has them.
+
+  Args:
+    config: `config.default()` with changes. Nothing is done unless `model.name` is open (None), as
+      in `experiments/finetune.py`.
+    recorded: config of the run to resume, if any, which has the values; the file is not read then.
+
+  Returns:
+    A config whose network has a name, locked.
+
+  Raises:
+    RequestError: without `init.weights`, or if the file cannot be read.
+  """
+  if config.model.name is not None:
+    return config
+  if recorded is not None:
+    said = config_lib.flatten(recorded.to_dict())
+    said = {key: value for key, value in said.items() if key.startswith(_OF_NETWORK)}
+  elif config.init.weights is None:
+    raise RequestError(
+      "model.name is open: give the weights to start from, --config.init.weights=FILE, or name a "
+      "network."
+    )
+  else:
+    said = _said_by(config.init.weights)
+  ours = config_lib.flatten(config.to_dict())
+  filled = config.copy_and_resolve_references()
+  with filled.unlocked():
+    filled.update_from_flattened_dict(
+      {k: normalise(KEYS[k], v) for k, v in said.items() if k in ours and ours[k] is None}
+    )
+  return filled.lock()
+
+
+def _said_by(path: str) -> dict[str, Any]:
+  """The values that a weights file says or implies, by dotted key."""
+  stored = weights.open_weights(path)
+  model, _, overrides = weights.settle(stored, None, {})
+  spec = models.get_spec(model)
+  try:
+    found = json.loads(stored.metadata.get("preprocessing", "{}"))
+    size, padding = found.get("size", spec.test_size), found.get("padding", spec.test_padding)
+  except (ValueError, AttributeError) as error:
+    raise RequestError(f"{path} has damaged metadata: {error}.") from error
+  return {
+    "model.name": model,
+    **{f"model.{key}": value for key, value in overrides.items()},
+    "data.train_size": max(round(size * spec.train_size / spec.test_size), 1),
+    "data.test_size": size,
+    "data.test_padding": padding,
+    "data.test_resize": found.get("resize", spec.test_resize),
+  }
