@@ -6,13 +6,14 @@ import TensorFlow; reading data does.
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ml_collections import ConfigDict
 
-from nfnet_jax.data import classes, formats, known_sets
+from nfnet_jax.data import classes, known_sets, request
 from nfnet_jax.data.batch import Batch
+from nfnet_jax.data.sequence import from_arrays, from_sequence
 from nfnet_jax.errors import RequestError
 from nfnet_jax.seeds import NEWEST, seeds_of
 
@@ -21,14 +22,20 @@ if TYPE_CHECKING:
 
 __all__ = [
   "DatasetInfo",
+  "Sources",
   "choose_classes",
   "describe",
   "former_classes",
+  "from_arrays",
+  "from_sequence",
   "holds_out",
   "outline",
   "test_batches",
   "train_batches",
 ]
+
+
+Sources = Mapping[str, "Source"]  # by the names of splits; in data sets that Python code gives
 
 
 class DatasetInfo(NamedTuple):
@@ -51,12 +58,15 @@ class DatasetInfo(NamedTuple):
   fingerprint: str = ""
 
 
-def describe(data: ConfigDict, *, test_only: bool = False) -> DatasetInfo:
+def describe(
+  data: ConfigDict, *, test_only: bool = False, sources: Sources | None = None
+) -> DatasetInfo:
   """Looks up a data set without reading its images.
 
   Args:
     data: the `data` section of a resolved config.
     test_only: whether to ignore the training split, which then need not exist; `num_train` is 0.
+    sources: the splits themselves, of a data set named "python".
 
   Returns:
     The data set's classes and sizes.
@@ -65,7 +75,7 @@ def describe(data: ConfigDict, *, test_only: bool = False) -> DatasetInfo:
     RequestError: if the data set, a split or a needed feature does not exist or is empty.
   """
   splits = (data.test_split,) if test_only else (data.train_split, data.test_split)
-  *train, test = _open(data, *splits)
+  *train, test = _open(data, *splits, sources=sources)
   return DatasetInfo(
     num_classes=len(test.class_names),
     class_names=test.class_names,
@@ -147,6 +157,7 @@ def train_batches(
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
+  sources: Sources | None = None,
 ) -> Iterator[Batch]:
   """Reads shuffled, randomly cropped and flipped training images endlessly.
 
@@ -164,6 +175,7 @@ def train_batches(
     start_step: number of batches already consumed.
     process_index: index of this process. It reads a contiguous share of every batch.
     process_count: number of processes.
+    sources: as of `describe`.
 
   Returns:
     An endless iterator of this process's share: `[batch_size / process_count, train_size,
@@ -175,7 +187,7 @@ def train_batches(
       damaged image is replaced by a black one, counted, and named in the log.
   """
   share = _share(data, batch_size, process_index, process_count)
-  [train] = _open(data, data.train_split)
+  [train] = _open(data, data.train_split, sources=sources)
   from nfnet_jax.data import pipeline
 
   return pipeline.train_batches(train, data, seeds_of(seed, seeding), start_step, share)
@@ -187,6 +199,7 @@ def test_batches(  # ruff mistakes it for a pytest function.
   batch_size: int,
   process_index: int = 0,  # noqa: PT028
   process_count: int = 1,  # noqa: PT028
+  sources: Sources | None = None,  # noqa: PT028
 ) -> Iterator[Batch]:
   """Reads every test image once, in a fixed order.
 
@@ -195,6 +208,7 @@ def test_batches(  # ruff mistakes it for a pytest function.
     batch_size: images per batch, over all processes.
     process_index: index of this process. It reads a contiguous share of every batch.
     process_count: number of processes.
+    sources: as of `describe`.
 
   Returns:
     An iterator over `ceil(num_test / batch_size)` batches, the same number in every process, each
@@ -204,21 +218,26 @@ def test_batches(  # ruff mistakes it for a pytest function.
     RequestError: as `train_batches`, but also for a single damaged image.
   """
   share = _share(data, batch_size, process_index, process_count)
-  [test] = _open(data, data.test_split)
+  [test] = _open(data, data.test_split, sources=sources)
   from nfnet_jax.data import pipeline
 
   return pipeline.test_batches(test, data, share)
 
 
-def _open(data: ConfigDict, *splits: str) -> "list[Source]":
+def _open(data: ConfigDict, *splits: str, sources: Sources | None = None) -> "list[Source]":
   """Opens the splits; all errors in reading become a `RequestError`."""
-  _check_names(data)
-  _check_crops(data)
+  request.check(data)
   if importlib.util.find_spec("tensorflow_datasets") is None:
     raise RequestError(
       "reading data needs TensorFlow and TFDS, which are not installed: "
       "pip install 'nfnet_jax[data]'."
     )
+  if data.name == "python":
+    if sources is None:
+      raise RequestError(
+        "data.name='python' stands for data that a program gives: train by nfnet_jax.training.fit."
+      )
+    return [sources[split] for split in splits]
   from nfnet_jax.data.host_tf import tf
 
   try:
@@ -255,38 +274,3 @@ def _share(data: ConfigDict, batch_size: int, process_index: int, process_count:
   from nfnet_jax.data.source import Share
 
   return Share(batch_size, process_index, process_count)
-
-
-def _check_names(data: ConfigDict) -> None:
-  """Checks the values that become parts of paths."""
-  for key in ("name", "dir", "train_split", "test_split"):
-    value = data[key]
-    if value is not None and (not value or "\0" in value):
-      raise RequestError(
-        f"data.{key}={value!r} is not a valid name: it must not be empty or hold a NUL character."
-      )
-    if value and data.name != "folder" and any("\ud800" <= each <= "\udfff" for each in value):
-      raise RequestError(
-        f"data.{key}={value!r} is not UTF-8, which TFDS requires: choose another name."
-      )
-
-
-def _check_crops(data: ConfigDict) -> None:
-  """Checks values for which TensorFlow's own errors would be less clear."""
-  if data.test_resize not in (None, *formats.RESIZES):
-    choices = " or ".join(map(repr, formats.RESIZES))
-    raise RequestError(f"data.test_resize={data.test_resize!r}: choose {choices}.")
-  if not _is_range(data.crop_area) or data.crop_area[1] > 1:
-    raise RequestError(
-      f"data.crop_area={data.crop_area}: give two fractions of the image's area, 0 < low <= high"
-      " <= 1."
-    )
-  if not _is_range(data.crop_aspect):
-    raise RequestError(
-      f"data.crop_aspect={data.crop_aspect}: give two ratios width/height, 0 < low <= high."
-    )
-
-
-def _is_range(value: tuple) -> bool:
-  are_numbers = all(isinstance(number, int | float) for number in value)
-  return are_numbers and len(value) == 2 and 0 < value[0] <= value[1]

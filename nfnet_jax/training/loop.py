@@ -49,7 +49,9 @@ _SHOWN = {
 }
 
 
-def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
+def run(
+  config: ConfigDict, workdir: epath.Path, sources: data.Sources | None = None
+) -> dict[str, float]:
   """Trains a network as configured, or resumes an interrupted run.
 
   The run directory holds `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` and, at
@@ -63,6 +65,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   Args:
     config: `config.default()` with changes.
     workdir: the run directory; created if it does not exist.
+    sources: the splits of a data set named "python"; see `nfnet_jax.training.fit`.
 
   Returns:
     The metrics of the last evaluation (`evaluate.evaluate`); empty if the run was told to stop.
@@ -76,7 +79,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   """
   # All requests are checked before anything is written.
   workdir = epath.Path(workdir).expanduser()
-  config, info = _resolved(config, workdir)
+  config, info = _resolved(config, workdir, sources)
   agreement.on_training(config, info)
   built = build(config)
   template = jax.eval_shape(built.init)
@@ -86,6 +89,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     "batch_size": config.batch_size,
     "process_index": jax.process_index(),
     "process_count": jax.process_count(),
+    "sources": sources,
   }
   if config.steps not in saved:
     _check_tests(config, info, share)
@@ -163,12 +167,14 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     return _conclude(workdir) if stopped_at is None else _stopped(stopped_at, workdir, notice)
 
 
-def _resolved(config: ConfigDict, workdir: epath.Path) -> tuple[ConfigDict, data.DatasetInfo]:
+def _resolved(
+  config: ConfigDict, workdir: epath.Path, sources: data.Sources | None
+) -> tuple[ConfigDict, data.DatasetInfo]:
   """The config without open values, and the data set that it names."""
   recorded = record_lib.recorded_config(workdir)
   config = fine_tuning.follow_weights(config_lib.checked(config), recorded)
   gradients.check_step(config)
-  info = data.describe(config.data)
+  info = data.describe(config.data, sources=sources)
   config = config_lib.resolve(config, info, recorded)
   gradients.check_step(config)
   return config, info
@@ -197,7 +203,7 @@ def _given_weights(config: ConfigDict, info: data.DatasetInfo) -> tuple[hk.Param
   )
 
 
-def _check_tests(config: ConfigDict, info: data.DatasetInfo, share: dict[str, int]) -> None:
+def _check_tests(config: ConfigDict, info: data.DatasetInfo, share: dict[str, Any]) -> None:
   """Reads a small test set once, so that damaged images are found before training starts."""
   if info.num_test <= _FEW_TESTS:
     for _ in data.test_batches(config.data, **share):

@@ -1,0 +1,72 @@
+"""Training from Python on data of one's own."""
+
+import logging
+import pathlib
+import tempfile
+from typing import NamedTuple
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from nfnet_jax.data.source import Source
+from nfnet_jax.errors import RequestError
+from nfnet_jax.training.loop import run
+
+log = logging.getLogger(__name__)
+
+
+class Fitted(NamedTuple):
+  """What `fit` leaves.
+
+  Attributes:
+    metrics: of the last evaluation, see `training.loop.run`.
+    workdir: the run directory, for `nfnet_jax.inference.load_network`, `nfnet_jax.load_weights` and
+      the command line.
+  """
+
+  metrics: dict[str, float]
+  workdir: pathlib.Path
+
+
+def fit(
+  config: ConfigDict,
+  workdir: str | pathlib.Path | None = None,
+  *,
+  train: Source,
+  test: Source,
+) -> Fitted:
+  """Trains as `nfnet-jax train` does, on data that a program has.
+
+  ```
+  config = nfnet_jax.config.default()
+  config.model.name, config.batch_size, config.epochs = "nfnet_micro", 32, 5
+  train = nfnet_jax.data.from_arrays(images, labels)
+  test = nfnet_jax.data.from_arrays(test_images, test_labels)
+  metrics, workdir = nfnet_jax.training.fit(config, "runs/mine", train=train, test=test)
+  ```
+
+  The same call again, in this process or another, goes on with a run that was interrupted. Order,
+  crops and everything else that is random follow from the seed and the step.
+
+  Args:
+    config: `nfnet_jax.config.default()`, or that of a file in `experiments/`, with changes. Its
+      `data.name` is set to "python"; its data's directory and splits do not matter.
+    workdir: the run directory; a new temporary one unless given.
+    train, test: from `nfnet_jax.data.from_arrays` or `from_sequence`.
+
+  Raises:
+    RequestError: as `training.loop.run`, or if the two have other classes.
+  """
+  if train.class_names != test.class_names:
+    raise RequestError(
+      f"train has {len(train.class_names)} classes and test has {len(test.class_names)}, or their "
+      "names or order differ: give both the same class_names."
+    )
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.data.update(name="python", dir=None, train_split="train", test_split="test")
+  if workdir is None:
+    workdir = tempfile.mkdtemp(prefix="nfnet_jax_")
+    log.info("run directory: %s", workdir)
+  metrics = run(config, epath.Path(workdir), {"train": train, "test": test})
+  return Fitted(metrics, pathlib.Path(workdir).expanduser())

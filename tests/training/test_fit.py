@@ -1,0 +1,164 @@
+"""Training on data that a program gives."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from nfnet_jax import config as config_lib
+from nfnet_jax import data, inference
+from nfnet_jax.data import sequence
+from nfnet_jax.errors import RequestError
+from nfnet_jax.runs import checkpoint
+from nfnet_jax.training import fit
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), np.uint8)
+LABELS = np.arange(24) % 3
+
+
+def config_of(**changes):
+  config = config_lib.default()
+  config.update_from_flattened_dict(
+    {
+      "model.name": "nfnet_micro",
+      "model.widths": (16,),
+      "model.depths": (1,),
+      "model.group_size": 8,
+      "data.train_size": 8,
+      "data.test_size": 8,
+      "data.max_corrupt": 0.0,
+      "batch_size": 8,
+      "steps": 4,
+      "eval_every": 2,
+      "checkpoint_every": 2,
+      "optimizer.warmup_steps": 0.0,
+      **changes,
+    }
+  )
+  return config
+
+
+def read(source, start_step=0, num_batches=3, **changes):
+  config = config_lib.default().data
+  config.update(
+    {"name": "python", "train_size": 8, "test_size": 8, "test_padding": 0, "flip": False, **changes}
+  )
+  batches = data.train_batches(
+    config, seed=0, batch_size=8, start_step=start_step, sources={"train": source}
+  )
+  return list(itertools.islice(batches, num_batches))
+
+
+def test_an_epoch_holds_every_image_once_and_resumes_anywhere():
+  whole = {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0)}
+  batches = read(data.from_arrays(IMAGES, LABELS), **whole)
+  seen = {image.tobytes(): label for b in batches for image, label in zip(b[0], b[1], strict=True)}
+  assert seen == {image.tobytes(): label for image, label in zip(IMAGES, LABELS, strict=True)}
+  [resumed] = read(data.from_arrays(IMAGES, LABELS), start_step=2, num_batches=1, **whole)
+  np.testing.assert_array_equal(resumed.images, batches[2].images)
+  np.testing.assert_array_equal(resumed.labels, batches[2].labels)
+
+
+def test_sequences_of_pil_images_and_gray_arrays_are_read_alike():
+  gray = [(image[..., 0], label) for image, label in zip(IMAGES, LABELS, strict=True)]
+  pictures = [(Image.fromarray(pixels), label) for pixels, label in gray]
+  arrays = data.from_arrays(IMAGES[..., 0], LABELS)
+  names = ["0", "1", "2"]
+  for source in (data.from_sequence(gray, names), data.from_sequence(pictures, names)):
+    for ours, theirs in zip(read(source), read(arrays), strict=True):
+      np.testing.assert_array_equal(ours.images, theirs.images)
+      np.testing.assert_array_equal(ours.labels, theirs.labels)
+
+
+def test_transparent_pictures_are_read_as_files_are():
+  clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+  [batch] = read(data.from_sequence([(clear, 0)] * 8, ["0"]), num_batches=1)
+  assert batch.images.min() == 255
+
+
+class Failing:
+  """The same examples, until one is asked for too often."""
+
+  classes = ("0", "1", "2")
+
+  def __init__(self, most):
+    self.most = most
+
+  def __len__(self):
+    return len(IMAGES)
+
+  def __getitem__(self, index):
+    self.most -= 1
+    if self.most < 0:
+      raise OSError("the cable is out")
+    return IMAGES[index], LABELS[index]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_interrupted_ends_with_the_same_weights(tmp_path, monkeypatch):
+  monkeypatch.setattr(sequence, "_RECENT", 1)
+  test = data.from_arrays(IMAGES[:6], LABELS[:6])
+  config = config_of(steps=20, eval_every=20, checkpoint_every=1)
+  whole = fit(config, tmp_path / "whole", train=data.from_arrays(IMAGES, LABELS), test=test)
+  with pytest.raises(RequestError, match="the cable is out"):
+    fit(config, tmp_path / "cut", train=data.from_sequence(Failing(100)), test=test)
+  assert 0 < max(checkpoint.saved_steps(epath.Path(tmp_path / "cut/checkpoints"))) < 20
+  cut = fit(config, tmp_path / "cut", train=data.from_sequence(Failing(10**6)), test=test)
+  assert cut == (whole.metrics, tmp_path / "cut")
+  ours, theirs = (inference.load_network(run.workdir).params for run in (cut, whole))
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.parametrize(
+  ("images", "labels", "names", "message"),
+  [
+    (IMAGES / 255, LABELS, None, r"float64\[24, 8, 8, 3\]: give uint8"),
+    (IMAGES.transpose(0, 3, 1, 2), LABELS, None, r"uint8\[24, 3, 8, 8\]: give uint8"),
+    (IMAGES, LABELS[:5], None, r"int64\[5\] for 24 images"),
+    (IMAGES, LABELS / 2, None, "give one integer"),
+    (IMAGES, LABELS, ["a", "b"], "example 2 has label 2, but labels are 0 to 1"),
+    (IMAGES, LABELS - 1, None, "example 0 has label -1"),
+    (IMAGES[:0], LABELS[:0], ["a"], "the data set is empty"),
+  ],
+)
+def test_arrays_that_are_no_data_set_are_refused(images, labels, names, message):
+  with pytest.raises(RequestError, match=message):
+    data.from_arrays(images, labels, names)
+
+
+def test_sequences_without_classes_are_refused():
+  with pytest.raises(RequestError, match="give class_names"):
+    data.from_sequence([(IMAGES[0], 0)])
+
+
+@pytest.mark.parametrize(
+  ("example", "message"),
+  [
+    ((IMAGES[0] / 255, 0), r"example 1: it cannot be read \(ValueError: float64"),
+    ((IMAGES[0], 3), "example 1: example 1 has label 3, but labels are 0 to 2"),
+    (("photo.jpg", 0), "example 1: it cannot be read"),
+    (7, "example 1: it cannot be read"),
+  ],
+)
+def test_an_example_that_is_none_is_named(example, message):
+  good = (IMAGES[0], 0)
+  with pytest.raises(RequestError, match=message):
+    read(data.from_sequence([good, example, *[good] * 7], ["0", "1", "2"]), max_corrupt=0.0)
+
+
+def test_other_classes_in_the_test_set_are_refused(tmp_path):
+  train, test = data.from_arrays(IMAGES, LABELS), data.from_arrays(IMAGES[:2], LABELS[:2])
+  with pytest.raises(RequestError, match="train has 3 classes and test has 2"):
+    fit(config_of(), tmp_path / "run", train=train, test=test)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_the_name_alone_is_no_data():
+  config = config_lib.default().data
+  config.name = "python"
+  with pytest.raises(RequestError, match=r"train by nfnet_jax\.training\.fit"):
+    data.describe(config)
