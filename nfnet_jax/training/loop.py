@@ -108,14 +108,9 @@ def run(
     state = parallel.replicate(state, copy=False)
     train_step = parallel.map_train_step(built.train_step)
     eval_step = parallel.map_eval_step(built.eval_step)
-    sources = config.batch_size * images_per_example(config.augment)
-    batches = data.train_batches(
-      config.data,
-      seed=config.seed,
-      seeding=config.seeding,
-      start_step=start,
-      **share | {"batch_size": sources},
-    )
+    size = config.batch_size * images_per_example(config.augment)
+    order = {"seed": config.seed, "seeding": config.seeding, "start_step": start}
+    batches = data.train_batches(config.data, **order, **share | {"batch_size": size})
     batches = job_lib.watched(parallel.prefetch(batches), config.stall_timeout)
     meter = Meter(config.batch_size, start)
     saver = Saver(config, start, meter)
