@@ -3,7 +3,7 @@
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Stored(NamedTuple):
   metadata: dict[str, str]
 
 
-def entries_of(tree: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Entry]:
+def entries_of(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Entry]:
   """Converts arrays `{module: {name: array}}` to entries by `module/name`."""
   return {
     f"{module}/{name}": Entry(array.shape, str(array.dtype), functools.partial(np.asarray, array))
