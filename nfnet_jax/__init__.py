@@ -1,16 +1,18 @@
 """Normalizer-free networks in JAX and Haiku: models, adaptive gradient clipping, training.
 
-Submodules such as `nfnet_jax.data` and `nfnet_jax.training` are loaded when they are first used.
+Submodules such as `nfnet_jax.data`, and JAX with them, are loaded when they are first used.
 """
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from nfnet_jax.agc import AdaptiveGradClipState, adaptive_grad_clip, unitwise_norm
 from nfnet_jax.errors import RequestError
-from nfnet_jax.models import create_model, list_models
-from nfnet_jax.optim import clipped_shares
-from nfnet_jax.weights import load_variables, load_weights
+
+if TYPE_CHECKING:
+  from nfnet_jax.agc import AdaptiveGradClipState, adaptive_grad_clip, unitwise_norm
+  from nfnet_jax.models import create_model, list_models
+  from nfnet_jax.optim import clipped_shares
+  from nfnet_jax.weights import load_variables, load_weights
 
 __version__ = "0.1.0"
 
@@ -36,11 +38,21 @@ _SUBMODULES = {
 } | {"cpu_memory": "nfnet_jax.cli.cpu_memory"}
 
 
-def __getattr__(name: str) -> ModuleType:
-  if name not in _SUBMODULES:
+_NAMES = {
+  **dict.fromkeys(("AdaptiveGradClipState", "adaptive_grad_clip", "unitwise_norm"), "agc"),
+  **dict.fromkeys(("create_model", "list_models"), "models"),
+  "clipped_shares": "optim",
+  **dict.fromkeys(("load_variables", "load_weights"), "weights"),
+}
+
+
+def __getattr__(name: str) -> Any:
+  if name in _SUBMODULES:
+    return importlib.import_module(_SUBMODULES[name])
+  if name not in _NAMES:
     raise AttributeError(f"module 'nfnet_jax' has no attribute {name!r}")
-  return importlib.import_module(_SUBMODULES[name])
+  return getattr(importlib.import_module(_SUBMODULES[_NAMES[name]]), name)
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *_SUBMODULES})
+  return sorted({*globals(), *_SUBMODULES, *_NAMES})

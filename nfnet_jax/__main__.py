@@ -1,13 +1,11 @@
 """The command line: `python -m nfnet_jax VERB ...`, or `nfnet-jax VERB ...`."""
 
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
 
 import nfnet_jax
-from nfnet_jax.cli import compile_cache
 from nfnet_jax.cli.interrupt import insisting
 from nfnet_jax.cli.stdout import say
 from nfnet_jax.cli.verbs import VERBS
@@ -46,8 +44,9 @@ def _run(argv: list[str]) -> int:
   if argv == ["--version"]:
     say(f"nfnet_jax {nfnet_jax.__version__}")
     return 0
-  _quieten()
-  compile_cache.enable()
+  logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+  logging.getLogger("nfnet_jax").setLevel(logging.INFO)
+  logging.getLogger("absl").addFilter(_worth_reading)
   verb = argv[0]
   if verb not in VERBS:
     raise RequestError(f"unknown verb {short(verb)}: choose one of {', '.join(VERBS)}.")
@@ -61,16 +60,6 @@ def _usage() -> str:
   return "\n".join(
     ["usage: nfnet-jax VERB [--FLAG=VALUE ...]", "", *lines, "", "nfnet-jax VERB --help says more."]
   )
-
-
-def _quieten() -> None:
-  """Logs to stderr: this package's messages, and only warnings of other packages."""
-  logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-  logging.getLogger("nfnet_jax").setLevel(logging.INFO)
-  logging.getLogger("absl").addFilter(_worth_reading)
-  # TensorFlow reports a GPU that it must not use as an error. JAX has set the level to 1.
-  if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "1":
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 
 def _worth_reading(record: logging.LogRecord) -> bool:

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from nfnet_jax import agc
+from nfnet_jax.choices import CLIPPERS
 from nfnet_jax.errors import RequestError
 
 Array = jax.Array
@@ -21,7 +22,6 @@ Schedule = Callable[[Array | int], Array]
 
 GAIN_BIAS, HEAD, WEIGHT = "gain_bias", "head", "weight"
 _GAIN_BIAS_NAMES = ("gain", "bias", "skip_gain", "b", "scale", "offset")
-CLIPPERS = ("agc", "global_norm", "none")
 
 
 def param_labels(params: Any) -> Any:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from nfnet_jax import config as config_lib
 from nfnet_jax import models
 from nfnet_jax.benchmark import machine, synthetic, timing
+from nfnet_jax.choices import DTYPES
 from nfnet_jax.data import DatasetInfo, known_sets
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.data.normalize import normalize
@@ -102,9 +103,9 @@ def measure_predict(
   pixels = spec.test_size if image_size is None else image_size
   if batch_size < 1 or pixels < 1:
     raise RequestError(f"batch_size={batch_size} and image_size={pixels} must be at least 1.")
-  if dtype not in config_lib.DTYPES:
-    raise RequestError(f"unknown dtype={dtype!r}: choose one of {', '.join(config_lib.DTYPES)}.")
-  kwargs: dict[str, Any] = {"dtype": config_lib.DTYPES[dtype]}
+  if dtype not in DTYPES:
+    raise RequestError(f"unknown dtype={dtype!r}: choose one of {', '.join(DTYPES)}.")
+  kwargs: dict[str, Any] = {"dtype": getattr(jnp, dtype)}
   params, net_state = _random_variables(model, **kwargs)
   net, fold = models.create_folded(model, IMAGENET.num_classes, **kwargs)
   params = fold(params)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from nfnet_jax import config as config_lib
 from nfnet_jax.benchmark import machine
 
 WARM_UP = 2  # steps, after the compilation
@@ -92,7 +92,7 @@ def report(
   """
   wholes = [sum(parts) for parts in zip(*timing.values(), strict=True)]
   seconds = float(np.median(wholes))
-  peak = machine.matrix_peak(config_lib.DTYPES[what["dtype"]], num_devices)
+  peak = machine.matrix_peak(getattr(jnp, what["dtype"]), num_devices)
   result = {
     **what,
     "batch_size": batch_size,

@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_origin
 
-from nfnet_jax import models
 from nfnet_jax.cli.flags import EXAMPLES, FLAGS
 from nfnet_jax.cli.stdout import say
 from nfnet_jax.config.keys import KEYS
@@ -70,6 +69,8 @@ def parse(
     if values[name] is None:
       raise RequestError(f"--{name} is missing: {hint}")
   if values.get("model") is not None:
+    from nfnet_jax import models  # imports JAX, which help and wrong flags do not need
+
     values["model"] = models.find(values["model"])
   paths = [_value("image", Key(None, Path, ""), path, hint) for path in paths]
   return Namespace(**values, changes=changes, paths=paths)

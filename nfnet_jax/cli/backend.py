@@ -2,8 +2,6 @@
 
 import os
 
-import jax
-
 from nfnet_jax.errors import RequestError
 
 
@@ -16,6 +14,8 @@ def name() -> str:
   Raises:
     RequestError: if there is no device to compute on.
   """
+  import jax
+
   try:
     return jax.default_backend()
   except (RuntimeError, AssertionError) as error:  # AssertionError if the plugin is missing.

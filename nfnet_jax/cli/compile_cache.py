@@ -12,11 +12,11 @@ import pathlib
 import platform
 from typing import Any
 
-import jax
-
 
 def enable() -> None:
   """Enables JAX's cache, unless the user has chosen a directory or disabled it."""
+  import jax
+
   options: Any = jax.config  # Its type declares only some of its options.
   if given := options.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(given))

@@ -9,8 +9,6 @@ threads, so the steps must run in the main thread.
 import ctypes
 import sys
 
-import jax
-
 from nfnet_jax.cli import backend
 
 # Constants of glibc's malloc.h. As a threshold, -1 is the largest number.
@@ -25,6 +23,8 @@ def keep() -> None:
   started, because it initialises JAX's backends. The process then keeps its peak memory. C
   libraries other than glibc are not affected.
   """
+  import jax
+
   # The CPU backend reads this when it starts; accelerators ignore it.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   if backend.name() != "cpu" or sys.platform != "linux":

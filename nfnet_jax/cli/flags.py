@@ -1,8 +1,8 @@
 """The flags of every verb, in the form of the config's keys (`nfnet_jax/config/keys.py`)."""
 
-from nfnet_jax.config.keys import DTYPES, KEYS
+from nfnet_jax.choices import DTYPES, NUMERICS
+from nfnet_jax.config.keys import KEYS
 from nfnet_jax.config.values import Key, Path
-from nfnet_jax.models.layers import NUMERICS
 
 _SIZE = KEYS["data.test_size"]
 _BATCH_SIZE = KEYS["batch_size"]._replace(default=None)
@@ -124,7 +124,7 @@ FLAGS: dict[str, dict[str, Key]] = {
     "model": Key(None, str, "The network, if no config is given."),
     "batch_size": _BATCH_SIZE._replace(help="Images per step, over all devices."),
     "image_size": _SIZE._replace(help="Side of the images in pixels. By default the config's."),
-    "dtype": Key(None, str, "Dtype of the computation.", choices=tuple(DTYPES)),
+    "dtype": Key(None, str, "Dtype of the computation.", choices=DTYPES),
     "steps": _STEPS,
   },
   "benchmark predict": {
@@ -133,7 +133,7 @@ FLAGS: dict[str, dict[str, Key]] = {
     "image_size": _SIZE._replace(
       help="Side of the images in pixels. By default the network's test size."
     ),
-    "dtype": Key(None, str, "Dtype of the computation.", choices=tuple(DTYPES)),
+    "dtype": Key(None, str, "Dtype of the computation.", choices=DTYPES),
     "steps": _STEPS,
   },
   "plan": {

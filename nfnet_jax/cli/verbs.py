@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from nfnet_jax import output
-from nfnet_jax.cli import backend, cpu_memory
+from nfnet_jax.cli import backend, compile_cache, cpu_memory
 from nfnet_jax.cli.arguments import described, given, parse
 from nfnet_jax.cli.stdout import say
 from nfnet_jax.errors import RequestError
@@ -24,6 +24,7 @@ from nfnet_jax.errors import RequestError
 def train(argv: Sequence[str]) -> None:
   """Train a network, or resume a run; change keys of its config with --config.KEY=VALUE."""
   values = parse("train", argv, about=train.__doc__, required=("config",))
+  _ready()
   with _job(values):
     from nfnet_jax.cli import config_file
 
@@ -50,6 +51,7 @@ def evaluate(argv: Sequence[str]) -> None:
   values = parse("evaluate", argv, about=evaluate.__doc__, required=required, usage=usage)
   if values.weights:
     _check_weights(values.weights)
+  _ready()
   where = {"split": values.split, "data_dir": values.data_dir, "batch_size": values.batch_size}
   with _job(values) as process_index:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX handles it as a notice to save a run.
@@ -69,6 +71,7 @@ def evaluate(argv: Sequence[str]) -> None:
 def predict(argv: Sequence[str]) -> None:
   """Predict the classes of images, files or folders; print one line of JSON for each image."""
   values = parse("predict", argv, about=predict.__doc__, required=("weights",), positional=True)
+  _ready()
   cpu_memory.keep()
   from nfnet_jax.inference import predict as predict_lib
 
@@ -93,6 +96,7 @@ def benchmark(argv: Sequence[str]) -> None:
     raise RequestError(
       "--model or --config is missing: `nfnet-jax benchmark train --help` lists the flags."
     )
+  _ready()
   wanted = given(values)
   if kind == "predict":
     cpu_memory.keep()
@@ -118,6 +122,7 @@ def benchmark(argv: Sequence[str]) -> None:
 def plan(argv: Sequence[str]) -> None:
   """Estimate what a run would need and cost on other TPUs or GPUs; print JSON."""
   values = parse("plan", argv, about=plan.__doc__, required=("config", "topology"))
+  _ready()
   import jax
 
   jax.config.update("jax_platforms", "cpu")  # Leaves local accelerators free for other work.
@@ -133,6 +138,7 @@ def plan(argv: Sequence[str]) -> None:
 def convert(argv: Sequence[str]) -> None:
   """Write weights in another format, bit for bit; print JSON."""
   values = parse("convert", argv, about=convert.__doc__, required=("weights", "out"))
+  _ready()
   backend.name()  # Fails before anything is read.
   from nfnet_jax import weights
 
@@ -144,6 +150,7 @@ def convert(argv: Sequence[str]) -> None:
 def export(argv: Sequence[str]) -> None:
   """Write network and weights as one file, for JAX alone or for ONNX; print JSON."""
   values = parse("export", argv, about=export.__doc__, required=("weights", "out"))
+  _ready()
   backend.name()  # Fails before anything is read.
   from nfnet_jax.inference import export as export_lib
 
@@ -156,10 +163,11 @@ def models(argv: Sequence[str]) -> None:
   """List the networks with their parameters and image sizes."""
   parse("models", argv, about=models.__doc__)
   from nfnet_jax import models as models_lib
+  from nfnet_jax.models.num_params import NUM_PARAMS
 
   say(f"{'model':<18}{'parameters':>12}{'train px':>10}{'test px':>9}")
   for name, spec in models_lib.MODELS.items():
-    millions = models_lib.count_params(name) / 1e6
+    millions = NUM_PARAMS[name] / 1e6
     say(f"{name:<18}{millions:>11.2f}M{spec.train_size:>10}{spec.test_size:>9}")
 
 
@@ -170,6 +178,14 @@ def _usual_workdir(config: ConfigDict) -> str:
       "--workdir is missing: it names the run directory. `nfnet-jax train --help` lists the flags."
     )
   return os.path.join("runs", f"finetune-{os.path.basename(os.path.abspath(config.data.dir))}")
+
+
+def _ready() -> None:
+  """Loads JAX, which takes a second, once the words of the command line are understood."""
+  compile_cache.enable()
+  # TensorFlow reports a GPU that it must not use as an error. JAX has set the level to 1.
+  if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "1":
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 
 def _check_workdir(workdir: epath.Path) -> None:

@@ -10,15 +10,14 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
-import haiku as hk
 from etils import epath
 from ml_collections import ConfigDict, config_dict
 
-from nfnet_jax import models, output, seeds
+import nfnet_jax  # nfnet_jax.models, and JAX with it, is loaded when it is used.
+from nfnet_jax import output, seeds
 from nfnet_jax.config import by_size
-from nfnet_jax.config.keys import DTYPES, KEYS, problems
-from nfnet_jax.config.values import flatten as flatten
-from nfnet_jax.config.values import normalise, short
+from nfnet_jax.config.keys import KEYS, problems
+from nfnet_jax.config.values import flatten, normalise, short
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
 
@@ -30,7 +29,6 @@ _HARMLESS_KEYS = (
   *("data.dir", "data.max_corrupt", "stall_timeout", "model.remat", "checkpoint_every_minutes"),
   *_STEP_KEYS,
 )
-
 
 # Keys that `resolve` derives, and their sources. A resumed run keeps its original values.
 _DERIVED = {
@@ -95,7 +93,7 @@ def checked(config: ConfigDict) -> ConfigDict:
   with config.unlocked():
     config.update_from_flattened_dict({k: v for k, v in values.items() if v is not None})
     if config.model.name is not None:
-      config.model.name = models.find(config.model.name)
+      config.model.name = nfnet_jax.models.find(config.model.name)
   if config.init.head is not None and config.init.weights is None:
     raise RequestError(f"init.head={config.init.head!r} needs init.weights: name a weights file.")
   if config.model.name is not None:
@@ -124,7 +122,7 @@ def resolve(
   config = checked(config)
   if config.model.name is None:
     raise RequestError("model.name is open: name a network, or a weights file to start from.")
-  spec = models.get_spec(config.model.name)
+  spec = nfnet_jax.models.get_spec(config.model.name)
   with config.unlocked():
     if recorded is not None:
       _keep(config, recorded)
@@ -200,14 +198,16 @@ def _check_data(config: ConfigDict, info: DatasetInfo) -> None:
 
 def model_kwargs(config: ConfigDict) -> dict[str, Any]:
   """Constructor overrides for `create_model`: the values of `config.model`, and the dtype."""
+  import jax.numpy as jnp
+
   special = ("name", "num_classes")
   kwargs = {k: v for k, v in config.model.items() if k not in special and v is not None}
-  return kwargs | {"dtype": DTYPES[config.dtype]}
+  return kwargs | {"dtype": getattr(jnp, config.dtype)}
 
 
-def _network(config: ConfigDict) -> hk.TransformedWithState:
+def _network(config: ConfigDict) -> Any:
   classes = config.model.num_classes or 2
-  return models.create_model(config.model.name, classes, **model_kwargs(config))
+  return nfnet_jax.models.create_model(config.model.name, classes, **model_kwargs(config))
 
 
 def save(config: ConfigDict, path: epath.Path, provenance: Mapping[str, Any] | None = None) -> None:
@@ -262,7 +262,7 @@ def load(path: epath.Path, *, partial: bool = False) -> ConfigDict:
     branch.setdefault(leaf, key.default)
   config = ConfigDict(tree).lock()
   try:
-    _ = models.find(config.model.name) if partial else _network(config)
+    _ = nfnet_jax.models.find(config.model.name) if partial else _network(config)
   except RequestError as error:
     raise RequestError(f"cannot use {path}: {error}") from error
   return config

@@ -8,14 +8,10 @@ anything is read or written, and `nfnet-jax train --help` prints it. The table o
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-
-from nfnet_jax import models, optim, seeds
+from nfnet_jax import seeds
+from nfnet_jax.choices import ACTIVATIONS, CLIPPERS, DTYPES, NUMERICS, REMAT
 from nfnet_jax.config.values import Key, Path, Rates, problem
 from nfnet_jax.data import formats
-from nfnet_jax.models import layers
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 _MAX_INT32 = 2**31 - 1
 _EVER = 10**12  # more steps than any run has
@@ -58,21 +54,19 @@ KEYS: dict[str, Key] = {
     "Gradient accumulation steps, which save memory. They do not change the result, except with "
     "BatchNorm, which normalises each part separately, and SAM with a share below 1.",
   ),
-  "dtype": _choice(
-    "float32", tuple(DTYPES), "Dtype of the computation; the master weights are float32."
-  ),
+  "dtype": _choice("float32", DTYPES, "Dtype of the computation; the master weights are float32."),
   "model.name": Key("nfnet_f0", str, "The network; `nfnet-jax models` lists all."),
   "model.num_classes": _whole(
     None, 1, 2**20, "Classes of the network. By default those of the data, which must agree."
   ),
   # Constructor arguments of the networks; None keeps the network's own value.
-  "model.activation": _choice(None, tuple(layers.ACTIVATIONS), "The non-linearity."),
+  "model.activation": _choice(None, ACTIVATIONS, "The non-linearity."),
   "model.alpha": _number(None, 0, 1e3, "Scale of the residual branches."),
   "model.se_ratio": _number(
     None, 0, 64, "Ratio of hidden to input channels in squeeze-and-excitation; 0 for none."
   ),
   "model.numerics": _choice(
-    None, layers.NUMERICS, "Numerics of the network; timm for weights that timm trained."
+    None, NUMERICS, "Numerics of the network; timm for weights that timm trained."
   ),
   "model.stochdepth_rate": _share(
     0.25, "Rate of stochastic depth, which grows linearly with depth from 0."
@@ -83,7 +77,7 @@ KEYS: dict[str, Key] = {
   "model.depths": Key(None, tuple[int, ...], "Number of blocks in each stage.", 1, 1000),
   "model.group_size": _whole(None, 1, 2**15, "Channels per group of the 3x3 convolutions."),
   "model.remat": _choice(
-    "none", models.REMAT, "Rematerialisation: what the backward pass recomputes to save memory."
+    "none", REMAT, "Rematerialisation: what the backward pass recomputes to save memory."
   ),
   "model.preactivation": Key(
     None, bool, "Whether a block with BatchNorm normalises before its convolutions."
@@ -184,7 +178,7 @@ KEYS: dict[str, Key] = {
     1.0, 0, 1, "A further multiplier: to the power of the blocks from a layer to the classifier."
   ),
   "optimizer.head_multiplier": _number(1.0, 0, 1e6, "A further multiplier, of the classifier."),
-  "optimizer.clip": _choice("agc", optim.CLIPPERS, "How gradients are clipped."),
+  "optimizer.clip": _choice("agc", CLIPPERS, "How gradients are clipped."),
   "optimizer.clipping": _number(
     0.01, 0, 1e9, "Clipping threshold: AGC's lambda, or the largest global norm."
   ),

@@ -1,13 +1,15 @@
 """A batch of images, as it is sent from the host to the devices at every step."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-import jax
 import numpy as np
 
 from nfnet_jax.errors import RequestError
 
-Array = jax.Array | np.ndarray
+if TYPE_CHECKING:
+  import jax
+
+Array: TypeAlias = "jax.Array | np.ndarray"
 
 
 class Batch(NamedTuple):

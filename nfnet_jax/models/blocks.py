@@ -14,17 +14,12 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from nfnet_jax.choices import REMAT as REMAT
 from nfnet_jax.errors import RequestError
 from nfnet_jax.models import layers
 
 Array = jax.Array
 Block = Any  # a Haiku module, see `run_blocks`
-
-# Rematerialisation: the activations that are kept for the backward pass, which recomputes the
-# others. "none" keeps all. "block" keeps the input of each block, for about a third more work.
-# "stage" keeps the input of each stage, and while a stage is recomputed, the inputs of its blocks,
-# for about two thirds more work.
-REMAT = ("none", "block", "stage")
 
 
 def run_blocks(

@@ -12,6 +12,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from nfnet_jax.choices import NUMERICS as NUMERICS
 from nfnet_jax.errors import RequestError
 from nfnet_jax.ops import pool_cpu
 from nfnet_jax.ops.conv import conv
@@ -49,8 +50,6 @@ def _scaled(f: Callable[[Array], Array], gamma: float) -> Callable[[Array], Arra
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   name: _scaled(f, GAMMAS[name]) for name, f in NONLINEARITIES.items()
 }
-
-NUMERICS = ("published", "timm")
 
 
 def exact_gelu(x: Array) -> Array:

@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import jax
 from nfnet_jax.__main__ import main
-assert main(["nonsense"]) == 2
+assert main(["convert", "--weights=nowhere", "--out=x"]) == 2
 jax.jit(lambda x: x * 3 + 1)(2.0)
 """
 
@@ -32,7 +32,7 @@ def run(tmp_path):
     done = subprocess.run(
       command, cwd=ROOT, env=given, check=True, stderr=subprocess.PIPE, text=True
     )
-    assert done.stderr.startswith("nfnet-jax: unknown verb")
+    assert done.stderr.startswith("nfnet-jax: cannot read weights")
     assert len(done.stderr.splitlines()) == 1
     return [path.relative_to(tmp_path) for path in tmp_path.rglob("*-cache")]
 

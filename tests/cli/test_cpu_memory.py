@@ -41,7 +41,7 @@ def test_a_step_reuses_the_memory_of_the_one_before():
 
 def test_hosts_of_accelerators_are_left_alone(monkeypatch):
   config = types.SimpleNamespace(update=lambda name, value: None)
-  monkeypatch.setattr(cpu_memory, "jax", types.SimpleNamespace(config=config))
+  monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(config=config))
   monkeypatch.setattr(cpu_memory.backend, "name", lambda: "gpu")
   monkeypatch.setattr(cpu_memory.ctypes, "CDLL", None)  # would fail if it were called
   cpu_memory.keep()

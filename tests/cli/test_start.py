@@ -44,6 +44,20 @@ print(*slow & {{name.partition(".")[0] for name in sys.modules}})
   assert list(tmp_path.iterdir()) == []
 
 
+def test_help_and_wrong_words_do_not_wait_for_jax():
+  program = """
+import contextlib, sys
+from nfnet_jax.__main__ import main
+for words in ("--help", "--version", "nonsense", "train --help", "predict --nonsense", "plan x"):
+  with contextlib.suppress(SystemExit):
+    assert main(words.split()) != 1
+print(*{"jax", "haiku", "optax", "orbax"} & {name.partition(".")[0] for name in sys.modules})
+"""
+  out, err = start(program).communicate(timeout=300)
+  assert out.splitlines()[-1] == ""
+  assert len(err.splitlines()) == 3
+
+
 def test_a_reader_that_has_had_enough_is_no_error():
   program = """
 import sys

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import nfnet_jax
-from nfnet_jax import models
+from nfnet_jax import choices, models
 from nfnet_jax.errors import RequestError
 from nfnet_jax.models import layers, nf_regnet, nf_resnet, nfnet, residual, timm_variants
+from nfnet_jax.models.num_params import NUM_PARAMS
 from tests import golden
 
 # The published networks: our names and overrides by the published ones.
@@ -78,7 +79,29 @@ def test_every_model_is_tested_and_listed():
     "nfnet_micro",
     *timm_variants.VARIANTS,  # tests/models/test_timm.py
   }
-  assert models.count_params("nf_regnet_b0") == 8595372
+
+
+def test_numbers_of_parameters_are_listed():
+  """The golden ones, which the networks have too (here above, and in tests/models/test_timm.py)."""
+  record, theirs = (
+    golden.load_json("param_shapes.json.gz"),
+    golden.load_json("timm_networks.json.gz"),
+  )
+  expected = {
+    **{name: record[key]["num_params"] for key, (name, other) in PUBLISHED.items() if not other},
+    **{
+      models.find(f"timm/{name}"): sum(map(math.prod, network["shapes"].values()))
+      for name, network in theirs.items()
+    },
+    "nfnet_micro": models.count_params("nfnet_micro"),
+  }
+  assert expected == NUM_PARAMS
+  assert list(NUM_PARAMS) == models.list_models()
+
+
+def test_what_can_be_chosen_is_there():
+  assert tuple(layers.ACTIVATIONS) == choices.ACTIVATIONS
+  assert all(jnp.dtype(getattr(jnp, name)) == name for name in choices.DTYPES)
 
 
 @pytest.mark.slow
