@@ -37,7 +37,7 @@ def export(
   logits, for any `N`. A file for JAX runs on CPU, GPU and TPU, without this package:
 
   ```
-  predict = jax.export.deserialize(bytearray(open(out, "rb").read())).call
+  predict = jax.export.deserialize(bytearray(pathlib.Path(out).read_bytes())).call
   ```
 
   In an ONNX file, the input is named "images" and the output "logits":
