@@ -1,5 +1,6 @@
 """`benchmark`: its report, and that it measures what it claims."""
 
+import itertools
 import json
 import pathlib
 import subprocess
@@ -15,6 +16,7 @@ from nfnet_jax import create_model, data
 from nfnet_jax.__main__ import main
 from nfnet_jax.benchmark import host, machine, steps, timing
 from nfnet_jax.plan import flops
+from nfnet_jax.training import step as step_lib
 from nfnet_jax.training.build import build
 from tests import tiny
 from tests.data import examples as data_examples
@@ -51,45 +53,101 @@ def test_step_can_be_left_out(words, capsys):
   assert "step_seconds" not in json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_counts_images_and_leaves_the_warm_up_out(monkeypatch):
-  ticks = iter([0.0, 100.0] + [x for k in range(5) for x in (200.0 + k, 202.0 + k)])
-  monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
-  stream = iter(range(18))
-  assert host._speeds(stream, size=8, window=3) == [12.0] * 5
-  assert next(stream, None) is None
+class Clock:
+  """In place of the real one: work takes the seconds that it is said to take."""
+
+  def __init__(self, monkeypatch):
+    self.ticks = []
+    monkeypatch.setattr(time, "perf_counter", lambda: sum(self.ticks))
+
+  def spend(self, seconds):
+    self.ticks.append(seconds)
+
+  def in_program(self, seconds):
+    """Called where a program of eight devices is traced, spends `seconds` whenever it runs."""
+    jax.debug.callback(lambda: self.spend(seconds / 8))
 
 
-def test_share_is_that_of_the_augmentation_alone(monkeypatch):
-  config = tiny.config(**{"augment.cutmix": True, "augment.randaugment_layers": 2})
+@pytest.fixture
+def clock(monkeypatch):
+  return Clock(monkeypatch)
+
+
+@pytest.mark.slow
+def test_the_figures_are_those_of_the_work(clock, monkeypatch):
+  """Reading, the step, and its augmentation are slow by known seconds; the rest takes no time."""
+  config = tiny.config(**{"augment.cutmix": True, "model.widths": (16,), "model.depths": (1,)})
+  seconds = iter([100.0] * 3 + [2.0] * 3 + [1.0] * 3 + [8.0] * 3 + [4.0] * 3 + [16.0] * 3)
+  seen = []
+
+  def read(*_, batch_size, **__):
+    for each in seconds:
+      clock.spend(each)
+      yield batch_size
+
+  def augmented(batch, key, ids, augmentation, *args):
+    clock.in_program(1.0)
+    seen.append((batch.images.shape, len(ids), augmentation.cutmix))
+    return augment_all(batch, key, ids, augmentation, *args)
+
+  def build_slow(config):
+    run = build(config)
+
+    def train_step(state, batch):
+      clock.in_program(3.0)
+      return run.train_step(state, batch)
+
+    return run._replace(train_step=train_step)
+
+  augment_all = step_lib.augmented
   monkeypatch.setattr(data, "describe", lambda _: tiny.INFO)
-  monkeypatch.setattr(data, "train_batches", lambda *_, **__: iter(()))
-  monkeypatch.setattr(host, "_speeds", lambda *_: [30.0, 10.0, 20.0, 40.0, 50.0])
-  monkeypatch.setattr(host, "_step_seconds", lambda _, size: size / 16)
-  monkeypatch.setattr(host, "_augmentation_seconds", lambda _, size: size / 64)
-  assert host.measure_input(config) == {
-    **{"images_per_second": 30.0, "lowest": 10.0, "highest": 50.0, "images_per_step": 32},
-    **{"step_seconds": 2.0, "step_images_per_second": 16.0, "augmentation_share": 0.25},
+  monkeypatch.setattr(data, "train_batches", read)
+  monkeypatch.setattr(host, "build", build_slow)
+  monkeypatch.setattr(host, "augmented", augmented)
+  monkeypatch.setattr(step_lib, "augmented", augmented)
+  assert host.measure_input(config, batches=15) == {
+    # 32 images a batch, in 4 seconds; without the windows to warm up.
+    **{"images_per_second": 8.0, "lowest": 2.0, "highest": 32.0, "images_per_step": 32},
+    **{"step_seconds": 4.0, "step_images_per_second": 8.0, "augmentation_share": 0.25},
+  }
+  assert next(seconds, None) is None
+  # The step's own and the one alone are the same, on each of eight devices.
+  assert seen == [((4, 16, 16, 3), 2, True)] * 2
+
+
+def test_seconds_are_the_median_without_the_first(clock):
+  lengths = iter([100.0, 3.0, 1.0, 2.0, 50.0, 4.0])
+  assert host._median_seconds(lambda: clock.spend(next(lengths))) == 3.0
+  assert next(lengths, None) is None
+
+
+def test_a_step_is_made_of_its_parts(clock):
+  lengths = iter([100.0, 100.0, 4.0, 8.0, 16.0])
+
+  def hosts():
+    clock.spend(1.0)
+    yield "batch"
+
+  def transfer(batch):
+    clock.spend(2.0)
+    return f"{batch} there"
+
+  def step(batch):
+    assert batch == "batch there"
+    clock.spend(next(lengths))
+
+  # The one batch is made once, while the machine warms up.
+  assert timing.time_steps(step, hosts(), transfer, 3) == {
+    "input": [0.0] * 3,
+    "transfer": [2.0] * 3,
+    "compute": [4.0, 8.0, 16.0],
   }
 
 
-def test_augmentation_is_all_of_it(monkeypatch):
-  config = tiny.config(**{"augment.cutmix": True, "augment.randaugment_layers": 2})
-  seen = []
-
-  def watch(batch, key, ids, augmentation, *_):
-    seen.append((batch.images.shape, len(ids), augmentation.randaugment_layers))
-    return batch.images, batch.labels, None
-
-  monkeypatch.setattr(host, "augmented", watch)
-  assert host._augmentation_seconds(config, 32) > 0
-  assert seen == [((4, 16, 16, 3), 2, 2)]  # on each of eight devices
-
-
-def test_seconds_are_the_median_without_the_first(monkeypatch):
-  lengths = [100.0, 3.0, 1.0, 2.0, 50.0, 4.0]
-  ticks = iter([tick for k, length in enumerate(lengths) for tick in (1e3 * k, 1e3 * k + length)])
-  monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
-  assert host._median_seconds(lambda: None) == 3.0
+def test_the_peak_counts_two_operations_for_each_multiply_add(small_peak, monkeypatch):
+  ticks = itertools.count()
+  monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+  assert machine.matrix_peak(jnp.float32, 2) == 2 * 64**3 * 2  # in a second, on two devices
 
 
 @pytest.fixture
@@ -128,23 +186,25 @@ def test_a_training_step(words, small_peak, capsys):
 
 
 @pytest.mark.slow
-def test_the_step_is_that_of_a_run(small_peak, monkeypatch):
+def test_the_step_is_that_of_a_run(small_peak, clock, monkeypatch):
   seen = []
-  built = build(tiny.config())
 
-  def watch(config):
+  def build_slow(config):
+    run = build(config)
+
     def train_step(state, batch):
       seen.append((batch.images.shape, batch.images.dtype))
-      return built.train_step(state, batch)
+      clock.in_program(2.0)
+      return run.train_step(state, batch)
 
-    return built._replace(train_step=train_step)
+    return run._replace(train_step=train_step)
 
-  monkeypatch.setattr(steps, "build", watch)
-  times = iter(range(10**6))
-  monkeypatch.setattr(time, "perf_counter", lambda: float(next(times)))
+  monkeypatch.setattr(steps, "build", build_slow)
+  monkeypatch.setattr(machine, "matrix_peak", lambda *_: 1e6)
   result = steps.measure_train(tiny.config(**{"model.num_classes": 4}), steps=2)
   assert seen == [((2, 16, 16, 3), jnp.uint8)]
-  assert result["images_per_second"] == 16 / 3  # three ticks of the clock a step
+  assert result["images_per_second"] == 16 / 2.0
+  assert result["share_of_peak"] == pytest.approx(result["multiply_adds"] / 1e6)
 
 
 @pytest.mark.slow
