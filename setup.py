@@ -43,7 +43,6 @@ setuptools.setup(
   python_requires=">=3.11",
   install_requires=[
     "absl-py",
-    "chex>=0.1.90",
     "dm-haiku>=0.0.15",
     "etils[epath]",
     "jax>=0.10,<0.13",

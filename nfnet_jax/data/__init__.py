@@ -75,7 +75,7 @@ def describe(
     RequestError: if the data set, a split or a needed feature does not exist or is empty.
   """
   splits = (data.test_split,) if test_only else (data.train_split, data.test_split)
-  *train, test = _open(data, *splits, sources=sources)
+  *train, test = _open(data, *splits, test_only=test_only, sources=sources)
   return DatasetInfo(
     num_classes=len(test.class_names),
     class_names=test.class_names,
@@ -199,6 +199,7 @@ def test_batches(  # ruff mistakes it for a pytest function.
   batch_size: int,
   process_index: int = 0,  # noqa: PT028
   process_count: int = 1,  # noqa: PT028
+  test_only: bool = False,  # noqa: PT028
   sources: Sources | None = None,  # noqa: PT028
 ) -> Iterator[Batch]:
   """Reads every test image once, in a fixed order.
@@ -208,7 +209,7 @@ def test_batches(  # ruff mistakes it for a pytest function.
     batch_size: images per batch, over all processes.
     process_index: index of this process. It reads a contiguous share of every batch.
     process_count: number of processes.
-    sources: as of `describe`.
+    test_only, sources: as of `describe`.
 
   Returns:
     An iterator over `ceil(num_test / batch_size)` batches, the same number in every process, each
@@ -218,13 +219,15 @@ def test_batches(  # ruff mistakes it for a pytest function.
     RequestError: as `train_batches`, but also for a single damaged image.
   """
   share = _share(data, batch_size, process_index, process_count)
-  [test] = _open(data, data.test_split, sources=sources)
+  [test] = _open(data, data.test_split, test_only=test_only, sources=sources)
   from nfnet_jax.data import pipeline
 
   return pipeline.test_batches(test, data, share)
 
 
-def _open(data: ConfigDict, *splits: str, sources: Sources | None = None) -> "list[Source]":
+def _open(
+  data: ConfigDict, *splits: str, test_only: bool = False, sources: Sources | None = None
+) -> "list[Source]":
   """Opens the splits; all errors in reading become a `RequestError`."""
   request.check(data)
   if importlib.util.find_spec("tensorflow_datasets") is None:
@@ -244,7 +247,7 @@ def _open(data: ConfigDict, *splits: str, sources: Sources | None = None) -> "li
     if data.name == "folder":
       from nfnet_jax.data import folder
 
-      return folder.open_folder(data, splits)
+      return folder.open_folder(data, splits, test_only)
     if data.dir and set("[*") & set(data.dir):
       raise RequestError(
         f"data.dir={data.dir}: TFDS treats [ and * in a path as patterns. Rename the directory, or "

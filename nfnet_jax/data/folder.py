@@ -38,12 +38,13 @@ class _Split(NamedTuple):
   skipped: list[tuple[str, str]]
 
 
-def open_folder(data: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
+def open_folder(data: ConfigDict, splits: tuple[str, ...], test_only: bool) -> list[Source]:
   """Lists the images of some splits.
 
   Args:
     data: the `data` section of a config; `dir` is the root.
     splits: sub-folders of the root.
+    test_only: whether to ignore the classes of the training split.
 
   Returns:
     The splits' sources. Classes are the names of the sub-folders, in the order of
@@ -51,15 +52,13 @@ def open_folder(data: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
 
   Raises:
     RequestError: if a folder is missing, a class has no image, or the splits' classes differ. The
-      training and the test split are always compared, if they exist.
+      training and the test split are compared if they exist, unless `test_only`.
   """
   root = _root(data)
   if data.get("hold_out"):
-    return _open_apart(data, root, splits)
+    return _open_apart(data, root, splits, test_only)
   opened = {split: _split(root, split) for split in splits}
-  others = {data.train_split, data.test_split} - set(splits)
-  there = [split for split in others if split and _is_folder(os.path.join(root, split))]
-  _check_same(root, opened | {split: _split(root, split) for split in there})
+  _check_same(root, opened if test_only else opened | _others(data, root, splits))
   return [_source(opened[split].folder, _images(opened[split])) for split in splits]
 
 
@@ -68,13 +67,27 @@ def holds_out(data: ConfigDict) -> bool:
   return not _is_folder(os.path.join(_root(data), data.test_split))
 
 
-def _open_apart(data: ConfigDict, root: str, splits: tuple[str, ...]) -> list[Source]:
+def _others(data: ConfigDict, root: str, splits: tuple[str, ...]) -> dict[str, _Split]:
+  """The training and the test split, if they exist and are not among `splits`."""
+  others = {data.train_split, data.test_split} - set(splits)
+  there = [split for split in others if split and _is_folder(os.path.join(root, split))]
+  return {split: _split(root, split) for split in there}
+
+
+def _open_apart(
+  data: ConfigDict, root: str, splits: tuple[str, ...], test_only: bool
+) -> list[Source]:
   """As `open_folder`, with a held-out split if there is no test split; keeps both apart."""
   folders = {split: os.path.join(root, split) for split in (data.train_split, data.test_split)}
   if not holds_out(data):
-    found = {split: _split(root, split) for split in folders}
+    found = {split: _split(root, split) for split in (splits if test_only else folders)}
     _check_same(root, found)
-    images = {split: _images(found[split]) for split in folders}
+    images = {split: _images(found[split]) for split in found}
+  elif len(folders) < 2:
+    raise RequestError(
+      f"data.train_split and data.test_split are both {data.test_split!r}, so data.hold_out cannot"
+      " divide the images into the two: give them different names."
+    )
   else:
     in_root = not _is_folder(folders[data.train_split])
     whole = _classes(root) if in_root and _is_folder(root) else _split(root, data.train_split)
@@ -113,9 +126,13 @@ def _check_no_splits(data: ConfigDict, root: str, in_root: bool) -> None:
 def former_classes(data: ConfigDict, split: str) -> tuple[str, ...]:
   """A split's classes in the label order of older runs, which have no `classes.json`.
 
-  They sorted numeric folder names as text, and all names by their bytes.
+  They sorted numeric folder names as text, and all names by their bytes. Their labels are those of
+  the training split: if it exists, it must have the same classes.
   """
-  classes = _split(_root(data), split).classes
+  root = _root(data)
+  found = {split: _split(root, split)}
+  _check_same(root, found | _others(data, root, (split,)))
+  classes = found[split].classes
   return tuple(sorted(classes, key=lambda name: classes[name][0].name))
 
 

@@ -63,9 +63,6 @@ def evaluate_workdir(
   agreement.on_config("evaluate", config)
   num_classes = config.model.num_classes
   names = classes.load(workdir, num_classes)
-  # The recorded names replace those of the training images, unless these say which are held out.
-  if names and not config.data.hold_out:
-    config.data.train_split = config.data.test_split
   info = data.describe(config.data, test_only=True)
   if names is None and info.num_classes != num_classes:
     raise RequestError(
@@ -90,6 +87,7 @@ def evaluate_workdir(
     batch_size=config.batch_size,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    test_only=True,
   )
   batches = job_lib.watched(batches, config.stall_timeout)
   folded = {prefix: (fold(params), state) for prefix, (params, state) in restored.items()}
@@ -177,6 +175,7 @@ def evaluate_weights(
     batch_size=batch_size,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    test_only=True,
   )
   batches = job_lib.watched(batches, defaults.stall_timeout)
   variables = parallel.replicate((network.params, network.state), copy=False)

@@ -85,7 +85,7 @@ def run(
   template = jax.eval_shape(built.init)
   directory = workdir / "checkpoints"
   saved = checkpoint.saved_steps(directory)
-  share = {
+  share: dict[str, Any] = {
     "batch_size": config.batch_size,
     "process_index": jax.process_index(),
     "process_count": jax.process_count(),

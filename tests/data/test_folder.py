@@ -174,12 +174,15 @@ def test_evaluation_needs_no_training_images(tmp_path: Path) -> None:
   assert data.describe(config, test_only=True)[:5] == (2, ("a", "b"), 0, 2, False)
   assert labels_of(config) == {10: 0, 20: 1}
   assert "no folder for split 'train'" in refusal(config)
-  # But if they are there, their classes are the labels.
+  # While a run trains, and for an older one that recorded no names, their classes are the labels.
   write(tmp_path, {"train/a/1.png": 10})
   with pytest.raises(RequestError, match=r"only 'test' has \['b'\]"):
-    data.describe(config, test_only=True)
-  with pytest.raises(RequestError, match=r"only 'test' has \['b'\]"):
     data.test_batches(config, batch_size=2)
+  with pytest.raises(RequestError, match=r"only 'test' has \['b'\]"):
+    data.former_classes(config, "test")
+  assert data.describe(config, test_only=True).num_test == 2
+  [batch] = data.test_batches(config, batch_size=2, test_only=True)
+  assert batch.labels.tolist() == [0, 1]
 
 
 def test_a_remote_folder_is_searched_as_a_local_one() -> None:

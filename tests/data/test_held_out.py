@@ -118,3 +118,23 @@ def test_nothing_is_held_out_unless_asked(tmp_path):
   config = write(tmp_path, images_of("train/"))
   config.hold_out = 0.0
   assert "no folder for split 'test'" in refusal(config)
+
+
+@pytest.mark.parametrize("prefix", ["", "train/"])
+def test_evaluation_finds_what_was_held_out(tmp_path, prefix):
+  config = write(tmp_path, images_of(prefix))
+  info = data.describe(config, test_only=True)
+  assert (info.num_train, info.num_test) == (0, 4)
+  [batch] = data.test_batches(config, batch_size=4, test_only=True)
+  assert set(batch.images[:, 0, 0, 0].astype(int).tolist()) == values(config, "test")
+
+
+def test_evaluation_needs_the_test_split_alone(tmp_path):
+  config = write(tmp_path, images_of("test/"))
+  assert data.describe(config, test_only=True).num_test == 16
+
+
+def test_one_split_cannot_be_divided_into_itself(tmp_path):
+  config = write(tmp_path, images_of(""))
+  config.test_split = config.train_split
+  assert "are both 'train'" in refusal(config)

@@ -69,7 +69,7 @@ def train_batches(
       time.sleep(0.1)
 
 
-def all_test_batches(config, *, batch_size, process_index=0, process_count=1):
+def all_test_batches(config, *, batch_size, process_index=0, process_count=1, test_only=False):
   if FAULT.get("process") == process_index and FAULT.get("what", "").startswith("test"):
     if FAULT["what"] == "test raises":
       raise OSError("the disk is on fire")

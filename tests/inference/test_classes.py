@@ -121,6 +121,16 @@ def test_names_go_from_folders_to_predictions(run, folder, done, tmp_path):
   }
 
 
+def test_held_out_images_are_evaluated(run, folder, done, tmp_path):
+  workdir, _ = run
+  copy = shutil.copytree(workdir, tmp_path / "run")
+  config = json.loads((copy / "config.json").read_text())
+  config["data"]["hold_out"] = 0.25
+  (copy / "config.json").write_text(json.dumps(config))
+  [result] = done("evaluate", f"--workdir={copy}", f"--data_dir={folder / 'train'}")
+  assert result["examples"] == 6
+
+
 def test_an_export_replaces_nothing(run, refused, tmp_path):
   workdir, _ = run
   (tmp_path / "f.jax.json").write_text("mine")

@@ -17,7 +17,7 @@ from nfnet_jax.plan import compiler as compiler_lib
 from nfnet_jax.plan.paper_table3 import TABLE
 
 EXPERIMENT = pathlib.Path(__file__).parents[2] / "experiments/imagenet_nfnet.py"
-PLANS = EXPERIMENT.parent / "plan/plans.jsonl"
+PLANS = EXPERIMENT.parent / "speed/plans.jsonl"
 TINY = ("model.widths=(16,)", "model.depths=(1,)", "model.group_size=8", "data.train_size=32")
 
 

@@ -20,9 +20,11 @@ from nfnet_jax.errors import RequestError
 from nfnet_jax.inference.network import load_network
 from nfnet_jax.runs import checkpoint
 from nfnet_jax.training.build import build
+from nfnet_jax.training.step import averaged
 from nfnet_jax.weights import convert, load_variables, load_weights, published_files, save_weights
 from nfnet_jax.weights.entries import Entry, Stored
 from nfnet_jax.weights.fit import check_fit, fitting_models, flatten, init_shapes, unflatten
+from nfnet_jax.weights.runs import restore_weights
 from tests import golden, tiny
 
 MICRO = {"model": "nfnet_micro", "num_classes": 10}
@@ -350,6 +352,10 @@ def run(request, tmp_path_factory):
   changes = {f"model.{key}": value for key, value in RUNS[request.param].items()}
   config = tiny.config(**{"model.name": request.param, "optimizer.clip": "none"} | changes)
   workdir = tmp_path_factory.mktemp("run")
+  return workdir, config, write_run(workdir, config)
+
+
+def write_run(workdir, config):
   config_lib.save(config, workdir / "config.json")
   state = jax.device_get(build(config).init())
   leaves, structure = jax.tree.flatten(state)
@@ -358,7 +364,7 @@ def run(request, tmp_path_factory):
   manager = checkpoint.open_manager(workdir / "checkpoints", keep=1, resume_step=None)
   checkpoint.save(manager, 5, state)
   manager.close()
-  return workdir, config, state
+  return state
 
 
 def exactly(ours, theirs):
@@ -394,3 +400,15 @@ def test_a_run_directory(run, tmp_path):
     assert load_network(path, size=24).preprocessing == kept._replace(size=24)
   raw = convert(workdir, tmp_path / "f", config.model.name, averaged=False, force=True)
   assert raw["source"].endswith("raw weights")
+
+
+def test_frozen_weights_are_their_own_average(tmp_path):
+  config = tiny.config(**{"optimizer.groups": ((".*/stem_.*", 0.0),)})
+  state = write_run(tmp_path, config)
+  stem = "NFNet/~/stem_conv0"
+  assert stem not in state.ema_params
+  step, weights = restore_weights(tmp_path, config)
+  assert step == 5
+  exactly(weights, {"": (state.params, {}), "ema_": (averaged(state), {})})
+  _, weights = restore_weights(tmp_path, config, ("ema_",))
+  exactly(weights, {"ema_": (averaged(state), {})})

@@ -1,8 +1,8 @@
 """Tables of the needs and costs of NFNets, from plans (`nfnet-jax plan`), for docs/pods.md.
 
   nfnet-jax plan --config=experiments/imagenet_nfnet.py:F0 --topology=v4:4x4x8 \
-    >> experiments/plan/plans.jsonl
-  python experiments/plan/table.py experiments/plan/plans.jsonl
+    >> experiments/speed/plans.jsonl
+  python experiments/speed/plan_table.py experiments/speed/plans.jsonl
 
 A line of the file is a plan; of two for the same run and machine the later one counts. Prints two
 tables in Markdown: what the compiler found, and what the whole run is expected to cost.
