@@ -49,7 +49,7 @@ if "meeting" in FAULT:
   job_lib._MEETING = FAULT["meeting"]
 
 
-def describe(config, test_only=False):
+def describe(config, test_only=False, sources=None):
   if FAULT.get("what") == "describe sleeps" and FAULT["process"] == jax.process_index():
     time.sleep(600)
   is_other = FAULT.get("what") == "other data" and FAULT["process"] == jax.process_index()
@@ -57,7 +57,7 @@ def describe(config, test_only=False):
 
 
 def train_batches(
-  config, *, seed, seeding, batch_size, start_step=0, process_index=0, process_count=1
+  config, *, seed, seeding, batch_size, start_step=0, process_index=0, process_count=1, sources=None
 ):
   for step in itertools.count(start_step):
     if (FAULT.get("process"), FAULT.get("step")) == (process_index, step):
@@ -69,7 +69,9 @@ def train_batches(
       time.sleep(0.1)
 
 
-def all_test_batches(config, *, batch_size, process_index=0, process_count=1, test_only=False):
+def all_test_batches(
+  config, *, batch_size, process_index=0, process_count=1, test_only=False, sources=None
+):
   if FAULT.get("process") == process_index and FAULT.get("what", "").startswith("test"):
     if FAULT["what"] == "test raises":
       raise OSError("the disk is on fire")
