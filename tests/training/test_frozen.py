@@ -86,9 +86,10 @@ def test_what_is_trained_gets_the_step_that_it_gets_without_frozen_parts():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_devices", "accumulate"), [(8, 1), (2, 2)])
-def test_devices_and_parts_make_no_difference(num_devices, accumulate):
+@pytest.mark.parametrize(("num_devices", "accumulate", "rho"), [(8, 1, 0.0), (2, 2, 0.05)])
+def test_devices_and_parts_make_no_difference(num_devices, accumulate, rho):
   changes = FREEZE | {"model.stochdepth_rate": 0.5, "model.drop_rate": 0.3}
+  changes |= {"sam.rho": rho, "sam.share": 1.0}
   _, one, _ = steps_of(tiny.config(**changes), 1, 3)
   _, many, _ = steps_of(tiny.config(**changes, accumulate=accumulate), num_devices, 3)
   for ours, theirs in zip(*map(jax.tree.leaves, (many, one)), strict=True):
