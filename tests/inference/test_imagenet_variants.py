@@ -157,6 +157,8 @@ def test_expected_accuracy_is_of_whole_sets_and_published_networks():
   }
   assert expected("nfnet_f6", "imagenet_r", "test")["expected_top1"] == pytest.approx(0.5366)
   assert expected("nfnet_f2", "imagenet2012_real", "validation")["expected_top5"] == 0.98228
+  assert expected("timm_nf_resnet50", "imagenet2012", "validation") == {"expected_top1": 0.80658}
+  assert expected("eca_nfnet_l0", "imagenet_a", "test") == {}
   assert expected("nfnet_f0", "imagenet_a", "test[:10]") == {}
   assert expected("nfnet_micro", "imagenet2012", "validation") == {}
   assert expected("nfnet_f0", "cifar10", "test") == {}

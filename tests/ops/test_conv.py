@@ -62,6 +62,23 @@ def test_values_and_gradients(kernel, stride, groups, dtype):
     assert_close(*both(problems), TOLERANCES[dtype])
 
 
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_padding_of_half_a_kernel(kernel):
+  """As PyTorch's networks have it."""
+
+  def theirs(x, w):
+    half = (kernel // 2, kernel // 2)
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+      x, w, (2, 2), (half, half), dimension_numbers=dimensions, feature_group_count=2
+    )
+
+  ours = functools.partial(conv.conv, stride=2, groups=2, padding="SAME_LOWER")
+  problems = [problem(size, kernel, 2, 2) for size in SIZES]
+  both = jax.jit(lambda each: [[with_gradients(f, *args) for args in each] for f in (ours, theirs)])
+  assert_close(*both(problems))
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", SIZES)
 def test_kernel_gradients(size, stride):
@@ -215,15 +232,22 @@ def test_gradients_of_weight_standardisation(numerics):
   assert_close(*both(args))
 
 
+@pytest.mark.parametrize("padding", ["SAME", "SAME_LOWER"])
 @pytest.mark.parametrize("size", [(1, 1), (7, 8), (8, 5)])
-def test_max_pool(size):
+def test_max_pool(size, padding):
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.integers(0, 4, (2, *size, 3)), "float32")  # with many equal maxima
-  plain = functools.partial(
-    hk.max_pool, window_shape=(1, 3, 3, 1), strides=(1, 2, 2, 1), padding="SAME"
-  )
+
+  def plain(x):
+    # A pixel's width on both sides, as in PyTorch, or what Haiku adds.
+    if padding == "SAME":
+      return hk.max_pool(x, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+    pads = [(0, 0), (1, 1), (1, 1), (0, 0)]
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
+
+  ours = functools.partial(layers.max_pool, padding=padding)
   g = jnp.asarray(rng.standard_normal((2, *(-(-n // 2) for n in size), 3)), "float32")
-  both = jax.jit(lambda x: [(f(x), jax.vjp(f, x)[1](g)[0]) for f in (layers.max_pool, plain)])
+  both = jax.jit(lambda x: [(f(x), jax.vjp(f, x)[1](g)[0]) for f in (ours, plain)])
   (value, gradient), (expected, expected_gradient) = both(x)
   np.testing.assert_array_equal(value, expected)
   np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=1e-6)
