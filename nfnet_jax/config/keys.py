@@ -120,7 +120,8 @@ KEYS: dict[str, Key] = {
   "data.test_resize": _choice(
     None,
     formats.RESIZES,
-    "squash resizes a test image to a square and crops its centre; central crops first.",
+    "squash resizes a test image to a square and crops its centre; central crops first; "
+    "antialiased also crops first, and resizes images for testing and training without aliasing.",
   ),
   "data.test_padding": _whole(
     None,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nfnet_jax.data import formats, orientation, reader
+from nfnet_jax.data import formats, orientation, preprocess, reader
 from nfnet_jax.data import jpeg as jpeg_lib
 from nfnet_jax.data.host_tf import tf
 
@@ -131,6 +131,14 @@ def resize(image: tf.Tensor, size: int) -> tf.Tensor:
   return tf.image.resize(image, (size, size), method="bicubic")
 
 
+def resize_antialiased(image: tf.Tensor, size: int) -> tf.Tensor:
+  """Resizes uint8 pixels to a `size` by `size` square like Pillow: uint8, antialiased."""
+  resized = tf.numpy_function(
+    lambda pixels: preprocess.antialiased(pixels, size), [image], tf.uint8, False
+  )
+  return tf.ensure_shape(resized, [size, size, 3])
+
+
 def to_uint8(image: tf.Tensor) -> tf.Tensor:
   """Clips to 0..255 and rounds."""
   return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8)
@@ -189,8 +197,14 @@ def squash(encoded: tf.Tensor, size: int, padding: int, upright: bool = False) -
 
 def central(encoded: tf.Tensor, size: int, padding: int, upright: bool = False) -> tf.Tensor:
   """The image's central square: `[size, size, 3]` float32."""
+  return resize(_central_part(encoded, size, padding, upright), size)
 
-  def window(shape: tf.Tensor) -> tf.Tensor:
-    return central_window(shape, size, padding)
 
-  return resize(decode(encoded, window, upright), size)
+def antialiased(encoded: tf.Tensor, size: int, padding: int, upright: bool = False) -> tf.Tensor:
+  """The image's central square, resized like Pillow: `[size, size, 3]` float32."""
+  part = _central_part(encoded, size, padding, upright)
+  return tf.cast(resize_antialiased(part, size), tf.float32)
+
+
+def _central_part(encoded: tf.Tensor, size: int, padding: int, upright: bool) -> tf.Tensor:
+  return decode(encoded, lambda shape: central_window(shape, size, padding), upright)

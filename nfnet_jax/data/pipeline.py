@@ -59,7 +59,11 @@ def train_batches(
 
 def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Batch]:
   """As `nfnet_jax.data.test_batches`, from a source."""
-  resize = {"squash": image_lib.squash, "central": image_lib.central}[data.test_resize]
+  resize = {
+    "squash": image_lib.squash,
+    "central": image_lib.central,
+    "antialiased": image_lib.antialiased,
+  }[data.test_resize]
 
   def stream(step: int) -> tf.data.Dataset:
     return shards.stream(source, share, step, seed=None)
@@ -103,6 +107,8 @@ def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict) -> tf.Te
   image = image_lib.decode(encoded, window, is_upright(data))
   if data.flip:
     image = tf.image.stateless_random_flip_left_right(image, flip_seed)
+  if data.test_resize == "antialiased":  # Training images should look like test images.
+    return image_lib.resize_antialiased(image, data.train_size)
   return image_lib.to_uint8(image_lib.resize(image, data.train_size))
 
 

@@ -1,8 +1,8 @@
 """Evaluation preprocessing of single images with NumPy and Pillow, for machines without TensorFlow.
 
 The pixels are the same as those of `nfnet_jax.data.image`. Images are decoded by
-`nfnet_jax.data.reader` and resized by bicubic interpolation without antialiasing and with its
-overshoot, unlike in Pillow's own resize.
+`nfnet_jax.data.reader` and resized by bicubic interpolation, for the papers' networks without
+antialiasing and with its overshoot, unlike in Pillow's own resize.
 """
 
 import os
@@ -10,6 +10,7 @@ import stat
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from nfnet_jax.data import formats, reader
 from nfnet_jax.errors import RequestError
@@ -22,7 +23,8 @@ class Preprocessing(NamedTuple):
     size: side of the result in pixels.
     padding: pixels that the centre crop removes.
     resize: "squash" resizes to a square of `size + padding` and then crops the centre, as for
-      NFNets; "central" crops the centre first, as for other networks.
+      the papers' NFNets; "central" crops the centre first, as for their other networks;
+      "antialiased" does too, and resizes like Pillow, as for timm's own networks.
   """
 
   size: int
@@ -64,6 +66,8 @@ def load(path: str | os.PathLike | BinaryIO, how: Preprocessing) -> np.ndarray:
     return part
 
   # At the borders of a part, colours differ slightly from those in the whole image.
+  if how.resize == "antialiased":
+    return antialiased(read_image(path, window=window), how.size).astype(np.float32)
   pixels = read_image(path, window=window, picks=lambda length: np.unique(_taps(length, how)[0]))
   return _resampled(pixels, *shape, how)
 
@@ -126,9 +130,18 @@ def prepare(image: np.ndarray, size: int, padding: int, resize: str) -> np.ndarr
   how = Preprocessing(size, padding, resize)
   height, width = image.shape[:2]
   top, left, height, width = _window(height, width, how)
+  if resize == "antialiased":
+    part = image[top : top + height, left : left + width]
+    return antialiased(part, size).astype(np.float32)
   rows, columns = (np.unique(_taps(length, how)[0]) for length in (height, width))
   pixels = image[top + rows].take(left + columns, axis=1)
   return _resampled(pixels, height, width, how)
+
+
+def antialiased(pixels: np.ndarray, size: int) -> np.ndarray:
+  """Resizes `[height, width, 3]` uint8 to `[size, size, 3]` uint8 like Pillow."""
+  image = Image.fromarray(np.ascontiguousarray(pixels))
+  return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _window(height: int, width: int, how: Preprocessing) -> tuple[int, int, int, int]:

@@ -56,7 +56,7 @@ def _timm(name: str, variant: timm_variants.Variant) -> ModelSpec:
   kwargs, train_size, test_size, crop = variant
   padding = int(test_size / crop) - test_size
   spec = ModelSpec(timm.NormFreeNet, kwargs | {"drop_rate": 0.0}, train_size, test_size)
-  spec = spec._replace(test_padding=padding)
+  spec = spec._replace(test_resize="antialiased", test_padding=padding)
   if name == "test_nfnet":
     half = (0.5, 0.5, 0.5)
     spec = spec._replace(normalization={"mean": half, "stddev": half})

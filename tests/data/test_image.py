@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from nfnet_jax import data
-from nfnet_jax.data import image
+from nfnet_jax.data import image, preprocess
 from tests import golden
 from tests.data import examples
 
@@ -34,6 +34,23 @@ def test_test_batches_use_the_chosen_resize(tmp_path: Path, choice: str, name: s
   )
   images = next(data.test_batches(config, batch_size=1)).images
   assert np.abs(images[0] - GOLDEN[name]).max() <= 1e-2
+
+
+def test_stripes_become_gray_where_images_are_antialiased(tmp_path: Path) -> None:
+  stripes = np.zeros((200, 260, 3), np.uint8)
+  stripes[:, ::2] = 254
+  for split in ("train", "test"):
+    (tmp_path / split / "only").mkdir(parents=True)
+    (tmp_path / split / "only" / "a.png").write_bytes(tf.io.encode_png(stripes).numpy())
+  config = examples.config(name="folder", dir=str(tmp_path), test_padding=4)
+  config.update(test_resize="antialiased", test_size=20, train_size=20, flip=False)
+  tested = next(data.test_batches(config, batch_size=1)).images
+  trained = next(data.train_batches(config, seed=0, batch_size=1)).images
+  predicted = preprocess.prepare(stripes, 20, 4, "antialiased")
+  assert tested.shape == trained.shape == (1, 20, 20, 3)
+  for images in (tested, trained, predicted):
+    assert np.abs(images - 127.0).max() <= 10
+  assert np.abs(preprocess.prepare(stripes, 20, 4, "central") - 127.0).max() > 100
 
 
 def test_to_uint8_clips_and_rounds() -> None:

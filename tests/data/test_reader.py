@@ -160,7 +160,7 @@ def write_folder(root: pathlib.Path) -> None:
       (folder / f"{name.replace(':', '')}.{ending}").write_bytes(content)
 
 
-@pytest.mark.parametrize("resize", ["squash", "central"])
+@pytest.mark.parametrize("resize", formats.RESIZES)
 def test_evaluation_and_prediction_prepare_the_same_images(
   tmp_path: pathlib.Path, resize: str
 ) -> None:

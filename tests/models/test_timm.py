@@ -91,7 +91,8 @@ def test_every_name_and_shape_and_how_images_are_cropped(name):
   if theirs["test_input_size"]:
     size, crop = theirs["test_input_size"][1], theirs["test_crop_pct"] or crop
   assert (spec.test_size, spec.test_padding) == (size, int(size / crop) - size)
-  assert (spec.test_resize, theirs["crop_mode"]) == ("central", "center")
+  assert (theirs["crop_mode"], theirs["interpolation"]) == ("center", "bicubic")
+  assert spec.test_resize == "antialiased"
   pixels = np.full((1, 1, 1, 3), 51, np.uint8)
   expected = (0.2 - np.array(theirs["mean"])) / theirs["std"]
   np.testing.assert_allclose(normalize(pixels, **spec.normalization)[0, 0, 0], expected, rtol=1e-5)

@@ -230,7 +230,7 @@ def test_timms_own_network_is_ready_to_predict(own):
   for overrides in ({}, {"numerics": "timm"}):
     network = load_network(own, **overrides)
     assert (network.model, network.num_classes) == ("test_nfnet", 7)
-    assert network.preprocessing == Preprocessing(160, padding=8, resize="central")
+    assert network.preprocessing == Preprocessing(160, padding=8, resize="antialiased")
     np.testing.assert_allclose(network.normalize(np.zeros((1, 1, 1, 3)))[0, 0, 0], [-1, -1, -1])
   params = load_weights(own, "test_nfnet", num_classes=3, head="reset")
   assert params["NormFreeNet/~/linear"]["w"].shape == (192, 3)
