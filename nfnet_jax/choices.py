@@ -9,3 +9,4 @@ NUMERICS = ("published", "timm")
 # for about two thirds more work.
 REMAT = ("none", "block", "stage")
 CLIPPERS = ("agc", "global_norm", "none")
+TEST_METRICS = ("ema_top1", "top1", "ema_top5", "top5", "ema_loss", "loss")

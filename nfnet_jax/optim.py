@@ -4,7 +4,7 @@ NFNet paper, section 6.1 and appendix A: stochastic gradient descent with Nester
 adaptive gradient clipping, coupled weight decay, warm-up and cosine decay.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -90,6 +90,23 @@ def warmup_cosine(peak: float, warmup_steps: float, steps: int, final: float = 0
     return jnp.where(step < warmup_steps, warmup, cosine)
 
   return schedule
+
+
+def one_after_another(schedules: Sequence[Schedule], ends: Sequence[int]) -> Schedule:
+  """Several schedules, each up to its end; unlike optax's, they count from the first step on.
+
+  Args:
+    schedules: one more than `ends`.
+    ends: steps from which on the next one holds, in ascending order.
+  """
+
+  def schedule(step: Array | int) -> Array:
+    rate = schedules[-1](step)
+    for former, end in reversed([*zip(schedules[:-1], ends, strict=True)]):
+      rate = jnp.where(jnp.asarray(step) < end, former(step), rate)
+    return rate
+
+  return schedule if ends else schedules[0]
 
 
 def make_optimizer(

@@ -8,7 +8,11 @@ _SIZE = KEYS["data.test_size"]
 _BATCH_SIZE = KEYS["batch_size"]._replace(default=None)
 
 _FORCE = Key(False, bool, "Whether to replace the file if it exists.")
-_WEIGHTS = Key(None, Path, "A weights file or a run directory.")
+_WEIGHTS = Key(
+  None,
+  Path,
+  "A weights file, a run directory, or its RUN/checkpoints/best or RUN/checkpoints/STEP.",
+)
 _OUT = Key(None, Path, "The file to write.")
 _CONFIG = Key(
   None,
@@ -55,10 +59,17 @@ FLAGS: dict[str, dict[str, Key]] = {
       "The run directory. It is created, or the run in it is resumed. Default, for a run with "
       "init.weights and data.dir: runs/finetune-DIR.",
     ),
+    "extend": Key(
+      False, bool, "Lets a finished run go on with the greater number of epochs that is asked for."
+    ),
     **_PROCESSES,
   },
   "evaluate": {
-    "workdir": Key(None, Path, "A run directory, to evaluate the run on its own data set."),
+    "workdir": Key(
+      None,
+      Path,
+      "A run directory or RUN/checkpoints/best, to evaluate the run on its own data set.",
+    ),
     "weights": Key(None, Path, "A weights file or a run directory, instead of --workdir."),
     "dataset": Key(None, str, "A data set of TFDS, or folder; required with --weights."),
     **_NETWORK,

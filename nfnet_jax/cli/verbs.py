@@ -37,7 +37,7 @@ def train(argv: Sequence[str]) -> None:
     cpu_memory.keep()
     from nfnet_jax.training import loop
 
-    loop.run(config, workdir)
+    loop.run(config, workdir, extend=values.extend)
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -199,7 +199,8 @@ def _check_workdir(workdir: epath.Path) -> None:
 
 def _check_weights(path: str) -> None:
   """Raises RequestError if the weights do not exist; their content is checked later."""
-  if not os.path.exists(path):
+  is_best = os.path.basename(path) == "best"  # A run may keep such a checkpoint.
+  if not os.path.exists(os.path.dirname(path) if is_best else path):
     raise RequestError(f"there is no weights file or run directory {path}.")
 
 

@@ -24,10 +24,9 @@ from nfnet_jax.errors import RequestError
 PROVENANCE = "provenance"  # a key of `config.json` that is not part of the config
 
 # Keys that affect monitoring or memory, but not the results. They may change when a run resumes.
-_STEP_KEYS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
-_HARMLESS_KEYS = (
+HARMLESS_KEYS = (
   *("data.dir", "data.max_corrupt", "stall_timeout", "model.remat", "checkpoint_every_minutes"),
-  *_STEP_KEYS,
+  *("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_best", "patience"),
 )
 
 # Keys that `resolve` derives, and their sources. A resumed run keeps its original values.
@@ -36,6 +35,7 @@ _DERIVED = {
   "epochs": ("batch_size",),
   "optimizer.warmup_epochs": ("batch_size",),
   "steps": ("epochs", "batch_size"),
+  "former_steps": ("epochs", "batch_size"),
   "optimizer.warmup_steps": ("optimizer.warmup_epochs", "batch_size"),
 }
 
@@ -163,7 +163,7 @@ def _keep(config: ConfigDict, recorded: ConfigDict) -> None:
   ours, theirs = flatten(config.to_dict()), flatten(recorded.to_dict())
   for key, sources in _DERIVED.items():
     if ours[key] is None and all(ours[source] in (None, theirs.get(source)) for source in sources):
-      ours[key] = theirs.get(key)
+      ours[key] = normalise(KEYS[key], theirs.get(key))
       config.update_from_flattened_dict({key: ours[key]})
 
 
@@ -284,7 +284,7 @@ def _damage(values: dict[str, Any]) -> list[str]:
 
 
 def differences(
-  ours: ConfigDict, theirs: ConfigDict, ignore: Iterable[str] = _HARMLESS_KEYS
+  ours: ConfigDict, theirs: ConfigDict, ignore: Iterable[str] = HARMLESS_KEYS
 ) -> list[str]:
   """Lists the keys in which two resolved configs differ.
 

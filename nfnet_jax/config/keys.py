@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nfnet_jax import seeds
-from nfnet_jax.choices import ACTIVATIONS, CLIPPERS, DTYPES, NUMERICS, REMAT
+from nfnet_jax.choices import ACTIVATIONS, CLIPPERS, DTYPES, NUMERICS, REMAT, TEST_METRICS
 from nfnet_jax.config.values import Key, Path, Rates, problem
 from nfnet_jax.data import formats
 
@@ -48,6 +48,12 @@ KEYS: dict[str, Key] = {
   "epochs": _number(90.0, 0, 1e6, "Passes over the training set."),
   "steps": _whole(
     None, 1, _MAX_INT32, "Number of updates of the weights. By default derived from epochs."
+  ),
+  "former_steps": Key(
+    *(None, tuple[int, ...]),
+    "Lengths in steps that the run had before `--extend`, which fills this in: up to each, the "
+    "learning rate is that of a run of this length.",
+    *(1, _MAX_INT32),
   ),
   "accumulate": _whole(
     *(1, 1, 2**20),
@@ -203,6 +209,13 @@ KEYS: dict[str, Key] = {
     10.0, 0, 1e6, "Minutes between checkpoints, if that is sooner; 0 to count only steps."
   ),
   "keep_checkpoints": _whole(3, 1, 10**6, "Number of newest checkpoints to keep."),
+  "keep_best": _choice(
+    None, TEST_METRICS, "The metric of tests by which the best checkpoint is kept as well."
+  ),
+  "patience": _whole(
+    *(None, 1, 10**6),
+    "Tests without a better keep_best after which the run ends early. It does not, unless given.",
+  ),
   "stall_timeout": _number(
     1800.0, 1, 1e9, "Seconds without a step or an evaluation batch after which a run is ended."
   ),
@@ -212,4 +225,7 @@ KEYS: dict[str, Key] = {
 def problems(values: Mapping[str, Any]) -> list[str]:
   """The problems in a config's values by dotted key, one sentence for each key."""
   known = {name: value for name, value in values.items() if name in KEYS and value is not None}
-  return [*filter(None, (problem(name, KEYS[name], value) for name, value in known.items()))]
+  wrong = [*filter(None, (problem(name, KEYS[name], value) for name, value in known.items()))]
+  if "patience" in known and "keep_best" not in known:
+    wrong.append(f"patience={known['patience']} needs keep_best: name a metric.")
+  return wrong

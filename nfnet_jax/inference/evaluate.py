@@ -20,7 +20,7 @@ from nfnet_jax.errors import RequestError
 from nfnet_jax.training import parallel
 from nfnet_jax.training.evaluate import evaluate, make_eval_step
 from nfnet_jax.weights.accuracy import expected
-from nfnet_jax.weights.runs import restore_weights
+from nfnet_jax.weights.runs import checkpoint_of, restore_weights
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def evaluate_workdir(
   and state.
 
   Args:
-    workdir: the run directory.
+    workdir: the run directory, or one of its checkpoints, `RUN/checkpoints/best`.
     split: the split to evaluate on; the run's test split by default.
     batch_size: global batch size; the run's by default.
     data_dir: directory of the data; the run's by default.
@@ -52,6 +52,8 @@ def evaluate_workdir(
       processes differ.
   """
   workdir = epath.Path(workdir).expanduser()
+  path = workdir
+  workdir, _ = checkpoint_of(path)
   config = config_lib.load(workdir / "config.json")
   data_dir = data_dir and os.path.expanduser(data_dir)
   if split not in (None, config.data.test_split) and config.data.hold_out:
@@ -72,7 +74,7 @@ def evaluate_workdir(
   names = names or data.former_classes(config.data, config.data.test_split)
   logits = _with_others(data.choose_classes(info, num_classes, names), num_classes)
   agreement.on_data(info, logits)
-  step, restored = restore_weights(workdir, config)
+  step, restored = restore_weights(path, config)
   agreement.on_state(step, restored)
   kwargs = config_lib.model_kwargs(config)
   net, fold = models.create_folded(config.model.name, num_classes, **kwargs)

@@ -48,7 +48,13 @@ class _DamagedError(Exception):
   """A checkpoint is damaged; the message says why."""
 
 
-def open_manager(directory: str, *, keep: int, resume_step: int | None) -> ocp.CheckpointManager:
+def open_manager(
+  directory: str,
+  *,
+  keep: int,
+  resume_step: int | None,
+  best: storage.FindBest | None = None,
+) -> ocp.CheckpointManager:
   """Opens a directory for saving. Close the manager when done, which waits for the last save.
 
   Steps newer than `resume_step` are damaged. They are renamed to `<step>.corrupt`, so that they can
@@ -58,6 +64,7 @@ def open_manager(directory: str, *, keep: int, resume_step: int | None) -> ocp.C
     directory: directory of the checkpoints; created if it does not exist.
     keep: number of newest checkpoints to keep, at least 1.
     resume_step: the step that `restore_newest` returned; None if it returned None.
+    best: chooses one more step to keep.
 
   Returns:
     An Orbax manager for `save`.
@@ -86,7 +93,7 @@ def open_manager(directory: str, *, keep: int, resume_step: int | None) -> ocp.C
   for step in steps:
     if step > (resume_step or 0):
       _set_aside(root / str(step))
-  return storage.manager(root, keep)
+  return storage.manager(root, keep, best)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, *, read_back: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Writes a run's config, checkpoints and metrics to its directory, on process 0."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
 from nfnet_jax import data
+from nfnet_jax.config import extension
 from nfnet_jax.data import classes
 from nfnet_jax.errors import DivergedError, RequestError
-from nfnet_jax.runs import checkpoint, lock, metrics, provenance
+from nfnet_jax.runs import best, checkpoint, lock, metrics, provenance, storage
 
 Check = Callable[[], None]
 
@@ -32,6 +34,7 @@ class Record(NamedTuple):
   writer: metrics.Writer | None = None
   check: Check = lambda: None
   resume_step: int | None = None
+  best: storage.FindBest | None = None
 
   def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
     """Writes metrics, see `metrics.Writer.write`."""
@@ -45,6 +48,12 @@ class Record(NamedTuple):
       self.check()
       first = self.manager.latest_step() == self.resume_step
       checkpoint.save(self.manager, step, state, read_back=first)
+
+  def is_best(self, step: int) -> bool:
+    """Whether a step is better than all that are saved, if the best is to be kept."""
+    if not (self.manager and self.best):
+      return False
+    return self.best([*self.manager.all_steps(), step]) == step
 
   def newest(self) -> int:
     """The newest step that is completely on disk; 0 if there is none."""
@@ -133,16 +142,25 @@ def _written(workdir: epath.Path) -> Iterator[None]:
 def _check_config(workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]) -> None:
   path = workdir / "config.json"
   if path.exists():
-    different = config_lib.differences(config_lib.load(path), config)
+    recorded = config_lib.load(path)
+    ignored = extension.KEYS if extension.is_extension(config, recorded) else ()
+    different = config_lib.differences(recorded, config, (*config_lib.HARMLESS_KEYS, *ignored))
     if different:
       shown = "; ".join(different[:10])
+      is_longer = config.steps > recorded.steps and _names(different) <= {*extension.KEYS}
+      longer = ", or --extend to go on with more steps once it is finished" * is_longer
       raise RequestError(
         f"{workdir} holds a run with another config (key: there, here): {shown}. "
-        "Choose another --workdir, or use the same config to resume that run."
+        "Choose another --workdir, or use the same config to resume that run"
+        f"{longer}."
       )
     _check_classes(workdir, config, class_names)
   elif (workdir / "checkpoints").exists() or (workdir / "metrics.jsonl").exists():
     raise RequestError(f"{workdir} holds results but no config.json: choose another --workdir.")
+
+
+def _names(differences: Sequence[str]) -> set[str]:
+  return {each.partition(":")[0] for each in differences}
 
 
 def _check_classes(workdir: epath.Path, config: ConfigDict, class_names: Sequence[str]) -> None:
@@ -175,17 +193,18 @@ def open_record(
   if jax.process_index():
     yield Record()
     return
-  directory = workdir / "checkpoints"
+  directory, metric = workdir / "checkpoints", config.keep_best
+  find = functools.partial(best.step, workdir, metric) if metric else None
   failed = None
   try:
     manager = checkpoint.open_manager(
-      directory, keep=config.keep_checkpoints, resume_step=resume_step
+      directory, keep=config.keep_checkpoints, resume_step=resume_step, best=find
     )
     with (
       checkpoint.closing(manager),
       metrics.open_writer(workdir, resume_step=resume_step) as writer,
     ):
-      yield Record(manager, writer, check, resume_step)
+      yield Record(manager, writer, check, resume_step, find)
   except tuple(_LAST_WORDS) as error:
     failed = type(error), str(error)
   check()

@@ -8,7 +8,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,8 @@ from nfnet_jax.errors import RequestError
 # Characters that Orbax and TensorStore take literally in a path. They treat directories as glob
 # patterns (`[`, `*`), replace backslashes by slashes and interpret `gs:/` anywhere in a path.
 _PLAIN = re.compile(r"[\w/.,=+@~ -]*")
+FindBest = Callable[[list[int]], int | None]  # which of some steps is the best; None for none
+
 _PATTERN = re.compile(r"[\[\]*?\\]")
 
 
@@ -108,10 +110,24 @@ class _PatientHandler(ocp.type_handlers.NumpyHandler):
         raise result
 
 
-def manager(root: epath.Path, keep: int) -> ocp.CheckpointManager:
-  """A manager for checkpoints of leaves and their digest that keeps the newest `keep`."""
+class _Best:
+  """Preserves one checkpoint, which a function chooses by the steps of all."""
+
+  def __init__(self, best: FindBest):
+    self._best = best
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    """Whether each of the checkpoints stays."""
+    del context
+    best = self._best([each.step for each in checkpoints])
+    return [each.step == best for each in checkpoints]
+
+
+def manager(root: epath.Path, keep: int, best: FindBest | None = None) -> ocp.CheckpointManager:
+  """A manager for checkpoints of leaves and their digest; keeps the newest `keep` and the best."""
+  policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep), *([_Best(best)] if best else [])]
   options = ocp.CheckpointManagerOptions(
-    preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+    preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
     cleanup_tmp_directories=True,
     create=False,
     multiprocessing_options=alone(),

@@ -52,9 +52,7 @@ def build(config: ConfigDict) -> Run:
   kwargs = config_lib.model_kwargs(config)
   net = models.create_model(config.model.name, num_classes, **kwargs)
   normalization = models.get_spec(config.model.name).normalization
-  schedule = optim.warmup_cosine(
-    optimizer.learning_rate, optimizer.warmup_steps, config.steps, optimizer.final_learning_rate
-  )
+  schedule = _schedule(config)
   images = jnp.zeros((1, config.data.train_size, config.data.train_size, 3))
 
   def init_net() -> tuple[hk.Params, hk.State]:
@@ -91,3 +89,15 @@ def build(config: ConfigDict) -> Run:
   init = jax.jit(lambda: step.init_state(*init_net(), tx, multipliers), compiler_options=options)
   init_from = jax.jit(lambda params, state: step.init_state(params, state, tx, multipliers))
   return Run(*(net, schedule, init, init_from, train_step, eval_step, eval_net, fold, multipliers))
+
+
+def _schedule(config: ConfigDict) -> optim.Schedule:
+  """The learning rate; of an extended run that of each length up to its end."""
+  optimizer, former = config.optimizer, tuple(config.former_steps or ())
+  schedules = [
+    optim.warmup_cosine(
+      optimizer.learning_rate, optimizer.warmup_steps, steps, optimizer.final_learning_rate
+    )
+    for steps in (*former, config.steps)
+  ]
+  return optim.one_after_another(schedules, former)

@@ -1,30 +1,28 @@
 """The training loop."""
 
-import contextlib
 import logging
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import haiku as hk
 import jax
 from etils import epath
 from ml_collections import ConfigDict
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nfnet_jax import config as config_lib
 from nfnet_jax import data, groups, weights
+from nfnet_jax.config import extension
 from nfnet_jax.data import classes
+from nfnet_jax.data.batch import Batch
 from nfnet_jax.distributed import agreement, failure
 from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.distributed.notice import Notice, termination_notice
 from nfnet_jax.errors import RequestError
-from nfnet_jax.runs import checkpoint, curves, provenance
+from nfnet_jax.runs import best, checkpoint, curves, provenance
 from nfnet_jax.runs import metrics as metrics_lib
 from nfnet_jax.runs import record as record_lib
 from nfnet_jax.seeds import seeds_of
-from nfnet_jax.training import fine_tuning, gradients, parallel
+from nfnet_jax.training import fine_tuning, gradients, parallel, progress
 from nfnet_jax.training.build import build
 from nfnet_jax.training.evaluate import evaluate
 from nfnet_jax.training.meter import Meter
@@ -36,21 +34,13 @@ log = logging.getLogger(__name__)
 # Test sets up to this size are read before the first step, to find damaged images early.
 _FEW_TESTS = 2000
 
-# How the log shows metrics. metrics.jsonl holds all of them, with all digits.
-_SHOWN = {
-  "loss": "loss {:.4f}",
-  "top1": "top-1 {:.2%}",
-  "ema_loss": "with EMA weights loss {:.4f}",
-  "ema_top1": "top-1 {:.2%}",
-  "learning_rate": "learning rate {:.3g}",
-  "grad_norm": "gradient norm {:.3g}",
-  "clipped_share": "{:.1%} of units clipped",
-  "images_per_second": "{:,.0f} images/s",
-}
-
 
 def run(
-  config: ConfigDict, workdir: epath.Path, sources: data.Sources | None = None
+  config: ConfigDict,
+  workdir: epath.Path,
+  sources: data.Sources | None = None,
+  *,
+  extend: bool = False,
 ) -> dict[str, float]:
   """Trains a network as configured, or resumes an interrupted run.
 
@@ -66,6 +56,7 @@ def run(
     config: `config.default()` with changes.
     workdir: the run directory; created if it does not exist.
     sources: the splits of a data set named "python"; see `nfnet_jax.training.fit`.
+    extend: whether a finished run may go on with more steps, see `config.extension`.
 
   Returns:
     The metrics of the last evaluation (`evaluate.evaluate`); empty if the run was told to stop.
@@ -79,18 +70,13 @@ def run(
   """
   # All requests are checked before anything is written.
   workdir = epath.Path(workdir).expanduser()
-  config, info = _resolved(config, workdir, sources)
+  directory = workdir / "checkpoints"
+  saved = checkpoint.saved_steps(directory)
+  config, info = _resolved(config, workdir, sources, saved if extend else None)
   agreement.on_training(config, info)
   built = build(config)
   template = jax.eval_shape(built.init)
-  directory = workdir / "checkpoints"
-  saved = checkpoint.saved_steps(directory)
-  share: dict[str, Any] = {
-    "batch_size": config.batch_size,
-    "process_index": jax.process_index(),
-    "process_count": jax.process_count(),
-    "sources": sources,
-  }
+  share = _share(config, sources)
   if config.steps not in saved:
     _check_tests(config, info, share)
   given = None if saved else _given_weights(config, info)
@@ -102,16 +88,13 @@ def run(
     del restored, given  # The state is a copy, so these would only take memory.
     agreement.on_state(start, state)
     untested = _is_untested(workdir, config, start)
-    _announce(config, info, groups.sizes(state.params, built.multipliers), start, began)
-    if start == config.steps and not untested:
-      return _conclude(workdir)
+    progress.announce(config, info, groups.sizes(state.params, built.multipliers), start, began)
+    if not untested and (start == config.steps or _has_stalled(workdir, config, start)):
+      return _conclude(workdir, config)
     state = parallel.replicate(state, copy=False)
     train_step = parallel.map_train_step(built.train_step)
     eval_step = parallel.map_eval_step(built.eval_step)
-    size = config.batch_size * images_per_example(config.augment)
-    order = {"seed": config.seed, "seeding": config.seeding, "start_step": start}
-    batches = data.train_batches(config.data, **order, **share | {"batch_size": size})
-    batches = job_lib.watched(parallel.prefetch(batches), config.stall_timeout)
+    batches = _train_batches(config, start, share)
     meter = Meter(config.batch_size, start)
     saver = Saver(config, start, meter)
     stopped_at = None
@@ -120,20 +103,24 @@ def run(
       failure.last_words(saver.loss),
       termination_notice() as notice,
       record_lib.open_record(workdir, config, resume_step=resume_step, check=claim) as record,
-      _progress_bar(config, start) as bar,
+      progress.bar(config, start) as bar,
     ):
 
-      def test(step: int, state: TrainState) -> None:
+      def test(step: int, state: TrainState) -> bool:
+        """Tests a state, keeps it if it is the best, and says whether to go on."""
         with saver.saving_on_error(record, step, state):
           tests = job_lib.watched(data.test_batches(config.data, **share), config.stall_timeout)
           values = evaluate(eval_step, weights_of(state, built.fold), tests)
         record.write(step, "test", values)
-        log.info("step %d/%d: test %s", step, config.steps, _format(values))
+        log.info("step %d/%d: test %s", step, config.steps, progress.words(values))
         meter.restart_clock()
+        has_stalled = _has_stalled(workdir, config, step)
+        if has_stalled or record.is_best(step):
+          saver.save(record, step, state)
+        return not has_stalled
 
-      if untested:
-        test(start, state)
-      for step in range(start + 1, config.steps + 1):
+      goes_on = test(start, state) if untested else True
+      for step in range(start + 1, config.steps + 1 if goes_on else 0):
         with saver.saving_on_error(record, step - 1, state):
           batch = next(batches)
         # The call returns at once, and the meter waits for the step before, so devices stay busy.
@@ -146,7 +133,7 @@ def run(
         if _due(step, config.log_every, config):
           values = meter.report() | {"learning_rate": float(built.schedule(step - 1))}
           record.write(step, "train", values)
-          log.info("step %d/%d: %s", step, config.steps, _format(values))
+          log.info("step %d/%d: %s", step, config.steps, progress.words(values))
         # If another process fails during evaluation, this one has no time left to save.
         if stop or saver.is_due(step) or (testing and jax.process_count() > 1):
           saver.save(record, step, state)
@@ -157,20 +144,55 @@ def run(
           meter.wait()
           record.wait()
           job_lib.agree(lambda: "saved")
-          test(step, state)
+          if not test(step, state):
+            break
 
-    return _conclude(workdir) if stopped_at is None else _stopped(stopped_at, workdir, notice)
+    return (
+      _conclude(workdir, config) if stopped_at is None else _stopped(stopped_at, workdir, notice)
+    )
+
+
+def _share(config: ConfigDict, sources: data.Sources | None) -> dict[str, Any]:
+  """Which part of all batches this process reads, and from where."""
+  return {
+    "batch_size": config.batch_size,
+    "process_index": jax.process_index(),
+    "process_count": jax.process_count(),
+    "sources": sources,
+  }
+
+
+def _train_batches(config: ConfigDict, start: int, share: dict[str, Any]) -> Iterator[Batch]:
+  """This process's batches from a step on, on their way to its devices."""
+  size = config.batch_size * images_per_example(config.augment)
+  order = {"seed": config.seed, "seeding": config.seeding, "start_step": start}
+  batches = data.train_batches(config.data, **order, **share | {"batch_size": size})
+  return job_lib.watched(parallel.prefetch(batches), config.stall_timeout)
+
+
+def _has_stalled(workdir: epath.Path, config: ConfigDict, step: int) -> bool:
+  """Whether the run ends at a step because it has not become better for too long."""
+  if config.patience is None:
+    return False
+  return job_lib.first_says(
+    lambda: best.stalled(workdir, config.keep_best, step) >= config.patience
+  )
 
 
 def _resolved(
-  config: ConfigDict, workdir: epath.Path, sources: data.Sources | None
+  config: ConfigDict,
+  workdir: epath.Path,
+  sources: data.Sources | None,
+  extended_from: Sequence[int] | None,
 ) -> tuple[ConfigDict, data.DatasetInfo]:
-  """The config without open values, and the data set that it names."""
+  """The config without open values, extended if steps to go on from are given; and its data."""
   recorded = record_lib.recorded_config(workdir)
   config = fine_tuning.follow_weights(config_lib.checked(config), recorded)
   gradients.check_step(config)
   info = data.describe(config.data, sources=sources)
   config = config_lib.resolve(config, info, recorded)
+  if extended_from is not None:
+    config = extension.extended(config, recorded, extended_from)
   gradients.check_step(config)
   return config, info
 
@@ -217,40 +239,7 @@ def _is_untested(workdir: epath.Path, config: ConfigDict, step: int) -> bool:
 
 
 def _due(step: int, every: int, config: ConfigDict) -> bool:
-  return step % every == 0 or step == config.steps
-
-
-def _announce(
-  config: ConfigDict,
-  info: data.DatasetInfo,
-  trained: list[groups.Group],
-  start: int,
-  began: Mapping[str, Any],
-) -> None:
-  log.info(
-    "%s, %s parameters, %d classes; %s: %d images to train on, %d to test on",
-    config.model.name,
-    f"{sum(group.size for group in trained):,}",
-    info.num_classes,
-    config.data.name,
-    info.num_train,
-    info.num_test,
-  )
-  if summary := groups.summary(trained):
-    log.info("%s", summary)
-  if start == config.steps:
-    log.info("finished: all %d steps are done, nothing is left to train", start)
-    return
-  provenance.warn_of_changes(began, provenance.of_now(info))
-  log.info(
-    "%d steps of %d images, %s; %s devices: %d, processes: %d; the first step compiles",
-    config.steps,
-    config.batch_size,
-    f"resuming after step {start}" if start else "from the start",
-    jax.default_backend(),
-    jax.device_count(),
-    jax.process_count(),
-  )
+  return step % every == 0 or step in (config.steps, *(config.former_steps or ()))
 
 
 def _stopped(step: int, workdir: epath.Path, notice: Notice) -> dict[str, float]:
@@ -264,32 +253,19 @@ def _stopped(step: int, workdir: epath.Path, notice: Notice) -> dict[str, float]
   return {}
 
 
-def _conclude(workdir: epath.Path) -> dict[str, float]:
-  """Draws the curves and returns the last test metrics, on process 0; others return {}."""
+def _conclude(workdir: epath.Path, config: ConfigDict) -> dict[str, float]:
+  """Draws the curves and returns the last test metrics; empty except on process 0."""
   if jax.process_index():
     return {}
-  final = [line for line in metrics_lib.read(workdir) if line["split"] == "test"][-1]
-  log.info("done: test %s; curves in %s", _format(final), curves.plot(workdir))
+  tests = [line for line in metrics_lib.read(workdir) if line["split"] == "test"]
+  final = tests[-1]
+  if final["step"] < config.steps:
+    log.info("ended early: no better %s in %d tests", config.keep_best, config.patience)
+  directory = workdir / "checkpoints"
+  if metric := config.keep_best:
+    kept = best.step(workdir, metric, checkpoint.saved_steps(directory))
+    values = {line["step"]: line[metric] for line in tests if metric in line}
+    if kept is not None:
+      log.info("best: %s %.4f at step %d, %s/best", metric, values[kept], kept, directory)
+  log.info("done: test %s; curves in %s", progress.words(final), curves.plot(workdir))
   return final
-
-
-@contextlib.contextmanager
-def _progress_bar(config: ConfigDict, start: int) -> Iterator[tqdm]:
-  """A progress bar with images/s and time left, shown on process 0 and on a terminal only."""
-  with (
-    logging_redirect_tqdm(),
-    tqdm(
-      total=config.steps * config.batch_size,
-      initial=start * config.batch_size,
-      unit=" images",
-      unit_scale=True,
-      dynamic_ncols=True,
-      disable=not sys.stderr.isatty() or jax.process_index() > 0,
-    ) as bar,
-  ):
-    yield bar
-
-
-def _format(values: dict[str, float]) -> str:
-  known = {name: value for name, value in values.items() if value is not None}
-  return ", ".join(text.format(known[name]) for name, text in _SHOWN.items() if name in known)

@@ -15,7 +15,7 @@ from nfnet_jax.weights import channels, fit, published_files, timm
 from nfnet_jax.weights import overrides as overrides_lib
 from nfnet_jax.weights.entries import Stored
 from nfnet_jax.weights.files import read_file
-from nfnet_jax.weights.runs import read_run
+from nfnet_jax.weights.runs import checkpoint_of, read_run
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def open_weights(path: str | pathlib.Path, *, averaged: bool = True) -> Stored:
     RequestError: if it cannot be read.
   """
   path = pathlib.Path(os.path.expanduser(path))
-  if os.path.isdir(path):
+  if os.path.isdir(path) or checkpoint_of(path)[1]:
     return read_run(path, averaged=averaged)
   stored = read_file(path, averaged=averaged)
   if stored.kind == "pickle":

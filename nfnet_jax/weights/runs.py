@@ -3,7 +3,7 @@
 import json
 import pathlib
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeAlias
 
 import haiku as hk
 from etils import epath
@@ -18,24 +18,45 @@ from nfnet_jax.weights.entries import Stored, entries_of
 # The two sets of weights that a run keeps: how the names of their fields in its state begin.
 RAW, EMA = "", "ema_"
 
+Path: TypeAlias = epath.Path | pathlib.Path
 
-def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
-  """Reads the newest good checkpoint of a run directory.
+
+def checkpoint_of(path: Path) -> tuple[Path, str | None]:
+  """Splits the path of a run or of one of its checkpoints.
 
   Args:
-    workdir: the run directory.
-    averaged: whether to take the EMA weights, or else the raw ones.
+    path: `RUN` for the newest checkpoint that is good, `RUN/checkpoints/STEP` for another,
+      `RUN/checkpoints/best` for the one that the run's `keep_best` keeps.
+
+  Returns:
+    The run directory; and "best", the step as text, or None for the newest.
+  """
+  run = path.parent.parent
+  is_one = path.parent.name == "checkpoints" and (path.name == "best" or path.name.isdecimal())
+  return (run, path.name) if is_one and (run / "config.json").is_file() else (path, None)
+
+
+def read_run(path: pathlib.Path, *, averaged: bool) -> Stored:
+  """Reads a checkpoint of a run.
+
+  Args:
+    path: see `checkpoint_of`.
+    averaged: whether to take the EMA weights, or else the raw ones. Of the best checkpoint the EMA
+      weights are taken only if it is the best by a metric of theirs.
 
   Raises:
-    RequestError: if the directory holds no run or no checkpoint.
+    RequestError: if there is no run or no such checkpoint.
   """
   # Imported here, so that `import nfnet_jax` loads neither Orbax nor the data modules.
   from nfnet_jax import config as config_lib
   from nfnet_jax.data import classes
 
+  workdir, wanted = checkpoint_of(path)
   config = config_lib.load(workdir / "config.json")
+  if wanted == "best" and config.keep_best:
+    averaged = averaged and config.keep_best.startswith(EMA)
   prefix, which = (EMA, "EMA") if averaged else (RAW, "raw")
-  step, found = restore_weights(workdir, config, (prefix,))
+  step, found = restore_weights(path, config, (prefix,))
   params, net_state = found[prefix]
   names = classes.load(epath.Path(workdir), config.model.num_classes)
   if names is None and config.data.name == "imagenet2012":
@@ -62,12 +83,12 @@ def read_run(workdir: pathlib.Path, *, averaged: bool) -> Stored:
 
 
 def restore_weights(
-  workdir: epath.Path | pathlib.Path, config: ConfigDict, prefixes: Collection[str] = (RAW, EMA)
+  path: Path, config: ConfigDict, prefixes: Collection[str] = (RAW, EMA)
 ) -> tuple[int, dict[str, tuple[Any, Any]]]:
-  """Restores the weights of a run's newest good checkpoint; the rest of its state is not read.
+  """Restores the weights of one of a run's checkpoints; the rest of its state is not read.
 
   Args:
-    workdir: the run directory.
+    path: see `checkpoint_of`.
     config: of the run.
     prefixes: which weights: `RAW`, `EMA` or both.
 
@@ -91,7 +112,11 @@ def restore_weights(
     template |= {"net_state": state}
   if EMA in prefixes:
     template |= {"ema_params": trained, "ema_net_state": state}
-  restored = checkpoint.restore_newest(str(workdir / "checkpoints"), template, partial=True)
+  workdir, wanted = checkpoint_of(path)
+  directory = workdir / "checkpoints"
+  number = int(wanted) if wanted and wanted != "best" else None
+  number = _best_step(workdir, config) if wanted == "best" else number
+  restored = checkpoint.restore_newest(str(directory), template, step=number, partial=True)
   if restored is None:
     raise RequestError(f"{workdir} holds no checkpoint yet: train for longer, or look elsewhere.")
   step, found = restored
@@ -102,3 +127,17 @@ def restore_weights(
     averaged = hk.data_structures.merge(found.get("params", {}), found["ema_params"])
     of_run[EMA] = averaged, found["ema_net_state"]
   return step, of_run
+
+
+def _best_step(workdir: Path, config: ConfigDict) -> int:
+  from nfnet_jax.runs import best, checkpoint
+
+  if config.keep_best is None:
+    raise RequestError(
+      f"the run in {workdir} keeps no best checkpoint: train with --config.keep_best=ema_top1, or "
+      f"name a step, {workdir}/checkpoints/STEP."
+    )
+  step = best.step(workdir, config.keep_best, checkpoint.saved_steps(str(workdir / "checkpoints")))
+  if step is None:
+    raise RequestError(f"none of the checkpoints in {workdir} has been tested yet: wait, or train.")
+  return step
