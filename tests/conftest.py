@@ -1,7 +1,10 @@
-"""Eight fake CPU devices for every test, set before JAX starts, and one compilation cache."""
+"""Eight fake CPU devices for every test, set before JAX starts, and what all tests share."""
 
 import os
+import pathlib
 import tempfile
+
+import pytest
 
 from tests.devices import xla_flags
 
@@ -11,6 +14,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Shared with the processes that tests start and those that pytest-xdist does, so that each program
 # is compiled once.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-  _CACHE = tempfile.TemporaryDirectory(prefix="nfnet_jax_tests_")
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+  _SHARED = tempfile.TemporaryDirectory(prefix="nfnet_jax_tests_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_SHARED.name}/compiled"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+
+@pytest.fixture(scope="session")
+def digits() -> pathlib.Path:
+  """A data directory with the digits, written once for all processes. Copy it to change it."""
+  from nfnet_jax.data import digits
+
+  directory = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).with_name("digits")
+  digits.write_if_absent(str(directory))
+  return directory

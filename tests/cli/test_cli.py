@@ -29,13 +29,6 @@ TINY = [
 ]
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-  directory = tmp_path_factory.mktemp("digits")
-  data.describe(config_file.override(config_lib.default(), [f"data.dir={directory}"]).data)
-  return directory
-
-
 @pytest.fixture
 def refused(capsys):
   """Runs what is to be refused; gives the line that says why."""

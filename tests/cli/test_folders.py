@@ -41,7 +41,13 @@ def photos(tmp_path):
 
 def test_all_verbs_see_the_same_images(photos, tmp_path, capsys, caplog):
   workdir = tmp_path / "run"
-  keys = [*TINY, "data.name=folder", f"data.dir={photos}"]
+  keys = [
+    *TINY,
+    "model.widths=(16,)",
+    "model.depths=(1,)",
+    "data.name=folder",
+    f"data.dir={photos}",
+  ]
   words = [f"--workdir={workdir}", *(f"--config.{key}" for key in keys)]
   assert main(["train", f"--config={EXPERIMENT}", *words]) == 0
   assert json.loads((workdir / "config.json").read_text())["model"]["num_classes"] == NUM_CLASSES

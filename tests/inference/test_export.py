@@ -44,7 +44,8 @@ def test_it_predicts_with_jax_alone_at_any_batch_size(params, tmp_path, capsys):
   paths = [out, tmp_path / "images.npy", tmp_path / "logits.npz"]
   subprocess.run([sys.executable, "-c", PROGRAM, *map(str, paths)], check=True, cwd=tmp_path)
   net = create_model("nfnet_micro", 10)
-  expected = net.apply(params, {}, None, augment.normalize(images))[0]
+  forward = jax.jit(lambda images: net.apply(params, {}, None, augment.normalize(images))[0])
+  expected = forward(images)
   with np.load(paths[2]) as logits:
     ours = np.concatenate([logits["three"], logits["one"]])
   np.testing.assert_allclose(ours, expected, atol=1e-5)

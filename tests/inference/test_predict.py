@@ -23,12 +23,18 @@ from tests import golden
 from tests.data import zoo
 
 SIZE = 32
+NET = create_model("nfnet_micro", 10)
+
+
+@jax.jit
+def forward(params, images):
+  """Logits of pixels."""
+  return NET.apply(params, {}, None, augment.normalize(images))[0]
 
 
 @pytest.fixture(scope="module")
 def params():
-  net = create_model("nfnet_micro", 10)
-  shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), True)[0])
+  shapes = jax.eval_shape(lambda: NET.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), True)[0])
   return golden.fill(jax.tree.map(lambda x: x.shape, shapes))
 
 
@@ -72,8 +78,7 @@ def test_a_file_says_its_network_itself(weights, params, images, capsys, tmp_pat
   [line] = lines(capsys)
   size, padding, resize = (32, 32, "squash") if kind == "npz" else (40, 4, "central")
   pixels = preprocess.prepare(preprocess.read_image(image), size, padding, resize)
-  logits = create_model("nfnet_micro", 10).apply(params, {}, None, augment.normalize(pixels[None]))
-  expected = np.asarray(jax.nn.softmax(logits[0][0]))
+  expected = np.asarray(jax.nn.softmax(forward(params, pixels[None])[0]))
   ours = [each["probability"] for each in line["top"]]
   np.testing.assert_allclose(ours, np.sort(expected)[::-1][:5], atol=1e-5)
 
@@ -83,7 +88,7 @@ def test_a_network_without_classifier_gives_features_alone(params, images, capsy
   body = {module: leaves for module, leaves in params.items() if module != "NFNet/~/linear"}
   save_weights(path, body, "nfnet_micro")
   assert main(["predict", f"--weights={path}", str(images)]) == 2
-  assert "features only" in capsys.readouterr().err
+  assert "without a classifier: ask for features" in capsys.readouterr().err
   assert main(["predict", f"--weights={path}", f"--features={out}", str(images)]) == 0
   with np.load(out) as stored:
     assert stored["features"].shape == (4, 512)
@@ -94,9 +99,8 @@ def lines(capsys):
 
 
 def logits_of(params, path):
-  net = create_model("nfnet_micro", 10)
   pixels = preprocess.prepare(preprocess.read_image(path), SIZE, 32, "squash")
-  return net.apply(params, {}, None, augment.normalize(pixels[None]))[0][0]
+  return forward(params, pixels[None])[0]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
@@ -284,18 +288,16 @@ def test_images_are_turned_upright(images):
 
 
 @pytest.mark.slow
-def test_evaluating_weights(weights, params, capsys, tmp_path):
+def test_evaluating_weights(weights, params, capsys, digits):
   flags = [f"--weights={weights}", "--model=nfnet_micro", "--dataset=digits"]
-  assert main(["evaluate", *flags, f"--data_dir={tmp_path}", "--batch_size=200"]) == 0
+  assert main(["evaluate", *flags, f"--data_dir={digits}", "--batch_size=200"]) == 0
   result = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert (result["examples"], result["split"], result["model"]) == (360, "test", "nfnet_micro")
   assert "expected_top1" not in result
   config = config_lib.default().data
-  config.update(name="digits", dir=str(tmp_path), test_size=SIZE, test_resize="squash")
+  config.update(name="digits", dir=str(digits), test_size=SIZE, test_resize="squash")
   [batch] = data.test_batches(config, batch_size=360)
-  net = create_model("nfnet_micro", 10)
-  logits = net.apply(params, {}, None, augment.normalize(batch.images))[0]
-  right = np.asarray(logits).argmax(1) == batch.labels
+  right = np.asarray(forward(params, batch.images)).argmax(1) == batch.labels
   assert result["top1"] == pytest.approx(right.mean(), abs=1e-6)
 
 
