@@ -17,6 +17,7 @@ import types
 
 from jax._src import compiler
 
+from nfnet_jax.distributed import failure
 from tests.devices import xla_flags
 
 _PRELOADED = ["nfnet_jax.__main__", "nfnet_jax.training.loop", "tests.distributed.processes"]
@@ -28,13 +29,20 @@ def free_port():
     return probe.getsockname()[1]
 
 
+def context():
+  """Of `multiprocessing`, with processes that have imported the package."""
+  forking = multiprocessing.get_context("forkserver")
+  forking.set_forkserver_preload(_PRELOADED)
+  return forking
+
+
 def start(words, log, *, devices=2, env=None):
   """Starts one process; `log` gets what it prints."""
   log.touch()
-  context = multiprocessing.get_context("forkserver")
-  context.set_forkserver_preload(_PRELOADED)
   variables = {"XLA_FLAGS": xla_flags(devices)} | (env or {})
-  process = context.Process(target=_main, args=([str(word) for word in words], str(log), variables))
+  process = context().Process(
+    target=_main, args=([str(word) for word in words], str(log), variables)
+  )
   process.log = log
   process.start()
   return process
@@ -88,6 +96,7 @@ def _main(words, log, env):
   first = types.SimpleNamespace(process_id=0, client=None)
   compiler.distributed = types.SimpleNamespace(global_state=first)
   logging.getLogger().handlers.clear()  # absl's, installed by what was imported
+  failure._POLL = 0.5  # half of the seconds that every end takes
   if "PRELOAD" in env:
     importlib.import_module(env["PRELOAD"])
   from nfnet_jax.__main__ import main

@@ -1,6 +1,8 @@
 """A config file for tests of several processes: images without TensorFlow, and faults on request.
 
-`FAULT` in the environment is JSON, such as `{"process": 1, "step": 3, "what": "raise"}`.
+`FAULT` in the environment is JSON, such as `{"process": 1, "step": 3, "what": "raise"}`. Whatever
+the fault, `{"dawdle": 0.1}` makes every batch take seconds, and `{"hold": 8, "until": PATH}` keeps
+the batch after step 8 back until there is a file.
 """
 
 import itertools
@@ -47,6 +49,8 @@ def get_config():
 
 if "meeting" in FAULT:
   job_lib._MEETING = FAULT["meeting"]
+if "heartbeat" in FAULT:
+  job_lib._HEARTBEAT = FAULT["heartbeat"]
 
 
 def describe(config, test_only=False, sources=None):
@@ -60,13 +64,14 @@ def train_batches(
   config, *, seed, seeding, batch_size, start_step=0, process_index=0, process_count=1, sources=None
 ):
   for step in itertools.count(start_step):
+    while step == FAULT.get("hold") and not os.path.exists(FAULT["until"]):
+      time.sleep(0.01)
     if (FAULT.get("process"), FAULT.get("step")) == (process_index, step):
       if FAULT["what"] == "raise":
         raise OSError("the disk is on fire")
       time.sleep(600)
     yield share(make_batch([seed, step], batch_size), process_index, process_count)
-    if FAULT.get("what") == "dawdle":
-      time.sleep(0.1)
+    time.sleep(FAULT.get("dawdle", 0))
 
 
 def all_test_batches(

@@ -11,8 +11,18 @@ from nfnet_jax.distributed.notice import termination_notice
 
 
 def wait_until(condition):
+  deadline = time.monotonic() + 60
   while not condition():
+    assert time.monotonic() < deadline
     time.sleep(0.01)
+
+
+@pytest.fixture
+def heeded(number):
+  """It is not ignored, although a shell may have started the tests so: by `nohup`, or by `&`."""
+  before = signal.signal(number, signal.SIG_DFL)
+  yield
+  signal.signal(number, before)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +34,7 @@ def wait_until(condition):
     (signal.SIGUSR1, "SIGUSR1"),
   ],
 )
-def test_a_signal_is_heard_and_said_at_once(caplog, number, name):
+def test_a_signal_is_heard_and_said_at_once(caplog, heeded, number, name):
   before = signal.getsignal(number)
   with termination_notice() as notice:
     assert not notice.stop_after(1)

@@ -1,6 +1,7 @@
 """Jobs of several processes through the command line: same numbers, and a common end."""
 
 import collections
+import itertools
 import json
 import os
 import pathlib
@@ -62,10 +63,14 @@ def job(tmp_path):
   """Starts two processes of two devices; their logs are in `tmp_path`."""
 
   def run(*words, fault=None, count=2, devices=2):
-    env = {"FAULT": json.dumps(fault)} if fault else None
-    return start_job(count, words, tmp_path, devices=devices, env=env)
+    return start_job(count, words, tmp_path, devices=devices, env=faulty(fault or {}))
 
   return run
+
+
+def faulty(fault):
+  """The environment of a process with a fault that is there from its start."""
+  return {"FAULT": json.dumps(fault), "PRELOAD": "tests.distributed.synthetic"}
 
 
 def logs(directory, count=2):
@@ -144,9 +149,8 @@ def test_process_0_alone_writes_and_reports(pair, runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_every_example_once_an_epoch(count, tmp_path_factory):
-  directory = tmp_path_factory.getbasetemp() / "digits"
-  values = [f"data.dir={directory}", "data.train_size=8", "data.flip=False"]
+def test_every_example_once_an_epoch(count, digits):
+  values = [f"data.dir={digits}", "data.train_size=8", "data.flip=False"]
   values += ["data.crop_area=(1.0,1.0)", "data.crop_aspect=(1.0,1.0)"]
   config = config_file.override(config_lib.default(), values).data
   seen = collections.Counter()
@@ -159,11 +163,9 @@ def test_every_example_once_an_epoch(count, tmp_path_factory):
       share = 1436 // count
       positions = step * 1436 + index * share + np.arange(share)
       seen.update(image.tobytes() for image in batch.images[positions < 2 * 1437])
-  digits = collections.Counter()
-  for batch in data.train_batches(config, seed=1, batch_size=1437):
-    digits.update(image.tobytes() for image in batch.images)
-    break
-  assert seen == digits + digits
+  batch = next(data.train_batches(config, seed=1, batch_size=1437))
+  once = collections.Counter(image.tobytes() for image in batch.images)
+  assert seen == once + once
 
 
 @pytest.mark.slow
@@ -204,15 +206,17 @@ def test_evaluation_by_several_processes_that_slurm_started(pair, runs, tmp_path
 
 
 @pytest.mark.slow
-def test_killed_eight_times_told_to_stop_and_carried_on(pair, runs):
+def test_killed_four_times_told_to_stop_and_carried_on(pair, runs):
   """Each of the kills hits one process, in the middle of a step or of a save."""
-  workdir, rng = runs / "killed", np.random.default_rng(0)
-  for moment in range(8):
-    victim, in_save, steps = int(rng.integers(2)), moment % 2, int(rng.integers(1, 5))
+  assert job_lib._HEARTBEAT < GONE  # It is shorter here.
+  workdir, never = runs / "killed", str(runs / "never")
+  for victim, in_save in itertools.product((0, 1), (False, True)):
     begin = (steps_in(workdir) or [0])[-1] if workdir.exists() else 0
-    directory = runs / f"killed{moment}"
-    started = start_job(2, train(workdir), directory, env={"FAULT": '{"what": "dawdle"}'})
-    log, said = directory / "0.log", f"step {begin + (5 if in_save else steps)}/40"
+    directory = runs / f"killed{victim}{in_save}"
+    # They do not come to an end, however late the kill.
+    fault = {"dawdle": 0.1, "hold": begin + 8, "until": never, "heartbeat": 4}
+    started = start_job(2, train(workdir), directory, env=faulty(fault))
+    log, said = directory / "0.log", f"step {begin + (5 if in_save else 3)}/40"
     wait_until(lambda: said in log.read_text(), started)  # noqa: B023
     if in_save:
       saves = [workdir / f"checkpoints/{begin + 5}{end}" for end in (".orbax-checkpoint-tmp", "")]
@@ -221,20 +225,20 @@ def test_killed_eight_times_told_to_stop_and_carried_on(pair, runs):
     statuses = finish(started, GONE)
     assert statuses.pop(victim) == -signal.SIGKILL
     assert statuses[0] != 0
-  before = max(steps_in(workdir))
-  assert before < 40
+  before = max(steps_in(workdir), default=0)
+  assert before < 35
 
   # Nothing but the notice makes this one save.
   words = train(workdir, checkpoint_every=1000)
-  started = start_job(2, words, runs / "told", env={"FAULT": '{"what": "dawdle"}'})
+  started = start_job(2, words, runs / "told", env=faulty({"dawdle": 0.5}))
   wait_until(lambda: "images/s" in (runs / "told/0.log").read_text(), started)
   os.kill(started[1].pid, signal.SIGTERM)
-  assert finish(started, 10) == [0, 0]
+  assert finish(started) == [0, 0]
   first, second = ({line[11:] for line in log.splitlines()} for log in logs(runs / "told"))
   [said] = {line for line in first & second if "told to stop" in line}
   step = steps_in(workdir)[-1]
   assert said.endswith(f"told to stop: saved step {step} in {workdir}; the same command resumes it")
-  assert step > before
+  assert before < step < 40
 
   assert finish(start_job(2, train(workdir), runs / "killed_logs")) == [0, 0]
   assert f"resuming after step {step}" in logs(runs / "killed_logs")[0]
@@ -245,13 +249,15 @@ def test_killed_eight_times_told_to_stop_and_carried_on(pair, runs):
 @pytest.mark.slow
 def test_one_process_told_to_stop(alone, runs):
   workdir, log = runs / "stopped", runs / "stopped.log"
-  process = start(train(workdir), log, devices=4, env={"FAULT": '{"what": "dawdle"}'})
+  fault, released = {"hold": 7, "until": str(runs / "released")}, runs / "released"
+  process = start(train(workdir), log, devices=4, env=faulty(fault))
   wait_until(lambda: "step 7/40" in log.read_text(), [process])
   os.kill(process.pid, signal.SIGTERM)
-  assert finish([process], 10) == [0]
-  step = steps_in(workdir)[-1]
-  assert step % 5
-  assert f"told to stop: saved step {step}" in log.read_text()
+  wait_until(lambda: "SIGTERM: stopping" in log.read_text(), [process])
+  released.touch()
+  assert finish([process]) == [0]
+  assert steps_in(workdir) == [5, 8]
+  assert "told to stop: saved step 8" in log.read_text()
   assert finish([start(train(workdir), log, devices=4)]) == [0]
   assert bits(workdir, 40) == bits(alone, 40)
   assert lines_of(workdir) == lines_of(alone)
@@ -260,7 +266,7 @@ def test_one_process_told_to_stop(alone, runs):
 @pytest.mark.slow
 def test_ctrl_c_in_one_process_stops_all(job, tmp_path):
   words = train(tmp_path / "run", steps=100_000, checkpoint_every=100_000, eval_every=100_000)
-  started = job(*words, fault={"what": "dawdle"})
+  started = job(*words, fault={"dawdle": 0.1})
   wait_until(lambda: "step 2/" in logs(tmp_path)[0], started)
   os.kill(started[1].pid, signal.SIGINT)
   assert finish(started) == [130, 130]
@@ -454,30 +460,3 @@ def test_the_local_launcher(pair, tmp_path):
   assert done.returncode == 0, done.stderr
   assert "processes: 2" in done.stderr
   assert bits(workdir, 40) == bits(pair, 40)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments/launch").glob("*.s*")), ids=str)
-def test_scripts_parse(path):
-  subprocess.run(["bash", "-n", path], check=True)
-
-
-def test_jobset():
-  import yaml  # comes with ml_collections
-
-  spec = yaml.safe_load((ROOT / "experiments/launch/jobset.yaml").read_text())
-  assert (spec["apiVersion"], spec["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-  [workers] = spec["spec"]["replicatedJobs"]
-  job_spec = workers["template"]["spec"]
-  pod = job_spec["template"]["spec"]
-  [container] = pod["containers"]
-  name, port = spec["metadata"]["name"], container["ports"][0]["containerPort"]
-  hosts = job_spec["parallelism"]
-  assert job_spec["completions"] == hosts
-  assert job_spec["completionMode"] == "Indexed"
-  assert f"--coordinator={name}-{workers['name']}-0-0.{name}:{port}" in container["command"]
-  assert f"--num_processes={hosts}" in container["command"]
-  assert "--process_id=$(JOB_COMPLETION_INDEX)" in container["command"]
-  chips = np.prod(
-    [int(x) for x in pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")]
-  )
-  assert chips == hosts * container["resources"]["limits"]["google.com/tpu"]
