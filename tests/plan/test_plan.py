@@ -69,11 +69,13 @@ def test_the_network_is_as_fast_as_its_links():
   assert topology.parse("gpu:h200x16").egress == 50e9
 
 
-@pytest.mark.slow
+def recorded():
+  return [json.loads(line) for line in PLANS.read_text().splitlines()]
+
+
 def test_the_papers_own_steps_are_as_expected():
-  plans = [json.loads(line) for line in PLANS.read_text().splitlines()]
   found = []
-  for plan in plans:
+  for plan in recorded():
     if plan["topology"]["name"] == "v3:8x8" and plan["network"]["name"] != "nfnet_f6":  # with SAM
       # 32 TPUv3 cores, 32 images each.
       seconds = roofline.step_time(plan["per_device"], topology.parse("v3:4x4"), "bfloat16")
@@ -83,13 +85,37 @@ def test_the_papers_own_steps_are_as_expected():
   assert len(found) >= 4
 
 
+def test_recorded_plans_follow_from_what_they_counted():
+  """With the figures of today's hardware, and of the program where one was compiled."""
+  compiled_plans = 0
+  for plan in recorded():
+    machine = topology.parse(plan["topology"]["name"])
+    counts, run_, network = plan["per_device"], plan["run"], plan["network"]
+    assert run_["images_per_device"] * machine.num_devices == run_["batch_size"]
+    assert network["parameters"] == counts["parameters"]
+    seconds = roofline.step_time(counts, machine, network["dtype"])
+    step, whole = plan["step_seconds"], plan["whole_run"]
+    bounds = [step[f"bound_by_{what}"] for what in ("compute", "memory", "network")]
+    assert bounds == pytest.approx([seconds.compute, seconds.memory, seconds.network])
+    assert step["expected"] == pytest.approx([seconds.low, seconds.high])
+    assert whole["hours"] == pytest.approx(
+      [run_["steps"] * each / 3600 for each in step["expected"]]
+    )
+    if compiled := plan["compiled"]:
+      compiled_plans += 1
+      memory = plan["topology"]["memory_per_device"]
+      assert compiled["fits"] == (compiled["peak"] <= memory)
+      assert compiled["all_reduced_bytes"] >= counts["reduced_bytes"]
+      assert compiled["arguments"] >= counts["state_bytes"]
+  assert compiled_plans >= 4
+
+
 @pytest.mark.slow
 def test_recorded_plans_are_what_a_plan_gives():
   result = plan_lib.plan(config("F0"), "v3:8x8", compiles=False)
-  recorded = [json.loads(line) for line in PLANS.read_text().splitlines()]
   [same] = [
     plan
-    for plan in recorded
+    for plan in recorded()
     if (plan["network"]["name"], plan["topology"]["name"]) == ("nfnet_f0", "v3:8x8")
   ]
   versions = {"versions": {}}
