@@ -119,7 +119,7 @@ def make_optimizer(
     schedule: learning rate as a function of the step.
     labels: from `param_labels`, of the parameters that are trained.
     multipliers: tree of numbers like the labels, by which the learning rate of each parameter is
-      multiplied, see `nfnet_jax.groups`; None for 1.
+      multiplied, see `nfnet_jax.models.groups`; None for 1.
 
   Returns:
     An optax transformation.

@@ -14,7 +14,7 @@ from nfnet_jax import config as config_lib
 
 # Sources of the training step; a change of these changes the program.
 _SOURCES = (
-  *("agc", "augment", "config", "data/batch", "data/normalize", "groups", "losses", "models"),
+  *("agc", "augment", "config", "data/batch", "data/normalize", "losses", "models"),
   *("ops", "optim", "sam", "seeds", "training", "plan/flops", "plan/program", "plan/compiler"),
 )
 # Keys that do not affect the step.

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import groups, models, optim
+from nfnet_jax import models, optim
+from nfnet_jax.models import groups
 from nfnet_jax.seeds import seeds_of
 from nfnet_jax.training import evaluate, step
 
@@ -25,7 +26,7 @@ class Run(NamedTuple):
     train_step, eval_step: the steps of one replica, see `nfnet_jax.training.step` and `evaluate`.
     eval_net: the network that `eval_step` applies.
     fold: standardises the weights once for all batches and returns the parameters for `eval_net`.
-    multipliers: multipliers of each parameter's learning rate, see `nfnet_jax.groups`.
+    multipliers: multipliers of each parameter's learning rate, see `nfnet_jax.models.groups`.
   """
 
   net: hk.TransformedWithState

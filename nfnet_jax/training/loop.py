@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import data, groups, weights
+from nfnet_jax import data, weights
 from nfnet_jax.config import extension
 from nfnet_jax.data import classes
 from nfnet_jax.data.batch import Batch
@@ -18,6 +18,7 @@ from nfnet_jax.distributed import agreement, failure
 from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.distributed.notice import Notice, termination_notice
 from nfnet_jax.errors import RequestError
+from nfnet_jax.models import groups
 from nfnet_jax.runs import best, checkpoint, curves, provenance
 from nfnet_jax.runs import metrics as metrics_lib
 from nfnet_jax.runs import record as record_lib

@@ -11,10 +11,11 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from nfnet_jax import agc, augment, groups, losses, optim, seeds
+from nfnet_jax import agc, augment, losses, optim, seeds
 from nfnet_jax.data import batch as batch_lib
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
+from nfnet_jax.models import groups
 from nfnet_jax.training import gradients, replicas
 from nfnet_jax.training.replicas import Metrics
 

@@ -9,8 +9,9 @@ import haiku as hk
 from etils import epath
 from ml_collections import ConfigDict
 
-from nfnet_jax import groups, models
+from nfnet_jax import models
 from nfnet_jax.errors import RequestError
+from nfnet_jax.models import groups
 from nfnet_jax.weights import fit
 from nfnet_jax.weights import overrides as overrides_lib
 from nfnet_jax.weights.entries import Stored, entries_of

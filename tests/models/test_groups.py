@@ -8,9 +8,10 @@ import optax
 import pytest
 
 from nfnet_jax import config as config_lib
-from nfnet_jax import groups, models, optim
+from nfnet_jax import models, optim
 from nfnet_jax.cli import config_file
 from nfnet_jax.errors import RequestError
+from nfnet_jax.models import groups
 
 HEAD = r"[^/]+/~/linear/[wb]"
 
