@@ -7,8 +7,8 @@ import math
 import pathlib
 import re
 import secrets
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
 
 from etils import epath
 
@@ -41,9 +41,32 @@ def write(contents: Mapping[pathlib.Path, bytes | bytearray]) -> None:
   try:
     _replace(contents)
   except (OSError, ValueError) as error:
-    kind = RunError if getattr(error, "errno", None) in _OF_THE_DISK else RequestError
-    reason = getattr(error, "strerror", None) or error
-    raise kind(f"cannot write {' and '.join(map(str, contents))}: {reason}.") from error
+    raise _failure(error, *contents) from error
+
+
+@contextlib.contextmanager
+def growing(path: pathlib.Path) -> Iterator[TextIO]:
+  """A text file that is written line by line, and appears complete at the end or not at all.
+
+  Raises:
+    RequestError, RunError: as `write`.
+  """
+  partial = _partial(path)
+  try:
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+      yield file
+    partial.replace(path)
+  except (OSError, ValueError) as error:
+    raise error if isinstance(error, RequestError) else _failure(error, path) from error
+  finally:
+    with contextlib.suppress(OSError, ValueError):
+      partial.unlink(missing_ok=True)
+
+
+def _failure(error: OSError | ValueError, *paths: pathlib.Path) -> RequestError | RunError:
+  kind = RunError if getattr(error, "errno", None) in _OF_THE_DISK else RequestError
+  reason = getattr(error, "strerror", None) or error
+  return kind(f"cannot write {' and '.join(map(str, paths))}: {reason}.")
 
 
 def replace(path: epath.Path | pathlib.Path, content: bytes | bytearray) -> None:
@@ -52,8 +75,7 @@ def replace(path: epath.Path | pathlib.Path, content: bytes | bytearray) -> None
 
 
 def _replace(contents: Mapping[Any, bytes | bytearray]) -> None:
-  # Random names are unique, and short enough for every file system.
-  partials = {path: path.with_name(f".{secrets.token_hex(8)}.partial") for path in contents}
+  partials = {path: _partial(path) for path in contents}
   try:
     for path, content in contents.items():
       partials[path].write_bytes(content)
@@ -64,6 +86,11 @@ def _replace(contents: Mapping[Any, bytes | bytearray]) -> None:
       with contextlib.suppress(OSError, ValueError):
         partial.unlink(missing_ok=True)
     raise
+
+
+def _partial(path: Any) -> Any:
+  """Where a file is until it is complete: a unique name, and short enough for every file system."""
+  return path.with_name(f".{secrets.token_hex(8)}.partial")
 
 
 def to_json(result: Any) -> str:
@@ -81,6 +108,11 @@ def _strict(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return [_strict(each) for each in value]
   if isinstance(value, str):
-    value = _ESCAPED.sub(lambda byte: chr(ord(byte[0]) - 0xDC00), value)
-    return value.encode(errors="replace").decode()
+    return text(value)
   return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def text(value: str) -> str:
+  """Valid Unicode: bytes of a file name that are not UTF-8 are decoded as Latin-1."""
+  value = _ESCAPED.sub(lambda byte: chr(ord(byte[0]) - 0xDC00), value)
+  return value.encode(errors="replace").decode()

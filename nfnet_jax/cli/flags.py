@@ -102,6 +102,7 @@ FLAGS: dict[str, dict[str, Key]] = {
     "features": Key(
       None, Path, "An .npz file to write pooled features to, instead of predicting classes."
     ),
+    "csv": Key(None, Path, "A file to write the predictions to as well, a row for each image."),
     "force": _FORCE,
   },
   "convert": {

@@ -4,7 +4,7 @@ import io
 import logging
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import haiku as hk
@@ -15,12 +15,16 @@ from nfnet_jax import inference, output
 from nfnet_jax.data import ahead, search
 from nfnet_jax.data import classes as classes_lib
 from nfnet_jax.errors import RequestError
+from nfnet_jax.inference import table
 
 log = logging.getLogger(__name__)
 
 # On a CPU, larger batches are slower and take more memory (experiments/speed/results.md). The value
 # for other devices is a guess.
 _BATCH_SIZE, _BATCH_SIZE_OF_OTHERS = {"cpu": 8}, 128
+
+
+Results = Iterator[tuple[str, np.ndarray | RequestError]]  # of images, by their paths
 
 
 class NotFiniteError(RequestError):
@@ -36,6 +40,7 @@ def run(
   top: int = 5,
   batch_size: int | None = None,
   features: str | None = None,
+  csv: str | None = None,
   force: bool = False,
   **overrides: Any,
 ) -> Iterator[dict[str, Any]]:
@@ -50,7 +55,8 @@ def run(
     batch_size: see `predict`; by default a good size for the device, at most the number of images.
     features: an `.npz` file for the pooled features `[images, C]` and the names of the `images`.
       Each given image has a row, even if it is given twice.
-    force: whether to replace that file.
+    csv: a file for the predictions as a table, see `table.keep`.
+    force: whether to replace these files.
     **overrides: as for `inference.load_network`.
 
   Yields:
@@ -68,33 +74,56 @@ def run(
   batch_size = batch_size or min(
     len(paths), _BATCH_SIZE.get(jax.default_backend(), _BATCH_SIZE_OF_OTHERS)
   )
-  if features:
-    features = os.path.expanduser(features)
-    output.check_free(pathlib.Path(features), force)
+  if features and csv:
+    raise RequestError("--csv is a table of classes, which --features leaves out: give only one.")
+  for path in filter(None, (features, csv)):
+    output.check_free(pathlib.Path(path).expanduser(), force)
   network = inference.load_network(weights, model, features=bool(features), **overrides)
   names = network.class_names
   if classes:
     names = classes_lib.read_list(os.path.expanduser(classes), network.num_classes)
-  done, num_errors, verb = [], 0, "read"
-  for path, result in predict(network, paths, batch_size):
+  results = predict(network, paths, batch_size)
+  if features:
+    yield from _features(results, pathlib.Path(features).expanduser())
+    return
+  top = min(top, network.num_classes)
+  lines = _lines(results, lambda path, row: {"image": path, "top": top_classes(row, top, names)})
+  yield from table.keep(lines, pathlib.Path(csv).expanduser(), top) if csv else lines
+
+
+def _features(results: Results, path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """Writes features; yields errors, and then what was written."""
+  done: list[tuple[str, np.ndarray]] = []
+  failure = None
+  try:
+    yield from _lines(results, lambda *row: done.append(row))
+  except RequestError as error:
+    failure = error
+  if done:
+    files, rows = zip(*done, strict=True)
+    content = io.BytesIO()
+    np.savez(content, images=np.array(files), features=np.stack(rows))
+    output.write({path: content.getvalue()})
+    yield {"features": str(path), "images": len(done)}
+  if failure:
+    raise failure
+
+
+def _lines(
+  results: Results, line: Callable[[str, np.ndarray], dict[str, Any] | None]
+) -> Iterator[dict[str, Any]]:
+  """What is printed of each image; at the end raises RequestError if there were errors."""
+  count, num_errors, verb = 0, 0, "read"
+  for path, result in results:
+    count += 1
     if isinstance(result, RequestError):
       num_errors += 1
       verb = "predicted" if isinstance(result, NotFiniteError) else verb
       yield {"image": path, "error": str(result)}
-    elif features:
-      done.append((path, result))
-    else:
-      yield {"image": path, "top": top_classes(result, top, names)}
-  if features and done:
-    files, rows = zip(*done, strict=True)
-    content = io.BytesIO()
-    np.savez(content, images=np.array(files), features=np.stack(rows))
-    output.write({pathlib.Path(features): content.getvalue()})
-    yield {"features": features, "images": len(done)}
+    elif found := line(path, result):
+      yield found
   if num_errors:
-    raise RequestError(
-      f"{num_errors} of {len(paths)} images could not be {verb}; see their errors."
-    )
+    raise RequestError(f"{num_errors} of {count} images could not be {verb}; see their errors.")
 
 
 def find_images(paths: Iterable[str | os.PathLike]) -> list[str]:
@@ -139,9 +168,7 @@ def _search(folder: str) -> search.Found:
   return found
 
 
-def predict(
-  network: inference.Network, paths: Sequence[str], batch_size: int
-) -> Iterator[tuple[str, np.ndarray | RequestError]]:
+def predict(network: inference.Network, paths: Sequence[str], batch_size: int) -> Results:
   """Applies the network to images in order, batch by batch.
 
   Other threads read the images some batches in advance (see `nfnet_jax.data.ahead`).

@@ -1,5 +1,6 @@
 """`predict` and `evaluate --weights` through the command line."""
 
+import csv
 import io
 import json
 import os
@@ -158,6 +159,34 @@ def test_names_and_features(weights, params, images, capsys, tmp_path):
   with np.load(out) as stored:  # a row for each
     assert stored["images"].tolist() == [image, image]
     assert stored["features"].shape == (2, 512)
+
+
+def test_a_table_of_predictions(weights, images, capsys, tmp_path):
+  (tmp_path / 'no, "image".png').write_text("")
+  path, paths = tmp_path / "p.csv", [str(images / "a.png"), str(tmp_path / 'no, "image".png')]
+  names = tmp_path / "names.txt"
+  names.write_text("\n".join(f"class, {i}" for i in range(10)))
+  options = [f"--csv={path}", "--top=2", f"--classes={names}"]
+  assert main(words(weights, *options, *paths)) == 2  # one is no image
+  good, bad = lines(capsys)
+  with open(path, newline="", encoding="utf-8") as file:
+    first, second = csv.DictReader(file)
+  assert (first["image"], second["image"]) == tuple(paths)
+  assert (first["error"], second["error"]) == ("", bad["error"])
+  for rank, each in enumerate(good["top"], 1):
+    assert first[f"name_{rank}"] == each["name"] == f"class, {each['class']}"
+    assert int(first[f"class_{rank}"]) == each["class"]
+    assert float(first[f"probability_{rank}"]) == each["probability"]
+  assert second["class_1"] == ""
+  assert len(first) == len(second) == 2 + 3 * 2
+  before = path.read_bytes()
+  for others, said in ((options, "exists"), ([*options, "--features=f"], "give only one")):
+    assert main(words(weights, *others, paths[0])) == 2
+    assert said in capsys.readouterr().err
+  assert path.read_bytes() == before
+  assert main(words(weights, *options, "--force", paths[0])) == 0
+  assert len(path.read_text().splitlines()) == 2
+  assert sorted(tmp_path.iterdir()) == sorted([path, names, tmp_path / 'no, "image".png'])
 
 
 def test_what_is_no_image_is_named_and_the_others_are_predicted(weights, images, capsys, tmp_path):
