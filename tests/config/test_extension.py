@@ -22,6 +22,7 @@ def test_a_run_that_is_made_longer_twice():
   assert extension.is_extension(second, first)
   assert not extension.is_extension(second, second)
   assert not extension.is_extension(run_of(12), first)
+  assert not extension.is_extension(run_of(12, former_steps=(4, 8)), first)
   third = extension.extended(run_of(20), second, [12])
   assert tuple(third.former_steps) == (8, 12)
   assert extension.is_extension(third, second)
