@@ -21,6 +21,7 @@ MODELS = {
   "nf_resnet50": SMALL,
   "nf_regnet_b0": SMALL | {"widths": (16, 24)},
   "resnet50": SMALL,
+  "nf_ecaresnet26": SMALL | {"stem_width": 8},
 }
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 

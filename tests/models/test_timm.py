@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import nfnet_jax
-from nfnet_jax import models
+from nfnet_jax import models, optim
 from nfnet_jax.data.normalize import normalize
 from nfnet_jax.errors import RequestError
 from nfnet_jax.models import timm_variants
@@ -16,6 +16,11 @@ from tests import golden
 
 NETWORKS = golden.load_json("timm_networks.json.gz")
 SEEDED = ("test_nfnet", "nfnet_l0", "eca_nfnet_l0", "nf_resnet50", "nf_seresnet50")
+# Each of the others differs from one of these, or from a faster one, in its table alone.
+SHAPED = (
+  *("nfnet_l0", "eca_nfnet_l1", "eca_nfnet_l2", "nfnet_f0", "nf_seresnet50", "nf_ecaresnet50"),
+  *(f"nf_regnet_b{k}" for k in range(6)),
+)
 # Small ones of the other kinds: an NF-RegNet, an NF-ResNet with ECA, an NFNet with GELU.
 TINY = {
   "nf_regnet_b0": {"widths": (24, 56), "depths": (1, 2), "stem_width": 24, "final_width": 32},
@@ -39,6 +44,10 @@ def shapes_of(name, num_classes=1000, **overrides):
   params, _ = init_shapes(name, num_classes, **overrides)
   zeros = {name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in params.items()}
   return {name: list(leaf.shape) for name, leaf in to_timm(zeros).items()}
+
+
+def entries_of(shapes):
+  return {name: Entry(tuple(shape), "float32", None) for name, shape in shapes.items()}
 
 
 def params_of(shapes):
@@ -69,23 +78,17 @@ def test_all_of_timms_networks_are_here():
   assert sorted(ours(name) for name in NETWORKS) == sorted(timm_variants.VARIANTS)
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    *("test_nfnet", "eca_nfnet_l0", "nf_resnet50", "nf_seresnet26"),
-    *(
-      pytest.param(name, marks=pytest.mark.slow)
-      for name in NETWORKS
-      if name not in ("test_nfnet", "eca_nfnet_l0", "nf_resnet50", "nf_seresnet26")
-    ),
-  ],
-)
-def test_every_name_and_shape_and_how_images_are_cropped(name):
-  record = NETWORKS[name]
-  assert shapes_of(ours(name)) == record["shapes"]
-  entries = {name: Entry(tuple(shape), "float32", None) for name, shape in record["shapes"].items()}
-  assert fitting_models(from_timm(entries)) == [ours(name)]  # a file finds its network by itself
-  spec, theirs = models.get_spec(ours(name)), record["images"]
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_table_is_timms(name):
+  record, spec = NETWORKS[name], models.get_spec(ours(name))
+  shapes, kwargs = record["shapes"], spec.kwargs
+  ends = [key.split(".")[1] for key in shapes if key.endswith("conv3.weight")]
+  assert kwargs["depths"] == tuple(ends.count(str(stage)) for stage in range(4))
+  widths = [shapes[f"stages.{stage}.0.conv3.weight"][0] for stage in range(4)]
+  assert kwargs["widths"] == tuple(widths)
+  assert kwargs["stem_width"] == shapes["stages.0.0.conv1.weight"][1]
+  assert kwargs.get("final_width", 0) == shapes.get("final_conv.weight", [0])[0]
+  theirs = record["images"]
   size, crop = theirs["input_size"][1], theirs["crop_pct"]
   assert spec.train_size == size
   if theirs["test_input_size"]:
@@ -98,11 +101,39 @@ def test_every_name_and_shape_and_how_images_are_cropped(name):
   np.testing.assert_allclose(normalize(pixels, **spec.normalization)[0, 0, 0], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+  "name",
+  [
+    *("test_nfnet", "eca_nfnet_l0", "nf_resnet50", "nf_seresnet26"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in SHAPED),
+  ],
+)
+def test_every_name_and_shape(name):
+  shapes = NETWORKS[name]["shapes"]
+  assert shapes_of(ours(name)) == shapes
+  assert fitting_models(from_timm(entries_of(shapes))) == [
+    ours(name)
+  ]  # a file finds its network by itself
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_labels_are_total(name):
+  """Of the recorded names; that ours are these is `test_every_name_and_shape`."""
+  params = unflatten(from_timm(entries_of(NETWORKS[name]["shapes"])))
+  labels = optim.param_labels(params)
+  heads = [module for module in labels if optim.HEAD in labels[module].values()]
+  assert heads == ["NormFreeNet/~/linear"]
+  weights = [
+    name for leaves in labels.values() for name, label in leaves.items() if label == "weight"
+  ]
+  assert set(weights) == {"w"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEEDED)
 def test_logits_and_features_are_timms(name):
   params = params_of(NETWORKS[name]["shapes"])
-  body = {module: leaves for module, leaves in params.items() if "/~/linear" not in module[-9:]}
+  body = {name: leaves for name, leaves in params.items() if name != "NormFreeNet/~/linear"}
   record = golden.load_npz(f"timm_{name}_seeded.npz")
   for height, width in ((96, 96), (75, 53)):
     images = golden.timm_images(height, width)
@@ -118,6 +149,13 @@ def test_logits_of_the_other_kinds(name):
   expected = golden.load_npz("timm_tiny_families.npz")[name]
   logits = run(tiny(name), tiny_params(name), golden.timm_images(33, 46))  # odd and even
   np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("channels", "inner"), [(44, 16), (52, 16), (80, 24), (100, 24)])
+def test_inner_channels_are_multiples_of_8(channels, inner):
+  """As timm's `make_divisible` gives them for a quarter of the channels."""
+  shapes = shapes_of("timm_nf_resnet50", 5, widths=(channels,), depths=(1,))
+  assert shapes["stages.0.0.conv1.weight"] == [inner, 64, 1, 1]
 
 
 def test_folded_weights_give_the_same_logits():
