@@ -9,9 +9,8 @@ them. Two transfers with `nfnet_micro`, each by `experiments/finetune.py` as it 
   digits   scikit-learn's digits to all ten classes of Fashion-MNIST, 50 images each
 
 The seed chooses the 50 images and is that of the run; 200 other images of every class are for
-testing. From scratch means the same config, images, steps and seed without weights, at each of
-`RATES` times the learning rate; the best of them on the test images counts. Existing runs in WORK
-are not repeated.
+testing. From scratch means the same config, images, steps and seed without weights. Accuracy is
+that of the EMA weights. Runs that WORK has are not repeated.
 """
 
 import argparse
@@ -25,11 +24,11 @@ from etils import epath
 from PIL import Image
 
 from nfnet_jax import config as config_lib
+from nfnet_jax.cli import config_file
 from nfnet_jax.runs import metrics
 from nfnet_jax.training import loop
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1]
-RATES = (1.0, 3.0)
 SEEDS = (0, 1, 2)
 NUM_TEST = 200
 
@@ -96,22 +95,17 @@ def compare(name, weights, work, fashion, classes, seed):
   config = runpy.run_path(str(EXPERIMENTS / "finetune.py"))["get_config"]()
   config.seed, config.data.dir, config.init.weights = seed, str(data), str(weights)
   tuned, _ = accuracy(work / f"{name}-{seed}-tuned", config)
-  resolved = config_lib.load(epath.Path(work / f"{name}-{seed}-tuned/config.json"))
-  scratch = []
-  for rate in RATES:
-    config = resolved.copy_and_resolve_references()
-    with config.unlocked():
-      config.init.weights = config.init.head = None
-      config.optimizer.learning_rate = rate * config.optimizer.learning_rate
-    scratch.append(accuracy(work / f"{name}-{seed}-scratch-{rate:g}", config)[0])
+  config = config_file.read(str(work / f"{name}-{seed}-tuned/config.json"))
+  config.init.weights = config.init.head = None
+  scratch, _ = accuracy(work / f"{name}-{seed}-scratch", config)
   return {
     "transfer": name,
     "seed": seed,
-    "steps": resolved.steps,
-    "batch_size": resolved.batch_size,
+    "steps": config.steps,
+    "batch_size": config.batch_size,
     "fine_tuned": tuned,
-    **{f"scratch_rate_x{rate:g}": top1 for rate, top1 in zip(RATES, scratch, strict=True)},
-    "points_better": round(100 * (tuned - max(scratch)), 2),
+    "scratch": scratch,
+    "points_better": round(100 * (tuned - scratch), 2),
   }
 
 

@@ -1,5 +1,6 @@
 """From a weights file and a folder of photographs to a network that knows them."""
 
+import json
 import pathlib
 import shutil
 
@@ -83,7 +84,7 @@ def test_the_file_says_what_network_it_is(file):
 
 
 @pytest.mark.slow
-def test_a_file_and_a_folder_are_all_it_needs(file, photos, tmp_path, monkeypatch):
+def test_a_file_and_a_folder_are_all_it_needs(file, photos, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   words = command(file, photos, "", steps=60)
   words.remove("--workdir=")
@@ -94,6 +95,12 @@ def test_a_file_and_a_folder_are_all_it_needs(file, photos, tmp_path, monkeypatc
   assert last["ema_top1"] > 0.9
   config = config_lib.load(epath.Path(workdir) / "config.json")
   assert (config.batch_size, config.data.train_size, config.ema_decay) == (16, 32, 0.833333)
+  capsys.readouterr()
+  assert main(["evaluate", f"--workdir={workdir}"]) == 0
+  found = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert (found["examples"], found["ema_top1"]) == (12, last["ema_top1"])
+  assert main(["evaluate", f"--workdir={workdir}", "--split=train"]) == 2
+  assert "the run held out its test images" in capsys.readouterr().err
 
 
 @pytest.mark.slow
