@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from nfnet_jax import data, groups
+from nfnet_jax import data
+from nfnet_jax.models import groups
 from nfnet_jax.runs import provenance
 
 log = logging.getLogger(__name__)
