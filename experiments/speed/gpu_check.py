@@ -32,6 +32,7 @@ from nfnet_jax.benchmark import synthetic
 from nfnet_jax.cli import config_file
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.models import layers
+from nfnet_jax.ops.conv import plain
 from nfnet_jax.training import parallel
 from nfnet_jax.training.build import build
 
@@ -85,13 +86,6 @@ def convolutions(model, pixels):
 
 def check_convolutions(model, pixels):
   """Largest error of value and gradients over all convolutions, of each one's largest value."""
-
-  def plain(x, w, *, stride=1, groups=1):
-    return jax.lax.conv_general_dilated(
-      *(x, w, (stride, stride), "SAME"),
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-      feature_group_count=groups,
-    )
 
   def value_and_gradients(conv, kwargs, x, w, cotangent):
     out, pull_back = jax.vjp(functools.partial(conv, **kwargs), x, w)
