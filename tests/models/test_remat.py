@@ -42,6 +42,7 @@ def small(name, remat, depths=(3, 1), dtype=jnp.float32):
   return params, loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_and_state_stay_the_same(name):
   # In float64, where the order of sums does not hide what is wrong.
@@ -85,6 +86,7 @@ def test_equal_blocks_are_one_loop():
   assert count("none", 3) < count("none", 9)
 
 
+@pytest.mark.slow
 def test_a_step_in_parts_stays_the_same():
   states = []
   for remat in ("none", "stage"):
