@@ -72,7 +72,7 @@ def modules_with_examples():
       yield pytest.param(name, docstrings(path).count(">>> "), id=name, marks=marks)
 
 
-@pytest.mark.parametrize(("name", "examples"), modules_with_examples())
+@pytest.mark.parametrize(("name", "examples"), list(modules_with_examples()))
 def test_examples_of_docstrings_run(name, examples):
   outcome = doctest.testmod(importlib.import_module(name))
   assert (outcome.failed, outcome.attempted) == (0, examples)
