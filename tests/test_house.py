@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import nfnet_jax
 from nfnet_jax import config as config_lib
 from nfnet_jax import models
 from nfnet_jax.cli import config_file
@@ -147,6 +148,17 @@ def test_imports_know_no_circle():
   """Not between files either; the package itself, whose version others read, imports no room."""
   order = graphlib.TopologicalSorter({name: GRAPH[name] - {""} for name in GRAPH if name})
   assert len([*order.static_order()]) > 100
+
+
+def test_what_is_imported_from_the_package_itself_is_there():
+  """Type checkers do not see it: `__getattr__` could give any name."""
+  names = {
+    each.removeprefix("nfnet_jax.")
+    for path in FILES
+    for each in imports_of(path)
+    if each.startswith("nfnet_jax.") and not module_of(each)
+  }
+  assert names <= {*nfnet_jax.__all__, "__version__"}
 
 
 def test_nothing_imports_tests_or_experiments():

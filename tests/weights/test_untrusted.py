@@ -239,7 +239,7 @@ def test_leaves_do_not_take_more_than_their_file_can_mean(params, tmp_path):
   path.write_bytes(b"x" * 1000)
   stored = Stored(path, "pytorch", {}, {})
   wanted, _ = init_shapes("nfnet_micro", 10, widths=(16384,), depths=(1,))
-  with pytest.raises(RequestError, match="has 1000 bytes, and its leaves would take"):
+  with pytest.raises(RequestError, match="has 1000 bytes and its leaves would take"):
     fit.check_memory(stored, wanted)
   fit.check_memory(stored, init_shapes("nfnet_micro", 10, **TINY)[0])
 

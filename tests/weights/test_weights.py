@@ -100,7 +100,7 @@ def test_other_floats_are_widened_or_shown_to_fit(params, dtype, tmp_path):
 def test_no_digit_is_lost(params, tmp_path):
   leaves = flatten(params) | {W: flatten(params)[W] * np.float64(1 + 1e-12)}
   write_npz(tmp_path / "f", leaves)
-  assert f"{W} is float64 with more digits than float32 holds" in refusal(tmp_path / "f")
+  assert f"{W} is float64 with more digits than float32 can hold" in refusal(tmp_path / "f")
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int8", "complex64", "bool"])
