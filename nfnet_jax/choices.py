@@ -8,5 +8,6 @@ NUMERICS = ("published", "timm")
 # "stage" keeps the input of each stage, and while a stage is recomputed, the inputs of its blocks,
 # for about two thirds more work.
 REMAT = ("none", "block", "stage")
+LOSSES = ("softmax", "sigmoid")
 CLIPPERS = ("agc", "global_norm", "none")
-TEST_METRICS = ("ema_top1", "top1", "ema_top5", "top5", "ema_loss", "loss")
+TEST_METRICS = ("ema_top1", "top1", "ema_top5", "top5", "ema_f1", "f1", "ema_loss", "loss")

@@ -75,3 +75,36 @@ def test_the_likeliest_of_several_right_classes_stands_for_all():
     expected = np.take_along_axis(right, guesses, 1)[:, :k].any(1)
     np.testing.assert_array_equal(losses.top_k_correct(logits, label, k), expected)
     assert 0 < expected.mean() < 1 or k == 5
+
+
+def test_sigmoids_give_the_mean_over_classes():
+  rng = np.random.default_rng(0)
+  logits, targets = rng.standard_normal((6, 4)) * 3, rng.random((6, 4))
+  p = 1 / (1 + np.exp(-logits))
+  expected = -np.mean(targets * np.log(p) + (1 - targets) * np.log(1 - p), axis=1)
+  loss = losses.sigmoid_cross_entropy(jnp.asarray(logits), jnp.asarray(targets))
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  narrow = losses.sigmoid_cross_entropy(jnp.full((1, 2), 100, jnp.bfloat16), jnp.ones((1, 2)))
+  assert (narrow.dtype, float(narrow[0])) == (jnp.float32, 0.0)
+
+
+def test_a_single_label_is_the_row_of_one_correct_class():
+  labels = jnp.arange(5)
+  rows = jax.nn.one_hot(labels, 5, dtype=bool)
+  np.testing.assert_array_equal(
+    losses.soft_labels(rows, 5, 0.1), losses.soft_labels(labels, 5, 0.1)
+  )
+  logits = jax.random.normal(jax.random.key(0), (5, 5))
+  for k in (1, 2):
+    of_rows = losses.top_k_correct(logits, rows, k)
+    np.testing.assert_array_equal(of_rows, losses.top_k_correct(logits, labels, k))
+  nothing = jnp.zeros((5, 5), bool)
+  np.testing.assert_array_equal(losses.top_k_correct(logits, nothing, 5), np.zeros(5))
+
+
+def test_f1_counts_what_is_predicted_and_correct():
+  logits = jnp.array([[1.0, 2.0, -1.0], [0.0, -1.0, 3.0], [-1.0, -1.0, -1.0]])
+  right = jnp.array([[True, False, True], [True, False, True], [False, False, False]])
+  hits, marks = losses.f1_counts(logits, right)
+  np.testing.assert_array_equal(hits, [1, 1, 0])
+  np.testing.assert_array_equal(marks, [4, 3, 0])

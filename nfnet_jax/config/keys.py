@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nfnet_jax import seeds
-from nfnet_jax.choices import ACTIVATIONS, CLIPPERS, DTYPES, NUMERICS, REMAT, TEST_METRICS
+from nfnet_jax.choices import ACTIVATIONS, CLIPPERS, DTYPES, LOSSES, NUMERICS, REMAT, TEST_METRICS
 from nfnet_jax.config.values import Key, Path, Rates, problem
 from nfnet_jax.data import formats
 
@@ -157,6 +157,12 @@ KEYS: dict[str, Key] = {
     20,
     "Magnitude of RandAugment's operations. By default that of the network's paper.",
   ),
+  "loss": _choice(
+    "softmax",
+    LOSSES,
+    "Cross-entropy of one softmax over all classes, or of a sigmoid for each class (the mean over "
+    "classes), for images with any number of correct labels.",
+  ),
   "label_smoothing": _share(0.1, "Probability that label smoothing spreads over all classes."),
   "ema_decay": _share(0.99999, "Final decay of the EMA weights."),
   "optimizer.learning_rate_per_256": _number(
@@ -228,4 +234,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
   wrong = [*filter(None, (problem(name, KEYS[name], value) for name, value in known.items()))]
   if "patience" in known and "keep_best" not in known:
     wrong.append(f"patience={known['patience']} needs keep_best: name a metric.")
+  by_f1 = str(known.get("keep_best")).endswith("f1")
+  if by_f1 and known.get("loss", "softmax") == "softmax":
+    wrong.append(f"keep_best={known['keep_best']!r} needs loss='sigmoid': name another metric.")
   return wrong

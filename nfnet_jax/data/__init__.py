@@ -46,7 +46,7 @@ class DatasetInfo(NamedTuple):
     class_names: `num_classes` names, in the order of the labels.
     num_train: number of training examples.
     num_test: number of test examples.
-    several_right: whether an image may have several correct labels; such a set is only for testing.
+    several_right: whether an image may have several correct labels, or none.
     fingerprint: digest of the names of the images in their order; "" if unknown.
   """
 
@@ -81,7 +81,7 @@ def describe(
     class_names=test.class_names,
     num_train=sum(source.num_examples for source in train),
     num_test=test.num_examples,
-    several_right=test.several_right,
+    several_right=any(source.several_right for source in (*train, test)),
     fingerprint=" ".join(source.fingerprint for source in (*train, test)),
   )
 

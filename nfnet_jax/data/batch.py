@@ -18,8 +18,8 @@ class Batch(NamedTuple):
   Attributes:
     images: `[N, H, W, 3]` pixel values 0..255; uint8 for training. For testing, float32 values that
       keep the overshoot of the interpolation, as in the published evaluation.
-    labels: `[N]` int32 class indices; or `[N, num_classes]` bool, for test sets with any number of
-      correct labels per image.
+    labels: `[N]` int32 class indices; or `[N, num_classes]` bool, for data sets with any number of
+      correct labels per image. With softmax cross-entropy, these are for testing only.
     mask: `[N]` float32, 1 for an example and 0 for padding.
   """
 

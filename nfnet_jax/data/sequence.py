@@ -2,6 +2,7 @@
 
 import functools
 import io
+import operator
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,7 +38,8 @@ def from_arrays(images: Any, labels: Any, class_names: Sequence[str] | None = No
 
   Args:
     images: `[N, H, W, 3]` or `[N, H, W]` uint8.
-    labels: `[N]` class indices.
+    labels: `[N]` class indices; or `[N, num_classes]` bool, True for all correct labels of an
+      image, for training with `config.loss = "sigmoid"`.
     class_names: in the order of the labels. Unless given, they are the numbers from 0 to the
       largest label; give them where the test set may lack the last class.
 
@@ -53,16 +55,27 @@ def from_arrays(images: Any, labels: Any, class_names: Sequence[str] | None = No
       f"images are {images.dtype}{list(images.shape)}: give uint8 [N, H, W, 3] or [N, H, W], with "
       "pixel values 0..255."
     )
-  if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+  several = labels.ndim == 2 and labels.dtype == bool
+  is_single = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+  if labels.shape[:1] != images.shape[:1] or not (several or is_single):
     raise RequestError(
       f"labels are {labels.dtype}{list(labels.shape)} for {len(images)} images: give one integer "
-      "an image."
+      "an image, or bool [N, num_classes]."
     )
   if class_names is None:
-    class_names = [str(label) for label in range(int(labels.max(initial=-1)) + 1)]
+    count = labels.shape[1] if several else int(labels.max(initial=-1)) + 1
+    class_names = [str(label) for label in range(count)]
+  if several and labels.shape[1] != len(class_names):
+    raise RequestError(
+      f"labels are bool{list(labels.shape)} for {len(class_names)} class_names: give a name for "
+      "each column."
+    )
   wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
-  if wrong.size:
-    raise RequestError(_not_a_class(int(wrong[0]), labels[wrong[0]], len(class_names)))
+  if wrong.size and not several:
+    raise RequestError(
+      f"example {wrong[0]} has label {labels[wrong[0]]}, but labels are 0 to "
+      f"{len(class_names) - 1}."
+    )
   return from_sequence(_Pairs(images, labels), class_names)
 
 
@@ -75,7 +88,9 @@ def from_sequence(examples: Any, class_names: Sequence[str] | None = None) -> "S
 
   Args:
     examples: `examples[i]` for `0 <= i < len(examples)` is a pair of an image, either an array
-      (`[H, W, 3]` or `[H, W]` uint8) or a PIL image, and a class index.
+      (`[H, W, 3]` or `[H, W]` uint8) or a PIL image, and a class index. Instead of the index, it
+      may be `[num_classes]` numbers or bools, 1 for each correct label and else 0, for training
+      with `config.loss = "sigmoid"`; the first example decides.
     class_names: in the order of the labels. Unless given, `examples.classes`, as torchvision's data
       sets have it.
 
@@ -83,8 +98,8 @@ def from_sequence(examples: Any, class_names: Sequence[str] | None = None) -> "S
     A split for `nfnet_jax.training.fit`.
 
   Raises:
-    RequestError: if there is no example or there are no class names. What is wrong with an example
-      is found when it is read.
+    RequestError: if there is no example, the first cannot be read, or there are no class names.
+      What is wrong with another example is found when it is read.
   """
   class_names = getattr(examples, "classes", None) if class_names is None else class_names
   if not class_names:
@@ -95,10 +110,16 @@ def from_sequence(examples: Any, class_names: Sequence[str] | None = None) -> "S
   from nfnet_jax.data.source import Source
 
   turn = threading.Lock()
+  try:
+    several = np.ndim(examples[0][1]) > 0
+  except Exception as error:
+    raise RequestError(
+      f"example 0 cannot be read ({type(error).__name__}: {error}). Mend it, or leave it out."
+    ) from error
 
   @functools.lru_cache(_RECENT)
   def example(index: int) -> Example:
-    return _example(examples, index, len(class_names))
+    return _example(examples, index, len(class_names), several)
 
   def read(index: np.ndarray) -> Example:
     with turn:
@@ -115,7 +136,8 @@ def from_sequence(examples: Any, class_names: Sequence[str] | None = None) -> "S
     return tf.ensure_shape(content, ())
 
   def label(record: tuple[tf.Tensor, ...]) -> tf.Tensor:
-    return tf.ensure_shape(tf.numpy_function(lambda i: read(i).label, record, tf.int32), ())
+    dtype, shape = (tf.bool, (len(class_names),)) if several else (tf.int32, ())
+    return tf.ensure_shape(tf.numpy_function(lambda i: read(i).label, record, dtype), shape)
 
   return Source(
     num_examples=len(examples),
@@ -126,6 +148,7 @@ def from_sequence(examples: Any, class_names: Sequence[str] | None = None) -> "S
     locate=lambda record: tf.strings.join(["example ", tf.strings.as_string(record[0])]),
     files=(),
     remedy="Mend or leave out such examples.",
+    several_right=several,
   )
 
 
@@ -138,33 +161,47 @@ class _Pairs:
   def __len__(self) -> int:
     return len(self._images)
 
-  def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-    return self._images[index], int(self._labels[index])
+  def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
+    return self._images[index], self._labels[index]
 
 
-def _example(examples: Any, index: int, num_classes: int) -> Example:
+def _example(examples: Any, index: int, num_classes: int, several: bool) -> Example:
   """Reads an example; anything wrong with it is a RequestError."""
   try:
     image, label = examples[index]
-    label = int(label)
+    label = _correct_labels(label, num_classes) if several else _class(label, num_classes)
     if not isinstance(image, Image.Image):
       image = _picture(np.asarray(image))
     content = io.BytesIO()
     # A PNG without compression costs little, and gives the same pixels back.
     picture = image if image.mode in _PNG_MODES else image.convert("RGB")
     picture.save(content, "PNG", compress_level=0)
+  except RequestError:
+    raise
   except Exception as error:
     raise RequestError(f"it cannot be read ({type(error).__name__}: {error})") from error
+  return Example(content.getvalue(), label)
+
+
+def _class(label: Any, num_classes: int) -> np.ndarray:
+  label = operator.index(label)
   if not 0 <= label < num_classes:
-    raise RequestError(_not_a_class(index, label, num_classes))
-  return Example(content.getvalue(), np.asarray(label, np.int32))
+    raise RequestError(f"it has label {label}, but labels are 0 to {num_classes - 1}.")
+  return np.asarray(label, np.int32)
+
+
+def _correct_labels(found: Any, num_classes: int) -> np.ndarray:
+  """`[num_classes]` bool."""
+  label = np.asarray(found)
+  if label.shape != (num_classes,) or not np.isin(label, (0, 1)).all():
+    raise RequestError(
+      f"it has the labels {label.dtype}{list(label.shape)}: give a 0 or 1 for each of the "
+      f"{num_classes} classes."
+    )
+  return label.astype(bool)
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:
   if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
     raise ValueError(f"{pixels.dtype}{list(pixels.shape)} is not uint8 [H, W, 3] or [H, W]")
   return Image.fromarray(pixels)
-
-
-def _not_a_class(index: int, label: int, num_classes: int) -> str:
-  return f"example {index} has label {label}, but labels are 0 to {num_classes - 1}."

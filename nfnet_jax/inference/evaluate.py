@@ -81,7 +81,10 @@ def evaluate_workdir(
   net = _giving(net, logits, num_classes)
   eval_step = parallel.map_eval_step(
     make_eval_step(
-      net, num_classes=num_classes, normalization=models.get_spec(config.model.name).normalization
+      net,
+      num_classes=num_classes,
+      loss=config.loss,
+      normalization=models.get_spec(config.model.name).normalization,
     )
   )
   batches = data.test_batches(
@@ -169,7 +172,10 @@ def evaluate_weights(
   net = _giving(network.net, logits, network.num_classes)
   eval_step = parallel.map_eval_step(
     make_eval_step(
-      net, num_classes=len(logits), normalization=models.get_spec(network.model).normalization
+      net,
+      num_classes=len(logits),
+      loss=network.loss,
+      normalization=models.get_spec(network.model).normalization,
     )
   )
   batches = data.test_batches(

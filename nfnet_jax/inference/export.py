@@ -59,8 +59,8 @@ def export(
 
   Returns:
     `out`, `about` (the name of `OUT.json`), `bytes`, and the contents of `OUT.json`: `model`,
-    `num_classes`, `class_names` (None if unknown), `size`, `padding` and `resize` (see
-    `nfnet_jax.data.preprocess`) and `sha256` of `out`.
+    `num_classes`, `class_names` (None if unknown), `loss` (see `inference.Network`), `size`,
+    `padding` and `resize` (see `nfnet_jax.data.preprocess`) and `sha256` of `out`.
 
   Raises:
     RunError: if the disk is full.
@@ -85,6 +85,7 @@ def export(
     "model": network.model,
     "num_classes": network.num_classes,
     "class_names": network.class_names,
+    "loss": network.loss,
     **network.preprocessing._asdict(),
     "sha256": hashlib.sha256(content).hexdigest(),
   }

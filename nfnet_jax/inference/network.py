@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import haiku as hk
 import jax
 
-from nfnet_jax import models, weights
+from nfnet_jax import losses, models, weights
 from nfnet_jax.data import classes as classes_lib
 from nfnet_jax.data import normalize as normalize_lib
 from nfnet_jax.data.preprocess import Preprocessing
@@ -30,6 +30,8 @@ class Network(NamedTuple):
     normalize: maps pixel values to the network's input.
     class_names: the names of the classes in the training data, in the order of the logits; ImageNet
       synsets for the published networks; None if unknown.
+    loss: with "softmax", the probabilities of classes are the softmax of the logits; with
+      "sigmoid", the sigmoid of each.
   """
 
   model: str
@@ -40,6 +42,7 @@ class Network(NamedTuple):
   preprocessing: Preprocessing
   normalize: Callable[[Any], jax.Array]
   class_names: tuple[str, ...] | None = None
+  loss: str = "softmax"
 
 
 def load_network(
@@ -75,14 +78,15 @@ def load_network(
     raise RequestError(f"{path} holds a network without a classifier: ask for features instead.")
   spec = models.get_spec(model)
   preprocessing = _preprocessing(spec, stored.metadata, size)
-  names = _class_names(stored, classes)
+  names, loss = _class_names(stored, classes), _loss(stored)
   params, state = weights.load_stored(stored, model, num_classes=classes, **overrides)
   net, fold = models.create_folded(model, 0 if features else classes, **overrides)
 
   def normalize(images: Any) -> jax.Array:
     return normalize_lib.normalize(images, **spec.normalization)
 
-  return Network(model, classes, net, fold(params), state, preprocessing, normalize, names)
+  folded = fold(params)
+  return Network(model, classes, net, folded, state, preprocessing, normalize, names, loss)
 
 
 def _preprocessing(spec: models.ModelSpec, said: dict[str, str], size: int | None) -> Preprocessing:
@@ -92,6 +96,16 @@ def _preprocessing(spec: models.ModelSpec, said: dict[str, str], size: int | Non
   except (ValueError, TypeError) as error:
     raise RequestError(f"the weights file has damaged metadata: {error}.") from error
   return found._replace(size=found.size if size is None else size).checked()
+
+
+def _loss(stored: weights.Stored) -> str:
+  loss = stored.metadata.get("loss", "softmax")
+  if loss not in losses.LOSSES:
+    raise RequestError(
+      f"{stored.path} has metadata with the unknown loss={loss!r:.80}: it must be one of "
+      f"{', '.join(losses.LOSSES)}."
+    )
+  return loss
 
 
 def _class_names(stored: weights.Stored, num_classes: int) -> tuple[str, ...] | None:

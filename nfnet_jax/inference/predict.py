@@ -87,7 +87,11 @@ def run(
     yield from _features(results, pathlib.Path(features).expanduser())
     return
   top = min(top, network.num_classes)
-  lines = _lines(results, lambda path, row: {"image": path, "top": top_classes(row, top, names)})
+
+  def line(path: str, row: np.ndarray) -> dict[str, Any]:
+    return {"image": path, "top": top_classes(row, top, names, network.loss)}
+
+  lines = _lines(results, line)
   yield from table.keep(lines, pathlib.Path(csv).expanduser(), top) if csv else lines
 
 
@@ -201,16 +205,28 @@ def predict(network: inference.Network, paths: Sequence[str], batch_size: int) -
       yield path, errors[i] if i in errors else results[i]
 
 
-def top_classes(logits: np.ndarray, k: int, names: Sequence[str] | None) -> list[dict]:
+def top_classes(
+  logits: np.ndarray, k: int, names: Sequence[str] | None, loss: str = "softmax"
+) -> list[dict]:
   """The `k` most probable classes of `[num_classes]` logits, most probable first.
+
+  Args:
+    logits: of one image.
+    k: number of classes.
+    names: the names of all classes, if known.
+    loss: that of the training, see `inference.Network`. With "sigmoid", each class has a
+      probability of its own, and their sum is not 1.
 
   Returns:
     The `class` (its index), `name` if names are known, and `probability` of each. If the names are
     ImageNet synsets, `name` is the readable name and `synset` the synset.
   """
-  weights = np.exp(logits - np.max(logits))
-  probabilities = weights / weights.sum()
-  order = np.argsort(-probabilities, kind="stable")[:k]
+  if loss == "sigmoid":
+    probabilities = np.exp(-np.logaddexp(0, -logits))
+  else:
+    weights = np.exp(logits - np.max(logits))
+    probabilities = weights / weights.sum()
+  order = np.argsort(-logits, kind="stable")[:k]  # Large logits may all have the probability 1.
   return [
     {"class": int(i), **(_named(names[i]) if names else {}), "probability": float(p)}
     for i, p in zip(order, probabilities[order], strict=True)

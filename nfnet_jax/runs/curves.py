@@ -60,6 +60,15 @@ _PANELS = (
     percent=True,
   ),
   _Panel(
+    "F1",
+    "over all classes (%)",
+    (
+      _Curve("test", "f1", "test", _TEST),
+      _Curve("test", "ema_f1", "test, EMA weights", _EMA),
+    ),
+    percent=True,
+  ),
+  _Panel(
     "Learning rate",
     "per update",
     (_Curve("train", "learning_rate", "train", _TRAIN),),
@@ -107,7 +116,7 @@ def plot(workdir: epath.PathLike) -> epath.Path:
 
 
 def figure(records: list[dict[str, Any]], title: str) -> "Figure":
-  """Draws loss, accuracy, learning rate, gradient norm and share of clipped units over steps.
+  """Draws loss, accuracy, F1, learning rate, gradient norm and clipped units over steps.
 
   Args:
     records: lines of metrics, as `metrics.read` returns them.

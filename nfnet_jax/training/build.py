@@ -70,6 +70,7 @@ def build(config: ConfigDict) -> Run:
     net,
     tx,
     num_classes=num_classes,
+    loss=config.loss,
     label_smoothing=config.label_smoothing,
     augmentation=config.augment,
     accumulate=config.accumulate,
@@ -82,7 +83,7 @@ def build(config: ConfigDict) -> Run:
   )
   eval_net, fold = models.create_folded(config.model.name, num_classes, **kwargs)
   eval_step = evaluate.make_eval_step(
-    eval_net, num_classes=num_classes, normalization=normalization
+    eval_net, num_classes=num_classes, loss=config.loss, normalization=normalization
   )
   # Initialisation is compiled, so that XLA drops the forward pass that only names the parameters.
   # It is not optimised, because XLA spends seconds of CPU time on optimising each random draw.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from nfnet_jax import losses
 from nfnet_jax.data import batch as batch_lib
-from nfnet_jax.data.batch import Batch
+from nfnet_jax.data.batch import Array, Batch
 from nfnet_jax.data.normalize import normalize
 from nfnet_jax.training import parallel, replicas
 from nfnet_jax.training.replicas import Metrics
@@ -21,6 +21,7 @@ def make_eval_step(
   net: hk.TransformedWithState,
   *,
   num_classes: int,
+  loss: str = "softmax",
   normalization: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Callable[[hk.Params, hk.State, Batch], Metrics]:
   """Builds the evaluation step of one replica, to be mapped over the axis `replicas.AXIS`.
@@ -28,12 +29,15 @@ def make_eval_step(
   Args:
     net: the network.
     num_classes: number of classes.
+    loss: the name of one of `losses.LOSSES`.
     normalization: see `models.ModelSpec`; None for the mean and deviation of ImageNet.
 
   Returns:
     A function of parameters, network state and this replica's `Batch` that returns sums over the
     global batch without padding: `examples`, `loss`, `top1`, `top5`. If an image has several
     correct labels, the one with the largest logit counts. Images without a label are not counted.
+    With "sigmoid", the loss is that of all classes, and images without a label are counted: their
+    `top1` and `top5` are wrong. There are also `hits` and `marks`, see `losses.f1_counts`.
 
   Raises:
     RequestError: from the step, when it is traced, if the shapes or dtypes of its batch are not
@@ -44,6 +48,8 @@ def make_eval_step(
     batch_lib.check(batch, several_right=True)
     images = normalize(batch.images, **(normalization or {}))
     logits, _ = net.apply(params, net_state, None, images, is_training=False)
+    if loss == "sigmoid":
+      return replicas.total(_sums(_of_all_classes(logits, batch.labels), batch.mask))
     if batch.labels.ndim == 2:
       batch = batch._replace(
         # Classes without images, if any, come last.
@@ -56,10 +62,31 @@ def make_eval_step(
       "top1": losses.top_k_correct(logits, batch.labels, 1),
       "top5": losses.top_k_correct(logits, batch.labels, 5),
     }
-    sums = jax.tree.map(lambda x: jnp.sum(x * batch.mask), per_example)
-    return replicas.total(sums)
+    return replicas.total(_sums(per_example, batch.mask))
 
   return eval_step
+
+
+def _sums(per_example: Metrics, mask: Array) -> Metrics:
+  return jax.tree.map(lambda x: jnp.sum(x * mask), per_example)
+
+
+def _of_all_classes(logits: Array, labels: Array) -> Metrics:
+  """The metrics of each example where every class is a question of its own."""
+  num_classes = logits.shape[1]
+  if labels.ndim == 1:
+    labels = jax.nn.one_hot(labels, num_classes, dtype=bool)
+  # Classes without images, if any, come last.
+  labels = jnp.pad(labels, ((0, 0), (0, num_classes - labels.shape[1])))
+  hits, marks = losses.f1_counts(logits, labels)
+  return {
+    "examples": jnp.ones(len(labels)),
+    "loss": losses.sigmoid_cross_entropy(logits, losses.soft_labels(labels, num_classes)),
+    "top1": losses.top_k_correct(logits, labels, 1),
+    "top5": losses.top_k_correct(logits, labels, 5),
+    "hits": hits,
+    "marks": marks,
+  }
 
 
 def evaluate(
@@ -75,7 +102,8 @@ def evaluate(
 
   Returns:
     `examples`, the number counted over all processes, and for each prefix the mean `loss` and the
-    `top1` and `top5` accuracy in 0..1.
+    `top1` and `top5` accuracy in 0..1. With sigmoids also `f1`, over all classes and images; it is
+    0 if no class is correct and none predicted.
   """
   totals: dict[str, dict[str, float]] = {p: collections.defaultdict(float) for p in weights}
 
@@ -93,5 +121,8 @@ def evaluate(
   metrics: dict[str, float] = {}
   for prefix, sums in totals.items():
     examples = sums.pop("examples")
+    if "hits" in sums:
+      marks = sums.pop("marks")
+      metrics[f"{prefix}f1"] = 2 * sums.pop("hits") / marks if marks else 0.0
     metrics |= {prefix + name: total / examples for name, total in sums.items()}
   return {"examples": int(examples)} | metrics

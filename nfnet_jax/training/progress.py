@@ -21,8 +21,10 @@ log = logging.getLogger(__name__)
 _SHOWN = {
   "loss": "loss {:.4f}",
   "top1": "top-1 {:.2%}",
+  "f1": "F1 {:.2%}",
   "ema_loss": "with EMA weights loss {:.4f}",
   "ema_top1": "top-1 {:.2%}",
+  "ema_f1": "F1 {:.2%}",
   "learning_rate": "learning rate {:.3g}",
   "grad_norm": "gradient norm {:.3g}",
   "clipped_share": "{:.1%} of units clipped",

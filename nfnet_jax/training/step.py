@@ -98,6 +98,7 @@ def make_train_step(
   tx: optax.GradientTransformation,
   *,
   num_classes: int,
+  loss: str = "softmax",
   label_smoothing: float,
   augmentation: ConfigDict,
   accumulate: int,
@@ -124,6 +125,7 @@ def make_train_step(
       draw is the same on all replicas and in all accumulation steps.
     tx: the optimizer; it receives only the trainable parameters.
     num_classes: number of classes.
+    loss: the name of one of `losses.LOSSES`. With "sigmoid", labels may be `[N, num_classes]` bool.
     label_smoothing: see `losses.soft_labels`.
     augmentation: the `augment` section of a config; images are augmented on the device.
     accumulate: number of gradient accumulation steps. A replica splits its examples into this many
@@ -163,12 +165,13 @@ def make_train_step(
       params, net_state, net_key, images, is_training=True, example_ids=ids
     )
     metrics = {
-      "loss": jnp.mean(losses.cross_entropy(logits, targets)),
+      "loss": jnp.mean(losses.LOSSES[loss](logits, targets)),
       "top1": jnp.mean(losses.top_k_correct(logits, labels, 1)),
     }
     return metrics["loss"], (metrics, net_state)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    _check_labels(batch, loss, num_classes)
     _check_batch(batch, images_per_example(augmentation), accumulate)
     num_examples = batch.labels.shape[0] // images_per_example(augmentation)
     example_ids = replicas.index() * num_examples + jnp.arange(num_examples)
@@ -211,7 +214,7 @@ def augmented(
     augmentation, num_classes, label_smoothing, normalization: as for `make_train_step`.
 
   Returns:
-    `[N, H, W, 3]` images, `[N, num_classes]` soft labels, and `[N]` labels for measuring accuracy.
+    `[N, H, W, 3]` images, `[N, num_classes]` soft labels, and the labels for measuring accuracy.
     When two images are mixed, these are the labels of the first.
   """
   mix_key, randaugment_key = jax.random.split(key)
@@ -251,9 +254,18 @@ def _norm(tree: Any) -> Array:
   return optax.tree.norm(jax.tree.map(agc.unitwise_norm, tree))
 
 
+def _check_labels(batch: Batch, loss: str, num_classes: int) -> None:
+  """Refuses labels that do not fit loss and network; see `batch.check`."""
+  batch_lib.check(batch, several_right=loss == "sigmoid")
+  if batch.labels.shape[1:] not in ((), (num_classes,)):
+    raise RequestError(
+      f"labels are {list(batch.labels.shape)} for a network of {num_classes} classes: give one "
+      "column for each class."
+    )
+
+
 def _check_batch(batch: Batch, images_per_example: int, accumulate: int) -> None:
-  """Refuses a batch that a replica cannot divide; see `batch.check`."""
-  batch_lib.check(batch)
+  """Refuses a batch that a replica cannot divide."""
   size, unit = len(batch.images), images_per_example * accumulate
   if size % unit:
     raise RequestError(

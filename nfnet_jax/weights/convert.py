@@ -80,7 +80,7 @@ def save_weights(
     raise RequestError(
       f"num_classes={said} does not fit {model}: its classifier has {num_classes} classes."
     )
-  about_timm = _check_format(to, model, overrides)
+  about_timm = _check_format(to, model, overrides, provenance or {})
   numerics = models.numerics_of(model, overrides)
   overrides.pop("numerics", None)  # it is told for itself
   metadata = {
@@ -102,7 +102,9 @@ def save_weights(
   }
 
 
-def _check_format(to: str, model: str, overrides: Mapping[str, Any]) -> dict[str, str]:
+def _check_format(
+  to: str, model: str, overrides: Mapping[str, Any], about: Mapping[str, str]
+) -> dict[str, str]:
   """Refuses a network that a format cannot hold; describes it for timm if `to` is "timm"."""
   if to not in FORMATS:
     raise RequestError(f"unknown format {to!r}: choose one of {', '.join(FORMATS)}.")
@@ -113,6 +115,11 @@ def _check_format(to: str, model: str, overrides: Mapping[str, Any]) -> dict[str
     raise RequestError(
       f"the published layout cannot record numerics={numerics!r}, so readers of the file would "
       "compute wrong results: write safetensors."
+    )
+  if to == "published" and about.get("loss", "softmax") != "softmax":
+    raise RequestError(
+      f"the published layout cannot record loss={about['loss']!r}, so readers of the file would "
+      "compute wrong probabilities: write safetensors."
     )
   if to != "timm":
     return {}
@@ -202,9 +209,9 @@ def convert(
   stored = open_weights(path, averaged=averaged)
   model, num_classes, overrides = settle(stored, model, overrides)
   names = class_names_of(stored)
-  _check_format(to, models.find(model), overrides)  # This also fails before the work.
-  params, state = load_stored(stored, model, num_classes=num_classes, **overrides)
   about = {key: text for key, text in stored.metadata.items() if key not in _OF_THE_NETWORK}
+  _check_format(to, models.find(model), overrides, about)  # This also fails before the work.
+  params, state = load_stored(stored, model, num_classes=num_classes, **overrides)
   if "source" not in about:
     about |= {"source": stored.path.name, "source_sha256": _sha256(stored.path)}
   arguments: dict[str, Any] = {"to": to, "class_names": names, "provenance": about, "force": force}

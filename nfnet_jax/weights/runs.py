@@ -78,6 +78,7 @@ def read_run(path: pathlib.Path, *, averaged: bool) -> Stored:
       }
     ),
     **({"class_names": classes.dumps(names)} if names else {}),
+    **({"loss": config.loss} if config.loss != "softmax" else {}),
     "source": f"{workdir.name}, step {step}, {which} weights",
   }
   return Stored(workdir, "run", entries_of(params) | entries_of(net_state), metadata)

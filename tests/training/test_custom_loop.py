@@ -180,7 +180,7 @@ def test_arrays_that_are_no_batch(changes):
     jax.eval_shape(make_eval_step(net, num_classes=4), *variables, batch)
 
 
-def test_labels_of_several_right_classes_are_for_testing():
+def test_without_sigmoids_labels_of_several_right_classes_are_for_testing():
   net, variables = linear()
   batch = tiny.batch(0)._replace(labels=np.ones((16, 4), bool))
   jax.eval_shape(make_eval_step(net, num_classes=4), *variables, batch)

@@ -80,6 +80,37 @@ def test_transparent_pictures_are_read_as_files_are():
   assert batch.images.min() == 255
 
 
+SEVERAL = RNG.random((24, 3)) < 0.4
+
+
+def test_several_correct_labels_are_read_from_arrays_and_sequences():
+  whole = {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0)}
+  numbers = [(image, row.astype(np.float32)) for image, row in zip(IMAGES, SEVERAL, strict=True)]
+  expected = {image.tobytes(): row for image, row in zip(IMAGES, SEVERAL, strict=True)}
+  for source in (data.from_arrays(IMAGES, SEVERAL), data.from_sequence(numbers, "abc")):
+    assert source.several_right
+    for batch in read(source, **whole):
+      assert batch.labels.dtype == bool
+      for image, row in zip(batch.images, batch.labels, strict=True):
+        np.testing.assert_array_equal(row, expected[image.tobytes()])
+
+
+@pytest.mark.slow
+def test_several_correct_labels_are_learnt_and_predicted(tmp_path):
+  """Each class is a colour; most images have none, two or three of them."""
+  labels = np.array([[i & 1, i & 2, i & 4] for i in range(24)], bool)
+  images = np.uint8(255) * labels[:, None, None].repeat(8, 1).repeat(8, 2)
+  splits = {"train": data.from_arrays(images, labels), "test": data.from_arrays(images, labels)}
+  config = config_of(steps=60, eval_every=60, ema_decay=0.9, **{"optimizer.learning_rate": 0.1})
+  with pytest.raises(RequestError, match=r"--config\.loss=sigmoid"):
+    fit(config, tmp_path / "run", **splits)
+  assert list(tmp_path.iterdir()) == []
+  config.loss = "sigmoid"
+  metrics, workdir = fit(config, tmp_path / "run", **splits)
+  assert metrics["ema_f1"] > 0.95
+  assert inference.load_network(workdir).loss == "sigmoid"
+
+
 class Failing:
   """The same examples, until one is asked for too often."""
 
@@ -122,6 +153,9 @@ def test_a_run_that_was_interrupted_ends_with_the_same_weights(tmp_path, monkeyp
     (IMAGES, LABELS / 2, None, "give one integer"),
     (IMAGES, LABELS, ["a", "b"], "example 2 has label 2, but labels are 0 to 1"),
     (IMAGES, LABELS - 1, None, "example 0 has label -1"),
+    (IMAGES, SEVERAL[:5], None, r"bool\[5, 3\] for 24 images"),
+    (IMAGES, SEVERAL.astype(int), None, "or bool"),
+    (IMAGES, SEVERAL, ["a", "b"], r"bool\[24, 3\] for 2 class_names"),
     (IMAGES[:0], LABELS[:0], ["a"], "the data set is empty"),
   ],
 )
@@ -139,7 +173,7 @@ def test_sequences_without_classes_are_refused():
   ("example", "message"),
   [
     ((IMAGES[0] / 255, 0), r"example 1: it cannot be read \(ValueError: float64"),
-    ((IMAGES[0], 3), "example 1: example 1 has label 3, but labels are 0 to 2"),
+    ((IMAGES[0], 3), "example 1: it has label 3, but labels are 0 to 2"),
     (("photo.jpg", 0), "example 1: it cannot be read"),
     (7, "example 1: it cannot be read"),
   ],
@@ -148,6 +182,20 @@ def test_an_example_that_is_none_is_named(example, message):
   good = (IMAGES[0], 0)
   with pytest.raises(RequestError, match=message):
     read(data.from_sequence([good, example, *[good] * 7], ["0", "1", "2"]), max_corrupt=0.0)
+
+
+@pytest.mark.parametrize("label", [[1, 0], [1, 0, 2], 1])
+def test_an_example_with_labels_of_another_kind_is_named(label):
+  several = [(IMAGES[0], [1, 0, 1]), (IMAGES[0], label), *[(IMAGES[0], [1, 0, 1])] * 6]
+  with pytest.raises(
+    RequestError, match=r"example 1: it has the labels .* 0 or 1 for each of the 3"
+  ):
+    read(data.from_sequence(several, "abc"), max_corrupt=0.0)
+
+
+def test_a_first_example_that_cannot_be_read_is_named():
+  with pytest.raises(RequestError, match="example 0 cannot be read"):
+    data.from_sequence([7], "abc")
 
 
 def test_other_classes_in_the_test_set_are_refused(tmp_path):
