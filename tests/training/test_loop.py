@@ -255,7 +255,7 @@ def test_a_damaged_checkpoint_is_passed_over(command, finished, copy, capsys, ca
 
   caplog.clear()
   assert main(command(copy)) == 0
-  [warning] = [r.getMessage() for r in caplog.records if "Skipped" in r.getMessage()]
+  [warning] = [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()]
   assert f"{copy}/checkpoints/6: " in warning
   assert steps_in(copy) == ["3", "6", "6.corrupt"]
   assert_same_end(copy, finished)
