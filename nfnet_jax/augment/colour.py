@@ -1,6 +1,7 @@
 """RandAugment's operations on pixel values, in integer arithmetic: the same on every device.
 
-All map one image, `[H, W, 3]` uint8, to another, and have static arguments. They follow the
+All map one image, `[H, W, 3]` or `[H, W, 1]` uint8, to another, and have static arguments. An
+image of one channel is its own grey image, so `colour` does not change it. They follow the
 published code, including where it rounds down. Some of its float32 results depend on the order of
 rounding; the quotients here are exact, which can differ by one level:
 
@@ -96,6 +97,8 @@ def sharpness(image: Array, percent: int) -> Array:
 
 def grayscale(image: Array) -> Array:
   """`[H, W]` int32: luma scaled to 0..255.5 and rounded down, as in TensorFlow."""
+  if image.shape[-1] == 1:
+    return image[..., 0].astype(jnp.int32)
   red, green, blue = jnp.moveaxis(image.astype(jnp.int32), -1, 0)
   # 0.2989, 0.5870 and 0.1140, times 255.5 / 255; the largest product still fits in 32 bits.
   return (2989 * red + 5870 * green + 1140 * blue) * 511 // (10000 * 510)

@@ -1,6 +1,6 @@
 """RandAugment's operations on pixel positions. Uncovered pixels are grey, 128.
 
-All map one image, `[H, W, 3]` uint8, to another. Amounts are static; their sign is drawn on the
+All map one image, `[H, W, C]` uint8, to another. Amounts are static; their sign is drawn on the
 device. Each pixel takes the value of the nearest source pixel, with halves rounded away from zero,
 as in the published code's image library.
 """

@@ -99,14 +99,14 @@ def mix(
   """Mixes pairs of images. With both methods, even examples get mixup and odd ones cutmix.
 
   Args:
-    first, second: `[N, H, W, 3]` pixel values 0..255 of any dtype, see `pairs`.
+    first, second: `[N, H, W, C]` pixel values 0..255 of any dtype, see `pairs`.
     key: random key of the step.
     example_ids: `[N]` indices of the outputs in the global batch.
     mixup_alpha: see `mixup_ratios`; 0 for no mixup.
     cutmix: whether to use cutmix.
 
   Returns:
-    Images `[N, H, W, 3]` float32, not rounded, and ratios `[N]` float32, the share of the first
+    Images `[N, H, W, C]` float32, not rounded, and ratios `[N]` float32, the share of the first
     label. The targets are `blend(ratios, targets_of_first, targets_of_second)`.
 
   Raises:

@@ -61,19 +61,25 @@ def randaugment(
   * Contrast uses the number of pixels instead of their mean, see `colour.contrast`.
 
   Args:
-    images: `[N, H, W, 3]`. Values other than uint8 are clipped to 0..255 and rounded down first.
+    images: `[N, H, W, 3]`, or `[N, H, W, 1]` gray images, whose colour does not change. Values
+      other than uint8 are clipped to 0..255 and rounded down first.
     key: random key of the step.
     example_ids: `[N]` indices in the global batch: consecutive, starting at a multiple of `N`.
     layers: number of operations per image.
     magnitude: strength of the operations, 0..20.
 
   Returns:
-    `[N, H, W, 3]` uint8.
+    The same shape, uint8.
 
   Raises:
-    RequestError: if layers or magnitude are out of range.
+    RequestError: if layers or magnitude are out of range, or for other numbers of channels.
   """
   check_strength(layers, magnitude)
+  if images.shape[-1] not in (1, 3):
+    raise RequestError(
+      f"RandAugment's colours need 1 or 3 channels, but the images have {images.shape[-1]}: set "
+      "augment.randaugment_layers=0."
+    )
   ops = operations(magnitude)
 
   def layer(index: int, images: Array) -> Array:

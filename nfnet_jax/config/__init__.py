@@ -175,7 +175,7 @@ def _steps(epochs: float, config: ConfigDict, info: DatasetInfo) -> Fraction:
 def _check_data(config: ConfigDict, info: DatasetInfo) -> None:
   if info.several_right and config.loss == "softmax":
     raise RequestError(
-      f"data set {config.data.name!r} has several correct labels per image, so a softmax is for "
+      f"data set {config.data.name!r} has several correct labels per image; with softmax it is for "
       "testing only (`nfnet-jax evaluate --weights`): train with --config.loss=sigmoid."
     )
   if config.model.num_classes not in (None, info.num_classes):

@@ -19,11 +19,16 @@ def normalize(
   """Maps pixel values 0..255 to the networks' input: `(x / 255 - mean) / stddev` per channel.
 
   Args:
-    images: `[N, H, W, 3]` of any dtype.
-    mean, stddev: mean and standard deviation of each channel, in units of 0..1.
+    images: `[N, H, W, C]` of any dtype.
+    mean, stddev: mean and standard deviation of each channel, in units of 0..1. If their number is
+      not C, as for gray images (C = 1), every channel has the mean of all `mean` and that of all
+      `stddev`.
 
   Returns:
-    `[N, H, W, 3]` float32.
+    `[N, H, W, C]` float32.
   """
+  channels = images.shape[-1]
+  if channels != len(mean):
+    mean, stddev = ((sum(each) / len(each),) * channels for each in (mean, stddev))
   centre, scale = (255.0 * jnp.asarray(each, jnp.float32) for each in (mean, stddev))
   return (jnp.asarray(images, jnp.float32) - centre[None, None, None]) / scale[None, None, None]

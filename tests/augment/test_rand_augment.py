@@ -246,3 +246,31 @@ def test_mixed_images_are_clipped_and_rounded_down():
 def test_levels_out_of_range_are_refused(layers, magnitude):
   with pytest.raises(RequestError, match=f"layers={layers}, magnitude={magnitude}"):
     augment.randaugment(_images(1), KEY, jnp.arange(1), layers=layers, magnitude=magnitude)
+
+
+@pytest.mark.parametrize("magnitude", [3, 10, 15])
+def test_gray_images_become_what_they_are_in_colour(magnitude):
+  """Except by the grey image of `colour`, which is the image itself."""
+  gray = np.random.default_rng(0).integers(0, 256, (20, 24, 1), np.uint8)
+  colour_op = 7
+  draw = rand_augment.Draw(jnp.bool_(True), jnp.int32(3), jnp.int32(4))
+  for number, op in enumerate(rand_augment.operations(magnitude)):
+    found = op(jnp.asarray(gray), draw)
+    colours = gray.repeat(3, -1)
+    expected = colours if number == colour_op else op(jnp.asarray(colours), draw)
+    np.testing.assert_array_equal(found.repeat(3, -1), expected)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_other_channels_have_no_colours(channels):
+  with pytest.raises(RequestError, match=f"1 or 3 channels, but the images have {channels}"):
+    augment.randaugment(jnp.zeros((1, 4, 4, channels)), KEY, jnp.arange(1), layers=1, magnitude=5)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_other_channels_are_normalised_by_the_mean_of_the_three(channels):
+  images = np.arange(2 * 3 * 3 * channels, dtype=np.uint8).reshape(2, 3, 3, channels)
+  expected = (images / 255 - (0.485 + 0.456 + 0.406) / 3) / ((0.229 + 0.224 + 0.225) / 3)
+  found = augment.normalize(images)
+  assert found.shape == images.shape
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
