@@ -127,7 +127,7 @@ KEYS: dict[str, Key] = {
     None,
     formats.RESIZES,
     "squash resizes a test image to a square and crops its centre; central crops first; "
-    "antialiased also crops first, and resizes images for testing and training without aliasing.",
+    "antialiased crops last, and resizes images for testing and training without aliasing.",
   ),
   "data.test_padding": _whole(
     None,

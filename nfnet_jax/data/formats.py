@@ -19,7 +19,7 @@ IMAGE_ENDINGS = (
 # Limits of the network's input: the side of the image, and the padding around the centre crop.
 MAX_SIZE, MAX_PADDING = 2048, 1024
 # How a test image becomes a square: "squash" resizes it to one and crops its centre; "central"
-# crops first; "antialiased" too, and resizes as Pillow does, also for training.
+# crops first; "antialiased" resizes the shorter side as Pillow does, and crops the centre.
 RESIZES = ("squash", "central", "antialiased")
 # Phones take photographs of 200 megapixels (16320 x 12240); decoding needs 10 to 20 bytes a pixel.
 MAX_PIXELS = 1 << 28

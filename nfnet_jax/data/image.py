@@ -197,14 +197,15 @@ def squash(encoded: tf.Tensor, size: int, padding: int, upright: bool = False) -
 
 def central(encoded: tf.Tensor, size: int, padding: int, upright: bool = False) -> tf.Tensor:
   """The image's central square: `[size, size, 3]` float32."""
-  return resize(_central_part(encoded, size, padding, upright), size)
+  return resize(decode(encoded, lambda shape: central_window(shape, size, padding), upright), size)
 
 
 def antialiased(encoded: tf.Tensor, size: int, padding: int, upright: bool = False) -> tf.Tensor:
-  """The image's central square, resized like Pillow: `[size, size, 3]` float32."""
-  part = _central_part(encoded, size, padding, upright)
-  return tf.cast(resize_antialiased(part, size), tf.float32)
-
-
-def _central_part(encoded: tf.Tensor, size: int, padding: int, upright: bool) -> tf.Tensor:
-  return decode(encoded, lambda shape: central_window(shape, size, padding), upright)
+  """Resizes the shorter side to `size + padding` like Pillow and crops the centre, as `central`."""
+  prepared = tf.numpy_function(
+    lambda pixels: preprocess.prepare(pixels, size, padding, "antialiased"),
+    [decode(encoded, whole_window, upright)],
+    tf.float32,
+    False,
+  )
+  return tf.ensure_shape(prepared, [size, size, 3])

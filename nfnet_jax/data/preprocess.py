@@ -24,7 +24,8 @@ class Preprocessing(NamedTuple):
     padding: pixels that the centre crop removes.
     resize: "squash" resizes to a square of `size + padding` and then crops the centre, as for
       the papers' NFNets; "central" crops the centre first, as for their other networks;
-      "antialiased" does too, and resizes like Pillow, as for timm's own networks.
+      "antialiased" resizes the shorter side to `size + padding` like Pillow and then crops the
+      centre, as for timm's own networks.
   """
 
   size: int
@@ -65,9 +66,9 @@ def load(path: str | os.PathLike | BinaryIO, how: Preprocessing) -> np.ndarray:
     shape = part[2:]
     return part
 
-  # At the borders of a part, colours differ slightly from those in the whole image.
   if how.resize == "antialiased":
-    return antialiased(read_image(path, window=window), how.size).astype(np.float32)
+    return prepare(read_image(path), *how)
+  # At the borders of a part, colours differ slightly from those in the whole image.
   pixels = read_image(path, window=window, picks=lambda length: np.unique(_taps(length, how)[0]))
   return _resampled(pixels, *shape, how)
 
@@ -129,19 +130,37 @@ def prepare(image: np.ndarray, size: int, padding: int, resize: str) -> np.ndarr
   """
   how = Preprocessing(size, padding, resize)
   height, width = image.shape[:2]
-  top, left, height, width = _window(height, width, how)
   if resize == "antialiased":
-    part = image[top : top + height, left : left + width]
-    return antialiased(part, size).astype(np.float32)
+    return antialiased(image, size, _box(height, width, how)).astype(np.float32)
+  top, left, height, width = _window(height, width, how)
   rows, columns = (np.unique(_taps(length, how)[0]) for length in (height, width))
   pixels = image[top + rows].take(left + columns, axis=1)
   return _resampled(pixels, height, width, how)
 
 
-def antialiased(pixels: np.ndarray, size: int) -> np.ndarray:
-  """Resizes `[height, width, 3]` uint8 to `[size, size, 3]` uint8 like Pillow."""
+def antialiased(
+  pixels: np.ndarray, size: int, box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+  """Resizes `[height, width, 3]` uint8, or a box of it, to `[size, size, 3]` uint8 like Pillow."""
   image = Image.fromarray(np.ascontiguousarray(pixels))
-  return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+  return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box))
+
+
+def _box(height: int, width: int, how: Preprocessing) -> tuple[float, float, float, float]:
+  """Left, top, right and bottom of the part that is seen if a crop follows the resize.
+
+  Resizing this box is cheaper than resizing all of a long image, and gives the same pixels.
+  """
+  whole = [
+    (length, int((how.size + how.padding) * length / min(height, width)))
+    for length in (width, height)
+  ]
+  (left, right), (top, bottom) = (
+    (begin * length / resized, (begin + how.size) * length / resized)
+    for length, resized in whole
+    for begin in [round((resized - how.size) / 2)]
+  )
+  return left, top, right, bottom
 
 
 def _window(height: int, width: int, how: Preprocessing) -> tuple[int, int, int, int]:

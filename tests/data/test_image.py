@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from nfnet_jax import data
 from nfnet_jax.data import image, preprocess
@@ -51,6 +52,20 @@ def test_stripes_become_gray_where_images_are_antialiased(tmp_path: Path) -> Non
   for images in (tested, trained, predicted):
     assert np.abs(images - 127.0).max() <= 10
   assert np.abs(preprocess.prepare(stripes, 20, 4, "central") - 127.0).max() > 100
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 47), (75, 50), (20, 20), (1, 9)])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_antialiased_resizes_and_then_crops(height: int, width: int, padding: int) -> None:
+  pixels = np.random.RandomState(0).randint(0, 256, (height, width, 3), np.uint8)
+  short = min(height, width)
+  rows, columns = ((20 + padding) * side // short for side in (height, width))
+  whole = np.asarray(Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BICUBIC))
+  top, left = round((rows - 20) / 2), round((columns - 20) / 2)
+  expected = whole[top : top + 20, left : left + 20]
+  assert np.abs(preprocess.prepare(pixels, 20, padding, "antialiased") - expected).max() <= 1
+  tested = image.antialiased(tf.io.encode_png(pixels).numpy(), 20, padding)
+  np.testing.assert_array_equal(tested, preprocess.prepare(pixels, 20, padding, "antialiased"))
 
 
 def test_to_uint8_clips_and_rounds() -> None:
