@@ -58,9 +58,16 @@ def test_snippets_of_the_readme_run():
   assert int(names["train_state"].step) == 1
 
 
+def test_the_snippet_of_fine_tuning_makes_its_photographs(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  [snippet] = fences((ROOT / "docs/finetuning.md").read_text(), "python")
+  exec(compile(snippet, "finetuning.md", "exec"), {})
+  assert [len(list(tmp_path.glob(f"photos/{name}/*.jpg"))) for name in ("china", "flower")] == [150] * 2
+
+
 def test_no_other_page_has_snippets():
   pages = {page.name for page in PAGES if fences(page.read_text(), "python")}
-  assert pages == {"README.md"}, "have a test run them"
+  assert pages == {"README.md", "finetuning.md"}, "have a test run them"
 
 
 def modules_with_examples():
