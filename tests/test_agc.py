@@ -533,10 +533,10 @@ def test_params_are_required():
     ),
     (
       {"net": {"w": jnp.ones((2, 3))}, "x": None, "y": jnp.ones(2)},
-      "gradients have 'y'; .* nothing",
+      "gradients have 'y', and only params has nothing",
     ),
-    ({"net": {}, "x": None}, "gradients have nothing; only params has 'net/w'"),
-    ({"net": jnp.ones(2), "x": None}, "gradients have 'net'; only params has 'net/w'"),
+    ({"net": {}, "x": None}, "gradients have nothing, and only params has 'net/w'"),
+    ({"net": jnp.ones(2), "x": None}, "gradients have 'net', and only params has 'net/w'"),
     (
       {"net": {"w": jnp.ones((3, 2))}, "x": None},
       r"'net/w' .*\(3, 2\) .*parameter of shape \(2, 3\)",

@@ -62,7 +62,9 @@ def test_the_snippet_of_fine_tuning_makes_its_photographs(tmp_path, monkeypatch)
   monkeypatch.chdir(tmp_path)
   [snippet] = fences((ROOT / "docs/finetuning.md").read_text(), "python")
   exec(compile(snippet, "finetuning.md", "exec"), {})
-  assert [len(list(tmp_path.glob(f"photos/{name}/*.jpg"))) for name in ("china", "flower")] == [150] * 2
+  assert [len(list(tmp_path.glob(f"photos/{name}/*.jpg"))) for name in ("china", "flower")] == [
+    150
+  ] * 2
 
 
 def test_no_other_page_has_snippets():

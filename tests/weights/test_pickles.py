@@ -336,7 +336,7 @@ def test_control_the_gadgets_are_live(name, tmp_path):
     ("an array of objects", "'O8'"),
     ("persistent id", "BINPERSID"),
     ("EXT1", "EXT1"),
-    ("another codec", "_codecs.encode of something"),
+    ("another codec", "_codecs.encode with arguments"),
     ("reconstructed memmap", "numpy.memmap"),
   ],
 )
