@@ -382,7 +382,7 @@ def test_a_run_directory(run, tmp_path):
   exactly(load_weights(workdir, **arguments), state.ema_params)
   for key in {"activation", "preactivation"} & set(overrides):
     del arguments[key]
-    with pytest.raises(RequestError, match=f"holds a {config.model.name} of {key}="):
+    with pytest.raises(RequestError, match=f"holds {config.model.name} with {key}="):
       load_variables(workdir, **arguments)
     arguments[key] = overrides[key]
   result = convert(workdir, tmp_path / "f", config.model.name)
