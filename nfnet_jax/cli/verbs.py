@@ -177,7 +177,19 @@ def _usual_workdir(config: ConfigDict) -> str:
     raise RequestError(
       "--workdir is missing: it names the run directory. `nfnet-jax train --help` lists the flags."
     )
-  return os.path.join("runs", f"finetune-{os.path.basename(os.path.abspath(config.data.dir))}")
+  ours = os.path.realpath(config.data.dir)
+  workdir = os.path.join("runs", f"finetune-{os.path.basename(os.path.abspath(config.data.dir))}")
+  from nfnet_jax.runs import record
+
+  # Folders of the same name would share the run, and data.dir alone makes no other run.
+  recorded = record.recorded_config(epath.Path(workdir))
+  theirs = recorded and recorded.data.dir
+  if theirs and os.path.realpath(theirs) != ours:
+    raise RequestError(
+      f"{workdir} holds a run on the images in {theirs}, not {config.data.dir}: choose another "
+      f"--workdir, or, if the same images have moved, give --workdir={workdir}."
+    )
+  return workdir
 
 
 def _ready() -> None:

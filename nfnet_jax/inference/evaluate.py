@@ -17,6 +17,7 @@ from nfnet_jax.data import classes
 from nfnet_jax.distributed import agreement
 from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.errors import RequestError
+from nfnet_jax.runs import provenance
 from nfnet_jax.training import parallel
 from nfnet_jax.training.evaluate import evaluate, make_eval_step
 from nfnet_jax.weights.accuracy import expected
@@ -65,7 +66,10 @@ def evaluate_workdir(
   agreement.on_config("evaluate", config)
   num_classes = config.model.num_classes
   names = classes.load(workdir, num_classes)
-  info = data.describe(config.data, test_only=True)
+  divides = data.holds_out(config.data)
+  info = data.describe(config.data, test_only=not divides)
+  if divides:
+    provenance.warn_of_held_out(provenance.load(workdir / "config.json"), info)
   if names is None and info.num_classes != num_classes:
     raise RequestError(
       f"the run in {workdir} has {num_classes} classes, but data set {config.data.name!r} has "

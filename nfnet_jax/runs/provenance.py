@@ -60,3 +60,19 @@ def warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     "; ".join(changed),
     ", and a different order of images" if order else "",
   )
+
+
+def warn_of_held_out(then: Mapping[str, Any], info: DatasetInfo) -> None:
+  """Logs a warning if images were added or removed since a run held some of them out.
+
+  Args:
+    then: the run's provenance.
+    info: the data set now.
+  """
+  counts = [then.get("num_train"), then.get("num_test")]
+  if None not in counts and counts != [info.num_train, info.num_test]:
+    log.warning(
+      "the run began with %d images to train on and %d held out, now there are %d and %d: some "
+      "that are held out now may have been trained on, and the accuracy on them is too high",
+      *(*counts, info.num_train, info.num_test),
+    )

@@ -56,6 +56,8 @@ def announce(
       "extended from %d to %d steps: after step %d the learning rate is that of a run of %d steps",
       *(config.former_steps[-1], config.steps) * 2,
     )
+  if data.holds_out(config.data):
+    provenance.warn_of_held_out(began, info)
   if start == config.steps:
     log.info("finished: all %d steps are done, nothing is left to train", start)
     return

@@ -310,6 +310,21 @@ def test_a_workdir_of_another_run(refused, resolved, digits, tmp_path):
   assert content_of(tmp_path) == before
 
 
+def test_another_folder_of_the_same_name(refused, resolved, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  workdir = tmp_path / "runs/finetune-pets"
+  workdir.mkdir(parents=True)
+  resolved.data.dir = "here/pets"
+  config_lib.save(resolved, workdir / "config.json")
+  before = content_of(tmp_path)
+  words = [f"--config={ROOT}/experiments/finetune.py", f"--config.init.weights={tmp_path}"]
+  line = refused("train", *words, "--config.data.dir=there/pets")
+  assert "runs/finetune-pets holds a run on the images in here/pets, not there/pets: " in line
+  assert content_of(tmp_path) == before
+  for same in ("here/pets/", tmp_path / "here/pets"):
+    assert "holds a run on" not in refused("train", *words, f"--config.data.dir={same}")
+
+
 def test_a_workdir_with_results_but_no_config(refused, digits, tmp_path):
   (tmp_path / "metrics.jsonl").write_text("{}")
   line = refused(*tiny_train(tmp_path, digits))

@@ -121,14 +121,18 @@ def test_names_go_from_folders_to_predictions(run, folder, done, tmp_path):
   }
 
 
-def test_held_out_images_are_evaluated(run, folder, done, tmp_path):
+def test_held_out_images_are_evaluated(run, folder, done, tmp_path, caplog):
   workdir, _ = run
   copy = shutil.copytree(workdir, tmp_path / "run")
   config = json.loads((copy / "config.json").read_text())
   config["data"]["hold_out"] = 0.25
-  (copy / "config.json").write_text(json.dumps(config))
-  [result] = done("evaluate", f"--workdir={copy}", f"--data_dir={folder / 'train'}")
-  assert result["examples"] == 6
+  words = ["evaluate", f"--workdir={copy}", f"--data_dir={folder / 'train'}"]
+  for began in ((18, 6), (15, 5)):
+    config["provenance"] |= dict(zip(("num_train", "num_test"), began, strict=True))
+    (copy / "config.json").write_text(json.dumps(config))
+    [result] = done(*words)
+    assert result["examples"] == 6
+    assert ("may have been trained on" in caplog.text) == (began == (15, 5))
 
 
 def test_an_export_replaces_nothing(run, refused, tmp_path):
