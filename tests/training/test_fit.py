@@ -2,7 +2,7 @@
 
 import itertools
 
-import jax
+import chex
 import numpy as np
 import pytest
 from etils import epath
@@ -141,7 +141,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_weights(tmp_path, monkeyp
   cut = fit(config, tmp_path / "cut", train=data.from_sequence(Failing(10**6)), test=test)
   assert cut == (whole.metrics, tmp_path / "cut")
   ours, theirs = (inference.load_network(run.workdir).params for run in (cut, whole))
-  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+  chex.assert_trees_all_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
