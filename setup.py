@@ -66,6 +66,7 @@ setuptools.setup(
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "test": [
       *DATA,
+      "chex>=0.1.90",
       "hypothesis",
       "mypy",
       "onnx>=1.18",
