@@ -180,8 +180,8 @@ def test_prefixes_of_wrappers(prefix, write, tmp_path, caplog):
 def test_a_prefix_that_not_all_names_have(tmp_path):
   leaves = {"module.stem.conv1.weight": ARRAY, "stem.conv2.weight": ARRAY}
   safetensors.numpy.save_file(leaves, tmp_path / "f")
-  with pytest.raises(RequestError, match="timm's own networks"):
-    open_weights(tmp_path / "f")
+  with pytest.raises(RequestError, match=r"left over: module\.stem\.conv1\.weight"):
+    load_weights(tmp_path / "f", "nfnet_l0")
 
 
 @pytest.mark.parametrize(
