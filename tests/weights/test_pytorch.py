@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from nfnet_jax.errors import RequestError
-from nfnet_jax.weights import load_weights, open_weights
+from nfnet_jax.weights import load_weights
 from nfnet_jax.weights.files import read_file
 from nfnet_jax.weights.fit import flatten, init_shapes
 from nfnet_jax.weights.timm import to_timm
