@@ -31,6 +31,20 @@ def check_free(path: pathlib.Path, force: bool) -> None:
     raise RequestError(f"cannot write {path}: {error.strerror}.") from error
 
 
+# Suffixes by which other programs tell the format of a file.
+_SUFFIXES = {".jax", ".npz", ".onnx", ".pt", ".pth", ".safetensors"}
+
+
+def check_suffix(path: pathlib.Path, to: str, suffix: str) -> None:
+  """Raises RequestError if the name of `path` promises another format than `to`, with `suffix`."""
+  promised = path.suffix.lower()
+  if promised != suffix and promised in _SUFFIXES:
+    raise RequestError(
+      f"cannot write {path}: --to={to} does not write {promised} files. Choose another --to, or a "
+      f"name such as {path.with_suffix(suffix)}."
+    )
+
+
 def write(contents: Mapping[pathlib.Path, bytes | bytearray]) -> None:
   """Writes or replaces files, all of them or none.
 

@@ -5,6 +5,7 @@ import resource
 import pytest
 
 from nfnet_jax import output
+from nfnet_jax.__main__ import main
 from nfnet_jax.errors import RequestError, RunError
 
 
@@ -29,3 +30,19 @@ def test_files_that_belong_together_are_written_together(tmp_path):
 def test_a_place_that_cannot_be_is_a_wrong_request(tmp_path):
   with pytest.raises(RequestError, match="No such file or directory"):
     output.write({tmp_path / "no/where": b""})
+
+
+@pytest.mark.parametrize(
+  ("words", "said"),
+  [
+    (["export", "--out=f0.onnx"], "--to=jax does not write .onnx files"),
+    (["export", "--out=f0.JAX", "--to=onnx"], "--to=onnx does not write .jax files"),
+    (["convert", "--out=f0.npz"], "a name such as f0.safetensors"),
+    (["convert", "--out=f0.pth", "--to=timm"], "--to=timm does not write .pth files"),
+    (["convert", "--out=f0.safetensors", "--to=published"], "a name such as f0.npz"),
+  ],
+)
+def test_a_name_does_not_promise_another_format(words, said, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert main([*words, "--weights=absent"]) == 2
+  assert said in capsys.readouterr().err

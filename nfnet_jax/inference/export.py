@@ -64,13 +64,14 @@ def export(
 
   Raises:
     RunError: if the disk is full.
-    RequestError: if a file exists or cannot be written, if the network does not fit into an ONNX
-      file, or as `weights.load_weights`.
+    RequestError: if a file exists or cannot be written, if its suffix is that of another format, if
+      the network does not fit into an ONNX file, or as `weights.load_weights`.
   """
   out = pathlib.Path(os.path.expanduser(out))
   about_path = out.with_name(out.name + ".json")
   for each in (out, about_path):
     output.check_free(each, force)
+  output.check_suffix(out, to, f".{to}")
   encode = {"jax": _for_jax, "onnx": _for_onnx}[to]
   if to == "onnx" and importlib.util.find_spec("onnx") is None:
     raise RequestError("--to=onnx needs the package onnx: `pip install onnx`.")

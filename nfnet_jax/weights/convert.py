@@ -202,10 +202,12 @@ def convert(
     names the first file.
 
   Raises:
-    RequestError: as `load_weights` and `save_weights`.
+    RequestError: as `load_weights` and `save_weights`, or if the suffix of `out` is that of another
+      format.
   """
   out = pathlib.Path(os.path.expanduser(out))
   output.check_free(out, force)  # Fails before the work.
+  output.check_suffix(out, to, ".npz" if to == "published" else ".safetensors")
   stored = open_weights(path, averaged=averaged)
   model, num_classes, overrides = settle(stored, model, overrides)
   names = class_names_of(stored)
