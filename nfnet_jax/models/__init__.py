@@ -111,6 +111,7 @@ def find(name: str) -> str:
   if wanted in plain:
     return plain[wanted]
   similar = difflib.get_close_matches(wanted, plain, n=3, cutoff=0.4)
+  similar = [each for each in ["timm" + wanted] if each in plain] + similar
   near = dict.fromkeys(plain[each] for each in similar)
   hint = f"did you mean {' or '.join(near)}?" if near else "`nfnet-jax models` lists them."
   raise RequestError(f"unknown model {str(name)[:80]!r}: {hint}")

@@ -198,8 +198,8 @@ def _advice(entries: Mapping[str, Entry], model: str) -> str:
   classes = count_classes(entries)
   if model in fitting:
     return (
-      f"It holds {model} with num_classes={classes}: use that number, or head='reset' to start "
-      "with a new classifier."
+      f"It holds {model} with num_classes={classes}: use that number, or head='reset' "
+      "(init.head=reset in a config) to train a new classifier."
     )
   if fitting:
     return f"It fits model={fitting[0]!r} with num_classes={classes}."

@@ -34,6 +34,7 @@ def test_every_name_is_its_own():
   [
     ("nfnet_f9", "did you mean nfnet_f"),
     ("nfnet_mirco", "did you mean nfnet_micro"),
+    ("nf_resnet26", "did you mean timm_nf_resnet26"),
     ("nf_rensnet50", "did you mean nf_resnet50"),
     ("zzz", "`nfnet-jax models` lists them"),
     ("", "`nfnet-jax models` lists them"),
