@@ -83,6 +83,13 @@ FLAGS: dict[str, dict[str, Key]] = {
       Path,
       "The directory of the data. By default that of the run, or of TFDS.",
     ),
+    "out": Key(
+      None,
+      Path,
+      "A .csv file to write the prediction for each image to. Beside it go the accuracy of each "
+      "class, the confusion matrix and the calibration: .json, .confusion.csv and .png.",
+    ),
+    "force": _FORCE,
     **_PROCESSES,
   },
   "predict": {
@@ -168,7 +175,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "  --config.init.weights=F0_haiku.npz --config.init.head=reset --config.batch_size=64",
   ),
   "evaluate": (
-    "nfnet-jax evaluate --workdir=runs/digits",
+    "nfnet-jax evaluate --workdir=runs/digits --out=predictions.csv",
     "nfnet-jax evaluate --weights=F0_haiku.npz --dataset=imagenet2012",
   ),
   "predict": ("nfnet-jax predict --weights=runs/digits photo.jpg folder/",),

@@ -52,7 +52,8 @@ def evaluate(argv: Sequence[str]) -> None:
   if values.weights:
     _check_weights(values.weights)
   _ready()
-  where = {"split": values.split, "data_dir": values.data_dir, "batch_size": values.batch_size}
+  names = ("split", "data_dir", "batch_size", "out", "force")
+  where = {name: getattr(values, name) for name in names}
   with _job(values) as process_index:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX handles it as a notice to save a run.
     cpu_memory.keep()

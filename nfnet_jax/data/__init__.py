@@ -31,6 +31,7 @@ __all__ = [
   "holds_out",
   "outline",
   "test_batches",
+  "test_names",
   "train_batches",
 ]
 
@@ -223,6 +224,25 @@ def test_batches(  # ruff mistakes it for a pytest function.
   from nfnet_jax.data import pipeline
 
   return pipeline.test_batches(test, data, share)
+
+
+def test_names(data: ConfigDict, *, batch_size: int) -> Iterator[tuple[str, int]]:
+  """Names the test images, whose order depends on the `batch_size` of `test_batches`.
+
+  Args:
+    data: the `data` section of a resolved config.
+    batch_size: images per batch, over all processes.
+
+  Returns:
+    Pairs of a name and a label. A name is the path of an image, or the number of its record.
+
+  Raises:
+    RequestError: as `describe`.
+  """
+  [test] = _open(data, data.test_split, test_only=True)
+  from nfnet_jax.data import pipeline
+
+  return pipeline.test_names(test, batch_size)
 
 
 def _open(

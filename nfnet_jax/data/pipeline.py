@@ -83,6 +83,20 @@ def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Bat
   return (_pad(next(parts, nothing), share.size) for _ in range(num_batches))
 
 
+def test_names(source: Source, batch_size: int) -> Iterator[tuple[str, int]]:
+  """As `nfnet_jax.data.test_names`, from a source."""
+  share = Share(batch_size, 0, 1)
+
+  def stream(step: int) -> tf.data.Dataset:
+    return shards.stream(source, share, step, seed=None)
+
+  def decode(_: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
+    return source.locate(record), source.label(record)
+
+  for names, labels in _read(source, stream, decode, 0, share):
+    yield from zip(map(os.fsdecode, names), labels.tolist(), strict=True)
+
+
 def _everything(source: Source) -> Stream:
   return lambda _: shards.stream(source, Share(source.num_examples, 0, 1), 0, seed=None)
 

@@ -15,13 +15,12 @@ from nfnet_jax import config as config_lib
 from nfnet_jax import data, inference, models, weights
 from nfnet_jax.data import classes
 from nfnet_jax.distributed import agreement
-from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.errors import RequestError
+from nfnet_jax.inference import measure, outcome_files
 from nfnet_jax.runs import provenance
 from nfnet_jax.training import parallel
-from nfnet_jax.training.evaluate import evaluate, make_eval_step
 from nfnet_jax.weights.accuracy import expected
-from nfnet_jax.weights.runs import checkpoint_of, restore_weights
+from nfnet_jax.weights.runs import EMA, checkpoint_of, restore_weights, usual_weights
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +31,8 @@ def evaluate_workdir(
   split: str | None = None,
   batch_size: int | None = None,
   data_dir: str | None = None,
+  out: str | None = None,
+  force: bool = False,
 ) -> dict[str, float | int | str]:
   """Evaluates the newest good checkpoint of a run, matching classes by name.
 
@@ -44,14 +45,19 @@ def evaluate_workdir(
     split: the split to evaluate on; the run's test split by default.
     batch_size: global batch size; the run's by default.
     data_dir: directory of the data; the run's by default.
+    out: a table of all predictions, which ends in .csv, with other files beside it, see
+      `outcome_files`. It is of the weights that `weights.runs.usual_weights` names.
+    force: whether to replace these files.
 
   Returns:
-    `step`, `split` and the metrics of `evaluate`.
+    `step`, `split` and the metrics of `evaluate`. With `out` also `out`, and of each set of weights
+    the `ece` and the `mean_per_class_accuracy`, see `outcome.summary`.
 
   Raises:
     RequestError: if the directory holds no run or no checkpoint, or the data do not fit the run, or
-      processes differ.
+      processes differ, or `out` cannot be written or is for other predictions.
   """
+  place = _place(out, force)
   workdir = epath.Path(workdir).expanduser()
   path = workdir
   workdir, _ = checkpoint_of(path)
@@ -63,13 +69,14 @@ def evaluate_workdir(
   changes = {"data.test_split": split, "data.dir": data_dir, "batch_size": batch_size}
   config.update_from_flattened_dict({k: v for k, v in changes.items() if v is not None})
   parallel.check_batch_size(config.batch_size)
-  agreement.on_config("evaluate", config)
+  agreement.on_config(_verb(out), config)
   num_classes = config.model.num_classes
   names = classes.load(workdir, num_classes)
   divides = data.holds_out(config.data)
   info = data.describe(config.data, test_only=not divides)
   if divides:
     provenance.warn_of_held_out(provenance.load(workdir / "config.json"), info)
+  _check_answers(info, config.loss, out)
   if names is None and info.num_classes != num_classes:
     raise RequestError(
       f"the run in {workdir} has {num_classes} classes, but data set {config.data.name!r} has "
@@ -83,27 +90,14 @@ def evaluate_workdir(
   kwargs = config_lib.model_kwargs(config)
   net, fold = models.create_folded(config.model.name, num_classes, **kwargs)
   net = _giving(net, logits, num_classes)
-  eval_step = parallel.map_eval_step(
-    make_eval_step(
-      net,
-      num_classes=num_classes,
-      loss=config.loss,
-      normalization=models.get_spec(config.model.name).normalization,
-    )
-  )
-  batches = data.test_batches(
-    config.data,
-    batch_size=config.batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    test_only=True,
-  )
-  batches = job_lib.watched(batches, config.stall_timeout)
   folded = {prefix: (fold(params), state) for prefix, (params, state) in restored.items()}
   variables = parallel.replicate(folded, copy=False)
   del restored, folded  # The weights are on the devices.
-  metrics = evaluate(eval_step, variables, batches)
-  return {"step": step, "split": config.data.test_split} | metrics
+  about: dict[str, Any] = {"step": step, "split": config.data.test_split}
+  used = usual_weights(path, config)
+  which = {"weights": "EMA" if used == EMA else "raw"}
+  table = _table(place, about | which, names, logits, info, used)
+  return about | measure.measure(net, variables, config, num_classes, table)
 
 
 def _check_split(run_data: ConfigDict, split: str) -> None:
@@ -123,6 +117,8 @@ def evaluate_weights(
   split: str | None = None,
   data_dir: str | None = None,
   batch_size: int = 64,
+  out: str | None = None,
+  force: bool = False,
   **overrides: Any,
 ) -> dict[str, float | int | str]:
   """Evaluates weights from a file, with the network's own test size and preprocessing.
@@ -139,33 +135,39 @@ def evaluate_weights(
       and "test" for others.
     data_dir: directory of the data; TFDS's default directory by default.
     batch_size: global batch size.
+    out, force: as of `evaluate_workdir`.
     **overrides: as for `inference.load_network`, including `size`.
 
   Returns:
     `model`, `split`, `size` and the metrics of `evaluate`. Also `compared_classes` if predictions
     are limited to some of the network's classes, and `expected_top1` and `expected_top5` of the
-    published weights for published networks on ImageNet and its other test sets.
+    published weights for published networks on ImageNet and its other test sets. With `out` also
+    `out`, `ece` and `mean_per_class_accuracy`.
 
   Raises:
-    RequestError: if weights, network and data do not fit together, or processes differ.
+    RequestError: if weights, network and data do not fit together, or processes differ, or `out`
+      cannot be written or is for other predictions.
   """
+  place = _place(out, force)
   parallel.check_batch_size(batch_size)
   path = pathlib.Path(os.path.expanduser(path))
   split = split or ("validation" if dataset.startswith("imagenet2012") else "test")
   flags = {"model": model, "dataset": dataset, "split": split, "batch_size": batch_size}
-  agreement.on_flags("evaluate", flags | overrides)
-  defaults = config_lib.default()
-  config = defaults.data
+  agreement.on_flags(_verb(out), flags | overrides)
+  config = config_lib.default()
   data_dir = data_dir and os.path.expanduser(data_dir)
-  config.update(name=dataset, dir=data_dir, train_split=split, test_split=split)
-  info = data.describe(config, test_only=True)
+  config.data.update(name=dataset, dir=data_dir, train_split=split, test_split=split)
+  config.batch_size = batch_size
+  info = data.describe(config.data, test_only=True)
   network = inference.load_network(path, model, **overrides)
   agreement.on_weights(lambda: _arrays(path))
+  config.model.name, config.loss = network.model, network.loss
+  _check_answers(info, network.loss, out)
   size, padding, resize = network.preprocessing
-  config.update(test_size=size, test_padding=padding, test_resize=resize)
+  config.data.update(test_size=size, test_padding=padding, test_resize=resize)
   names = network.class_names
   if names is None and path.is_dir() and info.num_classes == network.num_classes:
-    names = data.former_classes(config, split)  # Older runs did not record class names.
+    names = data.former_classes(config.data, split)  # Older runs did not record class names.
   logits = data.choose_classes(info, network.num_classes, names)
   compared = {}
   if classes.are_part_of_imagenet(info.class_names, network.num_classes):
@@ -174,27 +176,15 @@ def evaluate_weights(
     logits = _with_others(logits, network.num_classes)
   agreement.on_data(info, logits)
   net = _giving(network.net, logits, network.num_classes)
-  eval_step = parallel.map_eval_step(
-    make_eval_step(
-      net,
-      num_classes=len(logits),
-      loss=network.loss,
-      normalization=models.get_spec(network.model).normalization,
-    )
-  )
-  batches = data.test_batches(
-    config,
-    batch_size=batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    test_only=True,
-  )
-  batches = job_lib.watched(batches, defaults.stall_timeout)
   variables = parallel.replicate((network.params, network.state), copy=False)
-  metrics = evaluate(eval_step, {"": variables}, batches)
   known = {} if "size" in overrides else expected(network.model, dataset, split)
-  about: dict[str, float | int | str] = {"model": network.model, "split": split, "size": size}
-  return about | compared | metrics | known
+  about: dict[str, Any] = {
+    "model": network.model,
+    "split": split,
+    "size": size,
+  } | compared
+  table = _table(place, about, names, logits, info)
+  return about | measure.measure(net, {"": variables}, config, len(logits), table) | known
 
 
 def _arrays(path: str | pathlib.Path) -> dict[str, Any]:
@@ -227,3 +217,41 @@ def _giving(
     return logits[:, jnp.array(order)], state
 
   return net._replace(apply=apply)
+
+
+def _verb(out: str | None) -> str:
+  """What all processes must do alike; those of a table compute more."""
+  return "evaluate --out" if out else "evaluate"
+
+
+def _place(out: str | None, force: bool) -> pathlib.Path | None:
+  """The path of the table, which the first process writes."""
+  path = pathlib.Path(out).expanduser() if out else None
+  if path and jax.process_index() == 0:
+    outcome_files.check(path, force)
+  return path
+
+
+def _table(
+  place: pathlib.Path | None,
+  about: dict[str, Any],
+  names: tuple[str, ...] | None,
+  order: tuple[int, ...],
+  info: data.DatasetInfo,
+  prefix: str = "",
+) -> measure.Table | None:
+  """The table at a place: the data set's classes in it, then the network's others."""
+  if place is None:
+    return None
+  others = [names[k] if names else str(k) for k in order[info.num_classes :]]
+  return measure.Table(place, prefix, (*info.class_names, *others), info.num_classes, about)
+
+
+def _check_answers(info: data.DatasetInfo, loss: str, out: str | None) -> None:
+  """Refuses a table of predictions unless each image has one correct class."""
+  if out and (info.several_right or loss == "sigmoid"):
+    why = "images may have several correct labels" if info.several_right else f"{loss=}"
+    raise RequestError(
+      f"--out={out} needs one correct class for each image and a softmax over the classes, but "
+      f"here {why}: evaluate without --out."
+    )

@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
@@ -17,13 +18,28 @@ from nfnet_jax.training.replicas import Metrics
 Variables = tuple[hk.Params, hk.State]
 
 
+class Outputs(NamedTuple):
+  """What a network said of each image of a global batch, in the order of the test set.
+
+  Attributes:
+    logits: `[N, K]`.
+    labels: `[N]` int32 class indices.
+    mask: `[N]`, 1 for an image and 0 for padding, which may stand anywhere.
+  """
+
+  logits: Array
+  labels: Array
+  mask: Array
+
+
 def make_eval_step(
   net: hk.TransformedWithState,
   *,
   num_classes: int,
   loss: str = "softmax",
   normalization: Mapping[str, tuple[float, ...]] | None = None,
-) -> Callable[[hk.Params, hk.State, Batch], Metrics]:
+  outputs: bool = False,
+) -> Callable[[hk.Params, hk.State, Batch], dict[str, Any]]:
   """Builds the evaluation step of one replica, to be mapped over the axis `replicas.AXIS`.
 
   Args:
@@ -31,6 +47,8 @@ def make_eval_step(
     num_classes: number of classes.
     loss: the name of one of `losses.LOSSES`.
     normalization: see `models.ModelSpec`; None for the mean and deviation of ImageNet.
+    outputs: whether to return the `outputs` of the global batch, too; with "softmax" and one
+      correct label an image.
 
   Returns:
     A function of parameters, network state and this replica's `Batch` that returns sums over the
@@ -62,7 +80,10 @@ def make_eval_step(
       "top1": losses.top_k_correct(logits, batch.labels, 1),
       "top5": losses.top_k_correct(logits, batch.labels, 5),
     }
-    return replicas.total(_sums(per_example, batch.mask))
+    sums: dict[str, Any] = replicas.total(_sums(per_example, batch.mask))
+    if outputs:
+      sums["outputs"] = replicas.joined(Outputs(logits, batch.labels, batch.mask))
+    return sums
 
   return eval_step
 
@@ -90,7 +111,10 @@ def _of_all_classes(logits: Array, labels: Array) -> Metrics:
 
 
 def evaluate(
-  eval_step: Callable, weights: dict[str, Variables], batches: Iterable[Batch]
+  eval_step: Callable,
+  weights: dict[str, Variables],
+  batches: Iterable[Batch],
+  keep: Callable[[str, Outputs], None] | None = None,
 ) -> dict[str, float]:
   """Measures loss and accuracy of several sets of weights in one pass over the data.
 
@@ -99,6 +123,8 @@ def evaluate(
     weights: parameters and network state, by the prefix of their metrics' names.
     batches: this process's share of every batch, padded to full size; the same number of batches
       on all processes.
+    keep: called with the prefix and the outputs of every batch, as NumPy arrays, if `eval_step`
+      returns them.
 
   Returns:
     `examples`, the number counted over all processes, and for each prefix the mean `loss` and the
@@ -107,12 +133,15 @@ def evaluate(
   """
   totals: dict[str, dict[str, float]] = {p: collections.defaultdict(float) for p in weights}
 
-  def add(sums: dict[str, Metrics]) -> None:
+  def add(sums: dict[str, dict[str, Any]]) -> None:
     for prefix, of_batch in jax.device_get(sums).items():
+      outputs = of_batch.pop("outputs", None)
+      if keep and outputs:
+        keep(prefix, outputs)
       for name, value in of_batch.items():
         totals[prefix][name] += float(value)
 
-  before: dict[str, Metrics] = {}
+  before: dict[str, dict[str, Any]] = {}
   for batch in parallel.prefetch(batches):
     sums = {prefix: eval_step(*variables, batch) for prefix, variables in weights.items()}
     add(before)  # Fetches the previous sums while the devices work on this batch.

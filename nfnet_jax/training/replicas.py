@@ -47,6 +47,13 @@ def total(tree: Any) -> Any:
   return jax.lax.psum(tree, AXIS) if _are_several() else tree
 
 
+def joined(tree: Any) -> Any:
+  """Each leaf with the parts of all replicas one after another along its first axis."""
+  if not _are_several():
+    return tree
+  return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), tree)
+
+
 def _are_several() -> bool:
   """Whether this code is traced within the mapped axis.
 

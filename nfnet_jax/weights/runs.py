@@ -37,6 +37,21 @@ def checkpoint_of(path: Path) -> tuple[Path, str | None]:
   return (run, path.name) if is_one and (run / "config.json").is_file() else (path, None)
 
 
+def usual_weights(path: Path, config: ConfigDict) -> str:
+  """Which weights of a checkpoint are used where only one set can be.
+
+  Args:
+    path: see `checkpoint_of`.
+    config: of the run.
+
+  Returns:
+    `EMA`; or `RAW` for the best checkpoint by a metric of the raw weights.
+  """
+  _, wanted = checkpoint_of(path)
+  by_raw = wanted == "best" and config.keep_best and not config.keep_best.startswith(EMA)
+  return RAW if by_raw else EMA
+
+
 def read_run(path: pathlib.Path, *, averaged: bool) -> Stored:
   """Reads a checkpoint of a run.
 
@@ -52,10 +67,9 @@ def read_run(path: pathlib.Path, *, averaged: bool) -> Stored:
   from nfnet_jax import config as config_lib
   from nfnet_jax.data import classes
 
-  workdir, wanted = checkpoint_of(path)
+  workdir, _ = checkpoint_of(path)
   config = config_lib.load(workdir / "config.json")
-  if wanted == "best" and config.keep_best:
-    averaged = averaged and config.keep_best.startswith(EMA)
+  averaged = averaged and usual_weights(path, config) == EMA
   prefix, which = (EMA, "EMA") if averaged else (RAW, "raw")
   step, found = restore_weights(path, config, (prefix,))
   params, net_state = found[prefix]

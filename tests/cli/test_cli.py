@@ -361,6 +361,7 @@ def test_evaluating_what_is_no_run(refused, resolved, tmp_path):
     ("--split=valid", "no split 'valid' in data set 'digits'"),
     ("--batch_size=12", "batch_size=12 does not divide over 8 devices"),
     ("--batch_size=0", "--batch_size=0 must be at least 1."),
+    ("--out=no/folder/p.csv", "cannot write no/folder/p.csv: it must be a file in a folder"),
   ],
 )
 def test_evaluating_as_it_cannot_be(refused, resolved, tmp_path, flag, said):

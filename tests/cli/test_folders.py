@@ -1,5 +1,6 @@
 """A realistic folder of images, through `train`, `evaluate` and `predict`."""
 
+import csv
 import json
 import os
 import pathlib
@@ -62,12 +63,31 @@ def test_all_verbs_see_the_same_images(photos, tmp_path, capsys, caplog):
   other.mkdir()
   (photos / "test").rename(other / "test")
   capsys.readouterr()
-  assert main(["evaluate", f"--workdir={workdir}", f"--data_dir={other}"]) == 0
+  out = tmp_path / "predictions.csv"
+  words = ["evaluate", f"--workdir={workdir}", f"--data_dir={other}", f"--out={out}"]
+  out.touch()
+  assert main(words) == 2
+  assert main([*words, "--force"]) == 0
   evaluated = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert evaluated["examples"] == trained["examples"]
   assert evaluated["loss"] == pytest.approx(trained["loss"], rel=1e-5)
 
   assert main(["predict", f"--weights={workdir}", str(other)]) == 0
-  found = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
+  lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  found = [line["image"] for line in lines]
   assert len(found) == trained["examples"]
   assert found == sorted(found, key=lambda path: pathlib.Path(path).parts)
+
+  # Predictions use the EMA weights, and so does the table.
+  with open(out, newline="", encoding="utf-8") as file:
+    rows = {row["image"]: row for row in csv.DictReader(file)}
+  assert sorted(rows) == sorted(found)
+  for line in lines:
+    row, [first, *_] = rows[line["image"]], line["top"]
+    assert (row["predicted"], float(row["probability"])) == (
+      first["name"],
+      pytest.approx(first["probability"], rel=1e-4),
+    )
+  summary = json.loads(out.with_suffix(".json").read_text())
+  assert (summary["weights"], summary["top1"]) == ("EMA", evaluated["ema_top1"])
+  assert summary["ece"] == pytest.approx(evaluated["ema_ece"])
