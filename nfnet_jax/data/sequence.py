@@ -110,12 +110,7 @@ def from_sequence(examples: Any, class_names: Sequence[str] | None = None) -> "S
   from nfnet_jax.data.source import Source
 
   turn = threading.Lock()
-  try:
-    several = np.ndim(examples[0][1]) > 0
-  except Exception as error:
-    raise RequestError(
-      f"example 0 cannot be read ({type(error).__name__}: {error}). Mend it, or leave it out."
-    ) from error
+  several = _has_several_labels(examples, len(class_names))
 
   @functools.lru_cache(_RECENT)
   def example(index: int) -> Example:
@@ -165,6 +160,21 @@ class _Pairs:
     return self._images[index], self._labels[index]
 
 
+def _has_several_labels(examples: Any, num_classes: int) -> bool:
+  """Whether an image may have several correct labels, as the first example says."""
+  try:
+    several = np.ndim(examples[0][1]) > 0
+  except Exception as error:
+    raise RequestError(
+      f"example 0 cannot be read ({type(error).__name__}: {error}). Mend it, or leave it out."
+    ) from error
+  try:
+    _example(examples, 0, num_classes, several)
+  except RequestError as error:
+    raise RequestError(f"example 0: {error}. Mend it, or leave it out.") from error
+  return several
+
+
 def _example(examples: Any, index: int, num_classes: int, several: bool) -> Example:
   """Reads an example; anything wrong with it is a RequestError."""
   try:
@@ -186,7 +196,7 @@ def _example(examples: Any, index: int, num_classes: int, several: bool) -> Exam
 def _class(label: Any, num_classes: int) -> np.ndarray:
   label = operator.index(label)
   if not 0 <= label < num_classes:
-    raise RequestError(f"it has label {label}, but labels are 0 to {num_classes - 1}.")
+    raise RequestError(f"it has label {label}, but labels are 0 to {num_classes - 1}")
   return np.asarray(label, np.int32)
 
 
@@ -196,7 +206,7 @@ def _correct_labels(found: Any, num_classes: int) -> np.ndarray:
   if label.shape != (num_classes,) or not np.isin(label, (0, 1)).all():
     raise RequestError(
       f"it has the labels {label.dtype}{list(label.shape)}: give a 0 or 1 for each of the "
-      f"{num_classes} classes."
+      f"{num_classes} classes"
     )
   return label.astype(bool)
 

@@ -69,10 +69,25 @@ def warn_of_held_out(then: Mapping[str, Any], info: DatasetInfo) -> None:
     then: the run's provenance.
     info: the data set now.
   """
-  counts = [then.get("num_train"), then.get("num_test")]
-  if None not in counts and counts != [info.num_train, info.num_test]:
+  if counts := _other_counts(then, info):
     log.warning(
       "the run began with %d images to train on and %d held out, now there are %d and %d: some "
       "that are held out now may have been trained on, and the accuracy on them is too high",
-      *(*counts, info.num_train, info.num_test),
+      *counts,
     )
+
+
+def warn_of_finished(then: Mapping[str, Any], info: DatasetInfo) -> None:
+  """Logs a warning if a finished run was trained on another number of images than are given."""
+  if counts := _other_counts(then, info):
+    log.warning(
+      "the finished run began with %d images to train on and %d to test on, now there are %d and "
+      "%d: its results are not theirs; choose another run directory to train on them",
+      *counts,
+    )
+
+
+def _other_counts(then: Mapping[str, Any], info: DatasetInfo) -> tuple[int, ...]:
+  """The numbers of training and test images before and now; () if they are the same or unknown."""
+  before, now = (then.get("num_train"), then.get("num_test")), (info.num_train, info.num_test)
+  return () if None in before or before == now else (*before, *now)

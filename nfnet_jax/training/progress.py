@@ -60,6 +60,7 @@ def announce(
     provenance.warn_of_held_out(began, info)
   if start == config.steps:
     log.info("finished: all %d steps are done, nothing is left to train", start)
+    provenance.warn_of_finished(began, info)
     return
   provenance.warn_of_changes(began, provenance.of_now(info))
   log.info(

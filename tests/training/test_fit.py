@@ -13,7 +13,7 @@ from nfnet_jax import data, inference
 from nfnet_jax.data import sequence
 from nfnet_jax.errors import RequestError
 from nfnet_jax.runs import checkpoint
-from nfnet_jax.training import fit
+from nfnet_jax.training import fit, progress
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), np.uint8)
@@ -196,6 +196,24 @@ def test_an_example_with_labels_of_another_kind_is_named(label):
 def test_a_first_example_that_cannot_be_read_is_named():
   with pytest.raises(RequestError, match="example 0 cannot be read"):
     data.from_sequence([7], "abc")
+
+
+def test_a_first_example_of_another_kind_is_named():
+  first = (IMAGES[0].transpose(2, 0, 1) / 255, 0)
+  with pytest.raises(RequestError, match=r"example 0: it cannot be read \(ValueError: float64"):
+    data.from_sequence([first], class_names=["a"])
+
+
+def test_a_finished_run_is_not_taken_for_one_on_other_images(caplog):
+  info = data.DatasetInfo(3, ("a", "b", "c"), 24, 6)
+  config = config_of(**{"data.name": "python"})
+  for began, is_said in (
+    ({"num_train": 24, "num_test": 6}, False),
+    ({"num_train": 20, "num_test": 6}, True),
+  ):
+    caplog.clear()
+    progress.announce(config, info, [], config.steps, began)
+    assert ("choose another run directory" in caplog.text) == is_said
 
 
 def test_other_classes_in_the_test_set_are_refused(tmp_path):
