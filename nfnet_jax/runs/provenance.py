@@ -87,7 +87,7 @@ def warn_of_finished(then: Mapping[str, Any], info: DatasetInfo) -> None:
     )
 
 
-def _other_counts(then: Mapping[str, Any], info: DatasetInfo) -> tuple[int, ...]:
+def _other_counts(then: Mapping[str, Any], info: DatasetInfo) -> tuple[Any, ...]:
   """The numbers of training and test images before and now; () if they are the same or unknown."""
   before, now = (then.get("num_train"), then.get("num_test")), (info.num_train, info.num_test)
   return () if None in before or before == now else (*before, *now)
