@@ -174,9 +174,9 @@ def test_arrays_that_are_no_batch(changes):
   batch = tiny.batch(0)._replace(**changes)
   shown = ", ".join(f"{name} {x.dtype}{list(x.shape)}" for name, x in batch._asdict().items())
   state = init_state(*variables, optax.sgd(0.1))
-  with pytest.raises(nfnet_jax.RequestError, match=re.escape(f"was given {shown}: make it")):
+  with pytest.raises(nfnet_jax.RequestError, match=re.escape(f"was given {shown}: pass such a")):
     jax.eval_shape(train_step_of(net, optax.sgd(0.1)), state, batch)
-  with pytest.raises(nfnet_jax.RequestError, match=re.escape(f"was given {shown}: make it")):
+  with pytest.raises(nfnet_jax.RequestError, match=re.escape(f"was given {shown}: pass such a")):
     jax.eval_shape(make_eval_step(net, num_classes=4), *variables, batch)
 
 
