@@ -128,7 +128,7 @@ FLAGS: dict[str, dict[str, Key]] = {
     "weights": _WEIGHTS,
     **_NETWORK,
     "out": _OUT,
-    "to": Key("jax", str, "Names the format to write.", choices=("jax", "onnx")),
+    "to": Key("jax", str, "The format to write.", choices=("jax", "onnx")),
     "num_classes": _NUM_CLASSES,
     "size": _PIXELS,
     "force": _FORCE,

@@ -71,8 +71,10 @@ def export(
   about_path = out.with_name(out.name + ".json")
   for each in (out, about_path):
     output.check_free(each, force)
+  encoders = {"jax": _for_jax, "onnx": _for_onnx}
+  if to not in encoders:
+    raise RequestError(f"unknown format {to!r}: choose one of {', '.join(encoders)}.")
   output.check_suffix(out, to, f".{to}")
-  encode = {"jax": _for_jax, "onnx": _for_onnx}[to]
   if to == "onnx" and importlib.util.find_spec("onnx") is None:
     raise RequestError("--to=onnx needs the package onnx: `pip install onnx`.")
   network = inference.load_network(path, model, **overrides)
@@ -81,7 +83,7 @@ def export(
   def predict(images: jax.Array) -> jax.Array:
     return network.net.apply(network.params, network.state, None, network.normalize(images))[0]
 
-  content = encode(predict, size, network.params)
+  content = encoders[to](predict, size, network.params)
   about = {
     "model": network.model,
     "num_classes": network.num_classes,

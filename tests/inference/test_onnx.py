@@ -14,6 +14,7 @@ from nfnet_jax import augment, create_model, models
 from nfnet_jax.__main__ import main
 from nfnet_jax.errors import RequestError
 from nfnet_jax.inference import onnx_graph
+from nfnet_jax.inference.export import export
 from tests import golden
 from tests.models import test_timm
 
@@ -143,6 +144,11 @@ def test_the_exported_file_takes_pixels_and_says_how_to_use_it(weights, tmp_path
   forward = jax.jit(lambda x: net.apply(params, {}, None, augment.normalize(x), False)[0])
   expected = forward(pixels)
   np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_an_unknown_format_is_refused(weights, tmp_path):
+  with pytest.raises(RequestError, match="unknown format 'tflite': choose one of jax, onnx"):
+    export(weights[0], tmp_path / "x", to="tflite")
 
 
 def test_without_the_package_nothing_is_read(weights, tmp_path, capsys, monkeypatch):
