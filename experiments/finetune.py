@@ -33,7 +33,9 @@ def get_config(variant: str = "all") -> ConfigDict:
   config.model.stochdepth_rate = 0.1
   config.optimizer.weight_decay = 1e-5
   config.data.crop_area = (0.25, 1.0)
-  config.update_from_flattened_dict(dict.fromkeys(("model.name", *by_size.OPEN)))
+  config.update_from_flattened_dict(
+    dict.fromkeys(("model.name", "model.in_channels", *by_size.OPEN))
+  )
   if variant == "probe":
     config.optimizer.groups = ((r"[^/]+/~/linear/[wb]", 1.0), (".*", 0.0))
     config.optimizer.learning_rate_per_256 = 2.0

@@ -55,7 +55,8 @@ def measure_input(config: ConfigDict, batches: int = 50, with_step: bool = True)
   gradients.check_step(config)
   config = config_lib.resolve(config, data.describe(config.data))
   size = config.batch_size * images_per_example(config.augment)
-  stream = data.train_batches(config.data, seed=config.seed, batch_size=size)
+  channels = config.model.in_channels
+  stream = data.train_batches(config.data, seed=config.seed, batch_size=size, channels=channels)
   speeds = _speeds(stream, size, batches // WINDOWS)
   result = {
     "images_per_second": float(np.median(speeds)),
@@ -119,7 +120,9 @@ def _augmentation_seconds(config: ConfigDict, size: int) -> float:
 
 def _batch(config: ConfigDict, size: int) -> Batch:
   """Random pixels, laid out for all devices."""
-  [batch] = synthetic.batches(size, config.data.train_size, config.model.num_classes, count=1)
+  model = config.model
+  sizes = size, config.data.train_size, model.num_classes
+  [batch] = synthetic.batches(*sizes, count=1, channels=model.in_channels)
   return parallel.shard(batch, jax.device_count())
 
 

@@ -49,7 +49,8 @@ def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
     config.data.train_size,
     config.batch_size * images_per_example(config.augment),
   )
-  hosts = synthetic.batches(num_images, pixels, config.model.num_classes, count=2)
+  model, channels = config.model, config.model.in_channels
+  hosts = synthetic.batches(num_images, pixels, model.num_classes, count=2, channels=channels)
   state = parallel.replicate(run.init(), copy=False)
   compiled, compilation = timing.compile_for(
     parallel.map_train_step(run.train_step), state, parallel.send(hosts[0])
@@ -61,7 +62,7 @@ def measure_train(config: ConfigDict, steps: int = 20) -> dict[str, Any]:
     return metrics["loss"]
 
   seconds = timing.time_steps(step, hosts, parallel.send, steps)
-  images = jax.ShapeDtypeStruct((config.batch_size, pixels, pixels, 3), jnp.float32)
+  images = jax.ShapeDtypeStruct((config.batch_size, pixels, pixels, channels), jnp.float32)
   forward = flops.count(run.net.apply, state.params, state.net_state, None, images)
   return timing.report(
     {"what": "train", "model": config.model.name, "dtype": config.dtype},

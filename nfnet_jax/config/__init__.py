@@ -129,7 +129,7 @@ def resolve(
     values = flatten(config.to_dict())
     config.update_from_flattened_dict(by_size.derive(values, info.num_train))
     _check_data(config, info)
-    config.model.num_classes = info.num_classes
+    config.model.update(num_classes=info.num_classes, in_channels=config.model.in_channels or 3)
     if config.model.drop_rate is None:
       config.model.drop_rate = spec.kwargs["drop_rate"]
     config.data.train_size = config.data.train_size or spec.train_size
@@ -200,7 +200,7 @@ def model_kwargs(config: ConfigDict) -> dict[str, Any]:
   """Constructor overrides for `create_model`: the values of `config.model`, and the dtype."""
   import jax.numpy as jnp
 
-  special = ("name", "num_classes")
+  special = ("name", "num_classes", "in_channels")
   kwargs = {k: v for k, v in config.model.items() if k not in special and v is not None}
   return kwargs | {"dtype": getattr(jnp, config.dtype)}
 

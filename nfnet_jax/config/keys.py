@@ -65,6 +65,9 @@ KEYS: dict[str, Key] = {
   "model.num_classes": _whole(
     None, 1, 2**20, "Classes of the network. By default those of the data, which must agree."
   ),
+  "model.in_channels": _whole(
+    *(3, 1, 3), "Channels of the images: 1 for gray images, 3 for colour. All images are converted."
+  ),
   # Constructor arguments of the networks; None keeps the network's own value.
   "model.activation": _choice(None, ACTIVATIONS, "The non-linearity."),
   "model.alpha": _number(None, 0, 1e3, "Scale of the residual branches."),
@@ -234,6 +237,8 @@ def problems(values: Mapping[str, Any]) -> list[str]:
   wrong = [*filter(None, (problem(name, KEYS[name], value) for name, value in known.items()))]
   if "patience" in known and "keep_best" not in known:
     wrong.append(f"patience={known['patience']} needs keep_best: name a metric.")
+  if known.get("model.in_channels") == 2:
+    wrong.append("model.in_channels=2 must be 1 (gray) or 3 (colour).")
   by_f1 = str(known.get("keep_best")).endswith("f1")
   if by_f1 and known.get("loss", "softmax") == "softmax":
     wrong.append(f"keep_best={known['keep_best']!r} needs loss='sigmoid': name another metric.")

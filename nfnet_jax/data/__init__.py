@@ -35,7 +35,6 @@ __all__ = [
   "train_batches",
 ]
 
-
 Sources = Mapping[str, "Source"]  # by the names of splits; in data sets that Python code gives
 
 
@@ -159,6 +158,7 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
   sources: Sources | None = None,
+  channels: int = 3,
 ) -> Iterator[Batch]:
   """Reads shuffled, randomly cropped and flipped training images endlessly.
 
@@ -177,10 +177,11 @@ def train_batches(
     process_index: index of this process. It reads a contiguous share of every batch.
     process_count: number of processes.
     sources: as of `describe`.
+    channels: 3 for colour images, or 1 for gray ones; all images are converted.
 
   Returns:
     An endless iterator of this process's share: `[batch_size / process_count, train_size,
-    train_size, 3]` images, and their labels.
+    train_size, channels]` images, and their labels.
 
   Raises:
     RequestError: if the data set cannot be used as requested. The iterator raises it for a damaged
@@ -191,7 +192,7 @@ def train_batches(
   [train] = _open(data, data.train_split, sources=sources)
   from nfnet_jax.data import pipeline
 
-  return pipeline.train_batches(train, data, seeds_of(seed, seeding), start_step, share)
+  return pipeline.train_batches(train, data, seeds_of(seed, seeding), start_step, share, channels)
 
 
 def test_batches(  # ruff mistakes it for a pytest function.
@@ -202,19 +203,19 @@ def test_batches(  # ruff mistakes it for a pytest function.
   process_count: int = 1,  # noqa: PT028
   test_only: bool = False,  # noqa: PT028
   sources: Sources | None = None,  # noqa: PT028
+  channels: int = 3,  # noqa: PT028
 ) -> Iterator[Batch]:
   """Reads every test image once, in a fixed order.
 
   Args:
     data: the `data` section of a resolved config.
     batch_size: images per batch, over all processes.
-    process_index: index of this process. It reads a contiguous share of every batch.
-    process_count: number of processes.
+    process_index, process_count, channels: as of `train_batches`.
     test_only, sources: as of `describe`.
 
   Returns:
     An iterator over `ceil(num_test / batch_size)` batches, the same number in every process, each
-    `[batch_size / process_count, test_size, test_size, 3]`. Padding at the end has mask 0.
+    `[batch_size / process_count, test_size, test_size, channels]`. Padding at the end has mask 0.
 
   Raises:
     RequestError: as `train_batches`, but also for a single damaged image.
@@ -223,7 +224,7 @@ def test_batches(  # ruff mistakes it for a pytest function.
   [test] = _open(data, data.test_split, test_only=test_only, sources=sources)
   from nfnet_jax.data import pipeline
 
-  return pipeline.test_batches(test, data, share)
+  return pipeline.test_batches(test, data, share, channels)
 
 
 def test_names(data: ConfigDict, *, batch_size: int) -> Iterator[tuple[str, int]]:

@@ -20,7 +20,7 @@ class Images(NamedTuple):
 
   Attributes:
     paths: paths of the images; a last batch may have fewer than `batch_size`.
-    pixels: `[batch_size, size, size, 3]` float32, about 0..255; 0 where there is no image.
+    pixels: `[batch_size, size, size, channels]` float32, about 0..255; 0 where there is no image.
     errors: errors by index, for the images that cannot be read.
   """
 
@@ -56,7 +56,7 @@ def batches(
 def _start(
   pool: futures.Executor, paths: Sequence[str], how: preprocess.Preprocessing, batch_size: int
 ) -> tuple[Sequence[str], np.ndarray, list[futures.Future[RequestError | None]]]:
-  pixels = np.zeros((batch_size, how.size, how.size, 3), np.float32)
+  pixels = np.zeros((batch_size, how.size, how.size, how.channels), np.float32)
   tasks = [pool.submit(_load, *pair, how) for pair in zip(paths, pixels, strict=False)]
   return paths, pixels, tasks
 

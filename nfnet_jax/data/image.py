@@ -29,7 +29,9 @@ _BIG_ENDIAN = (1 << 24, 1 << 16, 1 << 8, 1)
 Window = Callable[[tf.Tensor], tf.Tensor]
 
 
-def decode(encoded: tf.Tensor, window: Window, upright: bool = False) -> tf.Tensor:
+def decode(
+  encoded: tf.Tensor, window: Window, upright: bool = False, channels: int = 3
+) -> tf.Tensor:
   """Decodes one part of an image; for a plain JPEG, only this part is decoded.
 
   TensorFlow reads plain JPEG and PNG, and Pillow all other images. The pixels are the same as in
@@ -40,9 +42,10 @@ def decode(encoded: tf.Tensor, window: Window, upright: bool = False) -> tf.Tens
     encoded: string scalar, the content of an image file.
     window: chooses the part from the image's shape.
     upright: whether to apply the EXIF orientation first.
+    channels: 3 for RGB, or 1 for gray values, see `reader.gray`.
 
   Returns:
-    `[height, width, 3]` uint8.
+    `[height, width, channels]` uint8.
   """
 
   def other() -> tf.Tensor:
@@ -71,7 +74,9 @@ def decode(encoded: tf.Tensor, window: Window, upright: bool = False) -> tf.Tens
   image = tf.cond(
     tf.io.is_jpeg(encoded), jpeg, lambda: tf.cond(_is_plain_png(encoded, upright), png, other)
   )
-  return tf.ensure_shape(image, [None, None, 3])
+  if channels == 1:
+    image = tf.numpy_function(reader.gray, [image], tf.uint8, False)
+  return tf.ensure_shape(image, [None, None, channels])
 
 
 def _read(content: bytes | np.ndarray, upright: bool) -> np.ndarray:
@@ -136,7 +141,7 @@ def resize_antialiased(image: tf.Tensor, size: int) -> tf.Tensor:
   resized = tf.numpy_function(
     lambda pixels: preprocess.antialiased(pixels, size), [image], tf.uint8, False
   )
-  return tf.ensure_shape(resized, [size, size, 3])
+  return tf.ensure_shape(resized, [size, size, image.shape[-1]])
 
 
 def to_uint8(image: tf.Tensor) -> tf.Tensor:
@@ -188,24 +193,34 @@ def random_window(
   return tf.where(is_whole, fallback(shape), tf.concat([begin[:2], extent[:2]], 0))
 
 
-def squash(encoded: tf.Tensor, size: int, padding: int, upright: bool = False) -> tf.Tensor:
-  """Resizes to a square of `size + padding` and crops the centre: `[size, size, 3]` float32."""
-  image = resize(decode(encoded, whole_window, upright), size + padding)
+def squash(
+  encoded: tf.Tensor, size: int, padding: int, upright: bool = False, channels: int = 3
+) -> tf.Tensor:
+  """Resizes to a square of `size + padding` and crops the centre: `[size, size, C]` float32."""
+  image = resize(decode(encoded, whole_window, upright, channels), size + padding)
   offset = (padding + 1) // 2
   return image[offset : offset + size, offset : offset + size]
 
 
-def central(encoded: tf.Tensor, size: int, padding: int, upright: bool = False) -> tf.Tensor:
-  """The image's central square: `[size, size, 3]` float32."""
-  return resize(decode(encoded, lambda shape: central_window(shape, size, padding), upright), size)
+def central(
+  encoded: tf.Tensor, size: int, padding: int, upright: bool = False, channels: int = 3
+) -> tf.Tensor:
+  """The image's central square: `[size, size, C]` float32."""
+
+  def window(shape: tf.Tensor) -> tf.Tensor:
+    return central_window(shape, size, padding)
+
+  return resize(decode(encoded, window, upright, channels), size)
 
 
-def antialiased(encoded: tf.Tensor, size: int, padding: int, upright: bool = False) -> tf.Tensor:
+def antialiased(
+  encoded: tf.Tensor, size: int, padding: int, upright: bool = False, channels: int = 3
+) -> tf.Tensor:
   """Resizes the shorter side to `size + padding` like Pillow and crops the centre, as `central`."""
   prepared = tf.numpy_function(
     lambda pixels: preprocess.prepare(pixels, size, padding, "antialiased"),
-    [decode(encoded, whole_window, upright)],
+    [decode(encoded, whole_window, upright, channels)],
     tf.float32,
     False,
   )
-  return tf.ensure_shape(prepared, [size, size, 3])
+  return tf.ensure_shape(prepared, [size, size, channels])

@@ -32,7 +32,7 @@ Decode = Callable[[tf.Tensor, Record], tuple[tf.Tensor, ...]]
 
 
 def train_batches(
-  source: Source, data: ConfigDict, seeds: Seeds, start_step: int, share: Share
+  source: Source, data: ConfigDict, seeds: Seeds, start_step: int, share: Share, channels: int
 ) -> Iterator[Batch]:
   """As `nfnet_jax.data.train_batches`, from a source."""
 
@@ -40,7 +40,7 @@ def train_batches(
     return shards.stream(source, share, step, seeds.order)
 
   def crop(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    return _random_crop(encoded, tf.stack([seeds.crops, position]), data)
+    return _random_crop(encoded, tf.stack([seeds.crops, position]), data, channels)
 
   def decode(position: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
     return crop(position, source.encoded(record)), source.label(record)
@@ -57,7 +57,7 @@ def train_batches(
     yield Batch(images, labels, np.ones(share.size, np.float32))
 
 
-def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Batch]:
+def test_batches(source: Source, data: ConfigDict, share: Share, channels: int) -> Iterator[Batch]:
   """As `nfnet_jax.data.test_batches`, from a source."""
   resize = {
     "squash": image_lib.squash,
@@ -71,12 +71,13 @@ def test_batches(source: Source, data: ConfigDict, share: Share) -> Iterator[Bat
   size, padding, upright = data.test_size, _padding(data), is_upright(data)
 
   def decode(_: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
-    return resize(source.encoded(record), size, padding, upright), source.label(record)
+    image = resize(source.encoded(record), size, padding, upright, channels)
+    return image, source.label(record)
 
   parts = _read(source, stream, decode, 0, share, suspects=_everything(source))
   # The last batch may have no example for this process, which still needs a batch of padding.
   nothing = (
-    np.zeros([0, data.test_size, data.test_size, 3], np.float32),
+    np.zeros([0, data.test_size, data.test_size, channels], np.float32),
     np.zeros([0, len(source.class_names)], bool) if source.several_right else np.zeros(0, np.int32),
   )
   num_batches = -(-source.num_examples // share.batch_size)
@@ -106,8 +107,8 @@ def _padding(data: ConfigDict) -> int:
   return 32 if data.test_padding is None else data.test_padding
 
 
-def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict) -> tf.Tensor:
-  """A training image, `[train_size, train_size, 3]` uint8."""
+def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict, channels: int) -> tf.Tensor:
+  """A training image, `[train_size, train_size, channels]` uint8."""
   crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
 
   def fallback(shape: tf.Tensor) -> tf.Tensor:
@@ -118,7 +119,7 @@ def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict) -> tf.Te
       shape, crop_seed, tuple(data.crop_area), tuple(data.crop_aspect), fallback
     )
 
-  image = image_lib.decode(encoded, window, is_upright(data))
+  image = image_lib.decode(encoded, window, is_upright(data), channels)
   if data.flip:
     image = tf.image.stateless_random_flip_left_right(image, flip_seed)
   if data.test_resize == "antialiased":  # Training images should look like test images.

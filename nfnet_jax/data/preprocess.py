@@ -26,11 +26,13 @@ class Preprocessing(NamedTuple):
       the papers' NFNets; "central" crops the centre first, as for their other networks;
       "antialiased" resizes the shorter side to `size + padding` like Pillow and then crops the
       centre, as for timm's own networks.
+    channels: 3 for colour images, 1 for gray ones.
   """
 
   size: int
   padding: int
   resize: str
+  channels: int = 3
 
   def checked(self) -> "Preprocessing":
     """Returns itself; raises RequestError for invalid values."""
@@ -41,6 +43,11 @@ class Preprocessing(NamedTuple):
         f"size={self.size!r:.80}, padding={self.padding!r:.80}, resize={self.resize!r:.80} are not "
         f"valid: give a size of 1 to {formats.MAX_SIZE}, a padding of 0 to {formats.MAX_PADDING}, "
         f"and resize={' or '.join(formats.RESIZES)}."
+      )
+    if self.channels not in (1, 3):
+      raise RequestError(
+        f"the network takes images of {self.channels} channels, but files are read with 1 or 3: "
+        "apply it in Python (`nfnet_jax.create_model`)."
       )
     return self
 
@@ -53,7 +60,7 @@ def load(path: str | os.PathLike | BinaryIO, how: Preprocessing) -> np.ndarray:
     how: the preprocessing.
 
   Returns:
-    `[size, size, 3]` float32, about 0..255.
+    `[size, size, how.channels]` float32, about 0..255.
 
   Raises:
     RequestError: as `read_image`.
@@ -67,9 +74,13 @@ def load(path: str | os.PathLike | BinaryIO, how: Preprocessing) -> np.ndarray:
     return part
 
   if how.resize == "antialiased":
-    return prepare(read_image(path), *how)
+    return prepare(read_image(path, channels=how.channels), *how[:3])
+
+  def picks(length: int) -> np.ndarray:
+    return np.unique(_taps(length, how)[0])
+
   # At the borders of a part, colours differ slightly from those in the whole image.
-  pixels = read_image(path, window=window, picks=lambda length: np.unique(_taps(length, how)[0]))
+  pixels = read_image(path, window=window, picks=picks, channels=how.channels)
   return _resampled(pixels, *shape, how)
 
 
@@ -78,15 +89,16 @@ def read_image(
   upright: bool = True,
   window: reader.Window = reader.whole,
   picks: reader.Picks = np.arange,
+  channels: int = 3,
 ) -> np.ndarray:
   """Reads an image in any format of docs/images.md, which its content determines.
 
   Args:
     path: path of the image file, or an open file.
-    upright, window, picks: see `reader.read`.
+    upright, window, picks, channels: see `reader.read`.
 
   Returns:
-    `[height, width, 3]` uint8, in RGB.
+    `[height, width, channels]` uint8.
 
   Raises:
     RequestError: if the file does not exist, or is not an image, damaged or too large.
@@ -99,7 +111,7 @@ def read_image(
     reason = getattr(error, "strerror", None) or error
     raise RequestError(f"cannot read image {path}: {reason}.") from error
   try:
-    return reader.read(content, upright, window, picks)
+    return reader.read(content, upright, window, picks, channels)
   except RequestError as error:
     if formats.find(content) is None and not formats.is_heic(content):
       raise RequestError(f"{path} is not an image.") from None
@@ -122,11 +134,11 @@ def prepare(image: np.ndarray, size: int, padding: int, resize: str) -> np.ndarr
   """Crops and resizes an image for evaluation.
 
   Args:
-    image: `[height, width, 3]` uint8.
+    image: `[height, width, C]` uint8, C = 1 or 3.
     size, padding, resize: see `Preprocessing`.
 
   Returns:
-    `[size, size, 3]` float32, about 0..255.
+    `[size, size, C]` float32, about 0..255.
   """
   how = Preprocessing(size, padding, resize)
   height, width = image.shape[:2]
@@ -141,9 +153,11 @@ def prepare(image: np.ndarray, size: int, padding: int, resize: str) -> np.ndarr
 def antialiased(
   pixels: np.ndarray, size: int, box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
-  """Resizes `[height, width, 3]` uint8, or a box of it, to `[size, size, 3]` uint8 like Pillow."""
+  """Resizes `[height, width, C]` uint8, or a box of it, to `[size, size, C]` uint8 like Pillow."""
+  pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels  # Pillow's gray images have 2 axes.
   image = Image.fromarray(np.ascontiguousarray(pixels))
-  return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box))
+  resized = image.resize((size, size), Image.Resampling.BICUBIC, box)
+  return np.asarray(resized).reshape(size, size, -1)
 
 
 def _box(height: int, width: int, how: Preprocessing) -> tuple[float, float, float, float]:
@@ -173,9 +187,10 @@ def _window(height: int, width: int, how: Preprocessing) -> tuple[int, int, int,
 
 def _resampled(pixels: np.ndarray, height: int, width: int, how: Preprocessing) -> np.ndarray:
   """Resizes bicubically from the needed rows and columns; the cost hardly depends on the image."""
+  channels = pixels.shape[2]
   rows_done = _along_rows(pixels.reshape(len(pixels), -1), height, how)
-  turned = rows_done.T.reshape(-1, 3 * how.size)  # one row for each column
-  return _along_rows(turned, width, how).reshape(how.size, 3, how.size).transpose(2, 0, 1)
+  turned = rows_done.T.reshape(-1, channels * how.size)  # one row for each column
+  return _along_rows(turned, width, how).reshape(how.size, channels, how.size).transpose(2, 0, 1)
 
 
 def _along_rows(pixels: np.ndarray, length: int, how: Preprocessing) -> np.ndarray:

@@ -34,7 +34,11 @@ def whole(height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def read(
-  content: bytes, upright: bool = True, window: Window = whole, picks: Picks = np.arange
+  content: bytes,
+  upright: bool = True,
+  window: Window = whole,
+  picks: Picks = np.arange,
+  channels: int = 3,
 ) -> np.ndarray:
   """Reads an image, a part of it, or some of that part's rows and columns.
 
@@ -43,9 +47,10 @@ def read(
     upright: whether to apply the EXIF orientation.
     window: chooses the part from height and width of the upright image.
     picks: chooses the rows of that part from its height, and the columns from its width.
+    channels: 3 for RGB, or 1 for gray values, see `gray`.
 
   Returns:
-    `[rows, columns, 3]` uint8, in RGB.
+    `[rows, columns, channels]` uint8.
 
   Raises:
     RequestError: if it is not an image, damaged or too large. The caller puts the name of the image
@@ -65,7 +70,7 @@ def read(
         image.load()  # Before the size is read, because Pillow turns TIFF images here.
         _, rows, columns = _stored(image.size, turn, window, picks)
         pixels = _rgb(image, rows, columns)
-      return orientation.upright(pixels, turn)
+      return orientation.upright(pixels if channels == 3 else gray(pixels), turn)
   except RequestError:
     raise
   except MemoryError:
@@ -73,6 +78,14 @@ def read(
   except Exception as error:  # Decoders raise many kinds: struct.error, TypeError and others.
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     raise RequestError(f"it is damaged or of an unsupported kind ({reason})") from error
+
+
+def gray(pixels: np.ndarray) -> np.ndarray:
+  """The luma of `[rows, columns, 3]` uint8 pixels, `[rows, columns, 1]` uint8.
+
+  It is that of ITU-R BT.601, `0.299 R + 0.587 G + 0.114 B`, rounded. A gray pixel keeps its value.
+  """
+  return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
 
 
 def jpeg_orientation(content: bytes) -> int:

@@ -15,6 +15,7 @@ from nfnet_jax.errors import RequestError
 if TYPE_CHECKING:
   from nfnet_jax.data.source import Source
 
+_CHANNELS = ((), (1,), (3,))  # the last axis of an image, if it has one
 _RECENT = 64  # examples that are kept, because image and label are asked for one after the other
 _PNG_MODES = {
   "1",
@@ -37,7 +38,8 @@ def from_arrays(images: Any, labels: Any, class_names: Sequence[str] | None = No
   """Makes a data set of arrays.
 
   Args:
-    images: `[N, H, W, 3]` or `[N, H, W]` uint8.
+    images: `[N, H, W, C]` uint8 with C = 1 or 3, or `[N, H, W]`, the same as with C = 1. Those of
+      the other kind than `config.model.in_channels` are converted.
     labels: `[N]` class indices; or `[N, num_classes]` bool, True for all correct labels of an
       image, for training with `config.loss = "sigmoid"`.
     class_names: in the order of the labels. Unless given, they are the numbers from 0 to the
@@ -50,10 +52,11 @@ def from_arrays(images: Any, labels: Any, class_names: Sequence[str] | None = No
     RequestError: if shapes or dtypes are others, or a label is not among the classes.
   """
   images, labels = np.asarray(images), np.asarray(labels)
-  if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
+  is_image = images.ndim in (3, 4) and images.shape[3:] in _CHANNELS
+  if images.dtype != np.uint8 or not is_image:
     raise RequestError(
-      f"images are {images.dtype}{list(images.shape)}: give uint8 [N, H, W, 3] or [N, H, W], with "
-      "pixel values 0..255."
+      f"images are {images.dtype}{list(images.shape)}: give uint8 [N, H, W, 3], or [N, H, W, 1] or "
+      "[N, H, W] for gray images, with pixel values 0..255."
     )
   several = labels.ndim == 2 and labels.dtype == bool
   is_single = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
@@ -88,9 +91,9 @@ def from_sequence(examples: Any, class_names: Sequence[str] | None = None) -> "S
 
   Args:
     examples: `examples[i]` for `0 <= i < len(examples)` is a pair of an image, either an array
-      (`[H, W, 3]` or `[H, W]` uint8) or a PIL image, and a class index. Instead of the index, it
-      may be `[num_classes]` numbers or bools, 1 for each correct label and else 0, for training
-      with `config.loss = "sigmoid"`; the first example decides.
+      (`[H, W, 3]`, `[H, W, 1]` or `[H, W]` uint8) or a PIL image, and a class index. Instead of
+      the index, it may be `[num_classes]` numbers or bools, 1 for each correct label and else 0,
+      for training with `config.loss = "sigmoid"`; the first example decides.
     class_names: in the order of the labels. Unless given, `examples.classes`, as torchvision's data
       sets have it.
 
@@ -212,6 +215,8 @@ def _correct_labels(found: Any, num_classes: int) -> np.ndarray:
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:
-  if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
-    raise ValueError(f"{pixels.dtype}{list(pixels.shape)} is not uint8 [H, W, 3] or [H, W]")
-  return Image.fromarray(pixels)
+  is_image = pixels.ndim in (2, 3) and pixels.shape[2:] in _CHANNELS
+  if pixels.dtype != np.uint8 or not is_image:
+    found = f"{pixels.dtype}{list(pixels.shape)}"
+    raise ValueError(f"{found} is not uint8 [H, W, 3], [H, W, 1] or [H, W]")
+  return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)

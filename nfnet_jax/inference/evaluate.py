@@ -163,7 +163,7 @@ def evaluate_weights(
   agreement.on_weights(lambda: _arrays(path))
   config.model.name, config.loss = network.model, network.loss
   _check_answers(info, network.loss, out)
-  size, padding, resize = network.preprocessing
+  size, padding, resize, config.model.in_channels = network.preprocessing
   config.data.update(test_size=size, test_padding=padding, test_resize=resize)
   names = network.class_names
   if names is None and path.is_dir() and info.num_classes == network.num_classes:

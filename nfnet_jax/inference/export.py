@@ -5,7 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,8 +33,9 @@ def export(
 ) -> dict[str, Any]:
   """Writes a network with its standardised weights as one file.
 
-  The exported function maps `[N, size, size, 3]` float32 pixels in 0..255 to `[N, num_classes]`
-  logits, for any `N`. A file for JAX runs on CPU, GPU and TPU, without this package:
+  The exported function maps `[N, size, size, channels]` float32 pixels in 0..255 to
+  `[N, num_classes]` logits, for any `N`. A file for JAX runs on CPU, GPU and TPU, without this
+  package:
 
   ```
   predict = jax.export.deserialize(bytearray(pathlib.Path(out).read_bytes())).call
@@ -60,7 +61,7 @@ def export(
   Returns:
     `out`, `about` (the name of `OUT.json`), `bytes`, and the contents of `OUT.json`: `model`,
     `num_classes`, `class_names` (None if unknown), `loss` (see `inference.Network`), `size`,
-    `padding` and `resize` (see `nfnet_jax.data.preprocess`) and `sha256` of `out`.
+    `padding`, `resize` and `channels` (see `nfnet_jax.data.preprocess`) and `sha256` of `out`.
 
   Raises:
     RunError: if the disk is full.
@@ -78,31 +79,31 @@ def export(
   if to == "onnx" and importlib.util.find_spec("onnx") is None:
     raise RequestError("--to=onnx needs the package onnx: `pip install onnx`.")
   network = inference.load_network(path, model, **overrides)
-  size = network.preprocessing.size
+  how = network.preprocessing
 
   def predict(images: jax.Array) -> jax.Array:
     return network.net.apply(network.params, network.state, None, network.normalize(images))[0]
 
-  content = encoders[to](predict, size, network.params)
+  content = encoders[to](predict, (how.size, how.size, how.channels), network.params)
   about = {
     "model": network.model,
     "num_classes": network.num_classes,
     "class_names": network.class_names,
     "loss": network.loss,
-    **network.preprocessing._asdict(),
+    **how._asdict(),
     "sha256": hashlib.sha256(content).hexdigest(),
   }
   output.write({about_path: json.dumps(about, indent=2).encode() + b"\n", out: content})
   return {"out": str(out), "about": str(about_path), "bytes": len(content)} | about
 
 
-def _for_jax(predict: Predict, size: int, params: Any) -> bytes | bytearray:
+def _for_jax(predict: Predict, shape: Sequence[int], params: Any) -> bytes | bytearray:
   (batch,) = jax.export.symbolic_shape("batch")
-  images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+  images = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
   return jax.export.export(jax.jit(predict), platforms=PLATFORMS)(images).serialize()
 
 
-def _for_onnx(predict: Predict, size: int, params: Any) -> bytes:
+def _for_onnx(predict: Predict, shape: Sequence[int], params: Any) -> bytes:
   from nfnet_jax.inference import onnx_graph
 
   num_bytes = sum(array.nbytes for array in jax.tree.leaves(params))
@@ -111,4 +112,4 @@ def _for_onnx(predict: Predict, size: int, params: Any) -> bytes:
       f"the network's weights take {num_bytes / 2**30:.2f} GiB, and an ONNX file holds 2 GiB: "
       "export it with --to=jax."
     )
-  return onnx_graph.build(predict, (size, size, 3), "logits").SerializeToString()
+  return onnx_graph.build(predict, shape, "logits").SerializeToString()

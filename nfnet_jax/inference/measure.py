@@ -46,7 +46,7 @@ def measure(
   Args:
     net: the network, with the data set's classes as its first logits.
     weights: see `evaluate`, on the devices.
-    config: of the data, of the batches, of the network's name and of the loss.
+    config: of the data, of the batches, of the network's name and images, and of the loss.
     num_classes: number of logits.
     table: what to write of the predictions, if anything.
 
@@ -64,6 +64,7 @@ def measure(
     loss=config.loss,
     normalization=models.get_spec(config.model.name).normalization,
     outputs=table is not None,
+    in_channels=config.model.in_channels,
   )
   batches = data.test_batches(
     config.data,
@@ -71,6 +72,7 @@ def measure(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     test_only=True,
+    channels=config.model.in_channels,
   )
   batches = job_lib.watched(batches, config.stall_timeout)
   answers: dict[str, list[outcome.Answers]] = {prefix: [] for prefix in weights}

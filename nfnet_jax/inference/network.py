@@ -77,9 +77,12 @@ def load_network(
   if not classes and not features:
     raise RequestError(f"{path} holds a network without a classifier: ask for features instead.")
   spec = models.get_spec(model)
-  preprocessing = _preprocessing(spec, stored.metadata, size)
+  channels = weights.count_channels(stored.entries)
+  preprocessing = _preprocessing(spec, stored.metadata, size, channels)
   names, loss = _class_names(stored, classes), _loss(stored)
-  params, state = weights.load_stored(stored, model, num_classes=classes, **overrides)
+  params, state = weights.load_stored(
+    stored, model, num_classes=classes, in_chans=channels, **overrides
+  )
   net, fold = models.create_folded(model, 0 if features else classes, **overrides)
 
   def normalize(images: Any) -> jax.Array:
@@ -89,13 +92,16 @@ def load_network(
   return Network(model, classes, net, folded, state, preprocessing, normalize, names, loss)
 
 
-def _preprocessing(spec: models.ModelSpec, said: dict[str, str], size: int | None) -> Preprocessing:
+def _preprocessing(
+  spec: models.ModelSpec, said: dict[str, str], size: int | None, channels: int
+) -> Preprocessing:
   usual = Preprocessing(spec.test_size, padding=spec.test_padding, resize=spec.test_resize)
   try:
     found = usual._replace(**json.loads(said.get("preprocessing", "{}")))
   except (ValueError, TypeError) as error:
     raise RequestError(f"the weights file has damaged metadata: {error}.") from error
-  return found._replace(size=found.size if size is None else size).checked()
+  size = found.size if size is None else size
+  return found._replace(size=size, channels=channels).checked()
 
 
 def _loss(stored: weights.Stored) -> str:

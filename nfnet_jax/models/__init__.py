@@ -160,7 +160,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> hk.Tra
   Returns:
     `init(rng, images, is_training)` and
     `apply(params, state, rng, images, is_training, example_ids=None)`, with `images`
-    `[N, H, W, 3]`; `rng` may be None unless `is_training`.
+    `[N, H, W, C]`; `rng` may be None unless `is_training`.
 
   Raises:
     RequestError: if a name or override is unknown, or the network cannot be built.

@@ -187,7 +187,7 @@ class NFNet(hk.Module):
     """Classifies images.
 
     Args:
-      images: `[N, H, W, 3]` normalised images.
+      images: `[N, H, W, C]` normalised images.
       is_training: whether to apply stochastic depth and dropout, which need a random key.
       example_ids: `[N]` integers that key the random draws of each example; 0..N-1 by default.
         With indices in the global batch, the draws are the same on any number of devices.

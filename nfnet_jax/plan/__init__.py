@@ -133,7 +133,7 @@ def _forward(config: ConfigDict, size: int) -> int:
   """Multiply-adds of one image from pixels to logits."""
   kwargs = config_lib.model_kwargs(config)
   net = models.create_model(config.model.name, config.model.num_classes, **kwargs)
-  images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+  images = jax.ShapeDtypeStruct((1, size, size, config.model.in_channels), "float32")
   init = functools.partial(net.init, is_training=False)
   params, state = jax.eval_shape(init, jax.random.key(0), images)
   apply = functools.partial(net.apply, is_training=False)

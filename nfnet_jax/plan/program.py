@@ -125,7 +125,7 @@ def _step(config: ConfigDict, images: int) -> tuple[Callable, Any, Batch]:
   count = images * images_per_example(config.augment)
   size = config.data.train_size
   shapes: Any = (
-    jax.ShapeDtypeStruct((count, size, size, 3), np.uint8),
+    jax.ShapeDtypeStruct((count, size, size, config.model.in_channels), np.uint8),
     jax.ShapeDtypeStruct((count,), np.int32),
     jax.ShapeDtypeStruct((count,), np.float32),
   )

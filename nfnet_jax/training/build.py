@@ -54,7 +54,8 @@ def build(config: ConfigDict) -> Run:
   net = models.create_model(config.model.name, num_classes, **kwargs)
   normalization = models.get_spec(config.model.name).normalization
   schedule = _schedule(config)
-  images = jnp.zeros((1, config.data.train_size, config.data.train_size, 3))
+  in_channels = config.model.in_channels
+  images = jnp.zeros((1, config.data.train_size, config.data.train_size, in_channels))
 
   def init_net() -> tuple[hk.Params, hk.State]:
     key = jax.random.key(seeds_of(config.seed, config.seeding).init)
@@ -80,10 +81,15 @@ def build(config: ConfigDict) -> Run:
     sam=config.sam,
     multipliers=multipliers,
     normalization=normalization,
+    in_channels=in_channels,
   )
   eval_net, fold = models.create_folded(config.model.name, num_classes, **kwargs)
   eval_step = evaluate.make_eval_step(
-    eval_net, num_classes=num_classes, loss=config.loss, normalization=normalization
+    eval_net,
+    num_classes=num_classes,
+    loss=config.loss,
+    normalization=normalization,
+    in_channels=in_channels,
   )
   # Initialisation is compiled, so that XLA drops the forward pass that only names the parameters.
   # It is not optimised, because XLA spends seconds of CPU time on optimising each random draw.

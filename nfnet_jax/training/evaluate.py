@@ -39,6 +39,7 @@ def make_eval_step(
   loss: str = "softmax",
   normalization: Mapping[str, tuple[float, ...]] | None = None,
   outputs: bool = False,
+  in_channels: int = 3,
 ) -> Callable[[hk.Params, hk.State, Batch], dict[str, Any]]:
   """Builds the evaluation step of one replica, to be mapped over the axis `replicas.AXIS`.
 
@@ -49,6 +50,7 @@ def make_eval_step(
     normalization: see `models.ModelSpec`; None for the mean and deviation of ImageNet.
     outputs: whether to return the `outputs` of the global batch, too; with "softmax" and one
       correct label an image.
+    in_channels: the channels of the images.
 
   Returns:
     A function of parameters, network state and this replica's `Batch` that returns sums over the
@@ -63,7 +65,7 @@ def make_eval_step(
   """
 
   def eval_step(params: hk.Params, net_state: hk.State, batch: Batch) -> Metrics:
-    batch_lib.check(batch, several_right=True)
+    batch_lib.check(batch, several_right=True, in_channels=in_channels)
     images = normalize(batch.images, **(normalization or {}))
     logits, _ = net.apply(params, net_state, None, images, is_training=False)
     if loss == "sigmoid":

@@ -61,6 +61,7 @@ def _said_by(path: str) -> dict[str, Any]:
     raise RequestError(f"{path} has damaged metadata: {error}.") from error
   return {
     "model.name": model,
+    "model.in_channels": weights.count_channels(stored.entries),
     **{f"model.{key}": value for key, value in overrides.items()},
     "data.train_size": max(round(size * spec.train_size / spec.test_size), 1),
     "data.test_size": size,

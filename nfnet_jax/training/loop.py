@@ -160,6 +160,7 @@ def _share(config: ConfigDict, sources: data.Sources | None) -> dict[str, Any]:
     "process_index": jax.process_index(),
     "process_count": jax.process_count(),
     "sources": sources,
+    "channels": config.model.in_channels,
   }
 
 
@@ -211,11 +212,13 @@ def _given_weights(config: ConfigDict, info: data.DatasetInfo) -> tuple[hk.Param
   if init.head is None and before:
     remedy = "start with a new classifier, by --config.init.head=reset"
     classes.check_same(info.class_names, before, f"the network in {init.weights}", remedy)
+  weights.check_channels(stored, model.in_channels)
   return weights.load_stored(
     stored,
     model.name,
     num_classes=model.num_classes,
     head=init.head,
+    in_chans=model.in_channels,
     rng=jax.random.key(seeds_of(config.seed, config.seeding).init),
     **config_lib.model_kwargs(config),
   )

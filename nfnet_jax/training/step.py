@@ -108,6 +108,7 @@ def make_train_step(
   sam: ConfigDict | None = None,
   multipliers: Any = None,
   normalization: Mapping[str, tuple[float, ...]] | None = None,
+  in_channels: int = 3,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Builds the training step of one replica, to be mapped over the axis `replicas.AXIS`.
 
@@ -139,6 +140,7 @@ def make_train_step(
     multipliers: from `groups.multipliers`; parameters with the multiplier 0 are frozen, and no
       gradient is computed for them. None to train all parameters.
     normalization: see `models.ModelSpec`; None for the mean and deviation of ImageNet.
+    in_channels: the channels of the images.
 
   Returns:
     A function of `TrainState` and this replica's `Batch` (without padding, and with
@@ -171,9 +173,8 @@ def make_train_step(
     return metrics["loss"], (metrics, net_state)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    _check_labels(batch, loss, num_classes)
-    _check_batch(batch, images_per_example(augmentation), accumulate)
-    num_examples = batch.labels.shape[0] // images_per_example(augmentation)
+    _check_batch(batch, loss, num_classes, in_channels)
+    num_examples = _num_examples(batch, images_per_example(augmentation), accumulate)
     example_ids = replicas.index() * num_examples + jnp.arange(num_examples)
     key = jax.random.fold_in(jax.random.key(step_seed), state.step)
     before, frozen = groups.split(state.params, multipliers)
@@ -214,7 +215,7 @@ def augmented(
     augmentation, num_classes, label_smoothing, normalization: as for `make_train_step`.
 
   Returns:
-    `[N, H, W, 3]` images, `[N, num_classes]` soft labels, and the labels for measuring accuracy.
+    `[N, H, W, C]` images, `[N, num_classes]` soft labels, and the labels for measuring accuracy.
     When two images are mixed, these are the labels of the first.
   """
   mix_key, randaugment_key = jax.random.split(key)
@@ -254,9 +255,9 @@ def _norm(tree: Any) -> Array:
   return optax.tree.norm(jax.tree.map(agc.unitwise_norm, tree))
 
 
-def _check_labels(batch: Batch, loss: str, num_classes: int) -> None:
-  """Refuses labels that do not fit loss and network; see `batch.check`."""
-  batch_lib.check(batch, several_right=loss == "sigmoid")
+def _check_batch(batch: Batch, loss: str, num_classes: int, in_channels: int) -> None:
+  """Refuses images and labels that do not fit loss and network; see `batch.check`."""
+  batch_lib.check(batch, several_right=loss == "sigmoid", in_channels=in_channels)
   if batch.labels.shape[1:] not in ((), (num_classes,)):
     raise RequestError(
       f"labels are {list(batch.labels.shape)} for a network of {num_classes} classes: give one "
@@ -264,11 +265,12 @@ def _check_labels(batch: Batch, loss: str, num_classes: int) -> None:
     )
 
 
-def _check_batch(batch: Batch, images_per_example: int, accumulate: int) -> None:
-  """Refuses a batch that a replica cannot divide."""
+def _num_examples(batch: Batch, images_per_example: int, accumulate: int) -> int:
+  """The number of examples in a replica's batch; refuses a batch that it cannot divide."""
   size, unit = len(batch.images), images_per_example * accumulate
   if size % unit:
     raise RequestError(
       f"a replica's batch of {size} images does not divide into accumulate={accumulate} parts of "
       f"examples of {images_per_example}: give a multiple of {unit}."
     )
+  return size // images_per_example

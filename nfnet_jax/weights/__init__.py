@@ -2,6 +2,7 @@
 
 from nfnet_jax.weights.convert import FORMATS, convert, save_weights
 from nfnet_jax.weights.entries import Stored
+from nfnet_jax.weights.fit import check_channels, count_channels
 from nfnet_jax.weights.load import (
   class_names,
   load_stored,
@@ -14,8 +15,10 @@ from nfnet_jax.weights.load import (
 __all__ = [
   "FORMATS",
   "Stored",
+  "check_channels",
   "class_names",
   "convert",
+  "count_channels",
   "load_stored",
   "load_variables",
   "load_weights",

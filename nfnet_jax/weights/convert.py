@@ -138,8 +138,7 @@ def _check_leaves(
 ) -> None:
   """Refuses weights that `load_weights` would not take for this network."""
   found = entries_of(params) | entries_of(state)
-  stems = [leaf.shape[2] for name, leaf in found.items() if fit.is_stem(name, leaf)]
-  shapes = fit.init_shapes(model, num_classes, *stems[:1], **overrides)
+  shapes = fit.init_shapes(model, num_classes, fit.count_channels(found), **overrides)
   if wrong := fit.differences(found, shapes[0] | shapes[1]):
     raise RequestError(
       f"cannot write {path}: these are not the weights of {model} with the overrides "
@@ -213,7 +212,10 @@ def convert(
   names = class_names_of(stored)
   about = {key: text for key, text in stored.metadata.items() if key not in _OF_THE_NETWORK}
   _check_format(to, models.find(model), overrides, about)  # This also fails before the work.
-  params, state = load_stored(stored, model, num_classes=num_classes, **overrides)
+  channels = fit.count_channels(stored.entries)
+  params, state = load_stored(
+    stored, model, num_classes=num_classes, in_chans=channels, **overrides
+  )
   if "source" not in about:
     about |= {"source": stored.path.name, "source_sha256": _sha256(stored.path)}
   arguments: dict[str, Any] = {"to": to, "class_names": names, "provenance": about, "force": force}

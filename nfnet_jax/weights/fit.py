@@ -78,6 +78,24 @@ def count_classes(entries: Mapping[str, Entry | np.ndarray]) -> int | None:
   return sizes[-1] if sizes else None
 
 
+def count_channels(entries: Mapping[str, Entry | np.ndarray]) -> int:
+  """The number of channels of the images that a file's network takes; 3 if no kernel says it."""
+  stems = [entry.shape[2] for name, entry in entries.items() if is_stem(name, entry)]
+  return stems[0] if stems else 3
+
+
+def check_channels(stored: Stored, in_channels: int) -> None:
+  """Raises a RequestError unless a file's network takes images of this many channels."""
+  found = count_channels(stored.entries)
+  if found == in_channels:
+    return
+  remedy = f"set model.in_channels={found}" if found in (1, 3) else "start from another file"
+  raise RequestError(
+    f"{stored.path} holds a network for images of {found} channels, but model.in_channels="
+    f"{in_channels}: {remedy}."
+  )
+
+
 def check_fit(stored: Stored, wanted: Shapes, model: str, num_classes: int) -> None:
   """Raises a RequestError unless a file has exactly the leaves of a network.
 
@@ -171,7 +189,7 @@ def as_wanted(path: Any, name: str, array: np.ndarray, dtype: np.dtype) -> np.nd
   return cast
 
 
-def is_stem(name: str, entry: Entry) -> bool:
+def is_stem(name: str, entry: Entry | np.ndarray) -> bool:
   """Whether a leaf is the kernel that images go through first, with its four dimensions."""
   return is_stem_kernel(name) and len(entry.shape) == 4
 

@@ -118,7 +118,8 @@ def restore_weights(
   from nfnet_jax.runs import checkpoint
 
   kwargs = config_lib.model_kwargs(config)
-  shapes = fit.init_shapes(config.model.name, config.model.num_classes, **kwargs)
+  model = config.model
+  shapes = fit.init_shapes(model.name, model.num_classes, model.in_channels, **kwargs)
   params, state = map(fit.unflatten, shapes)
   trained, frozen = groups.split(params, groups.multipliers(params, config.optimizer))
   template: dict[str, Any] = {}

@@ -116,7 +116,7 @@ def test_names_go_from_folders_to_predictions(run, folder, done, tmp_path):
   }
   assert about == {
     **{"model": "nfnet_micro", "num_classes": 3, "class_names": list(NAMES)},
-    **{"loss": "softmax", "size": 16, "padding": 0, "resize": "squash"},
+    **{"loss": "softmax", "size": 16, "padding": 0, "resize": "squash", "channels": 3},
     "sha256": hashlib.sha256((tmp_path / "f.jax").read_bytes()).hexdigest(),
   }
 
