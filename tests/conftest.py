@@ -8,6 +8,8 @@ import pytest
 
 from tests.devices import xla_flags
 
+# A shell that starts tests in the background has them ignore Ctrl-C, which some tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = xla_flags(8)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
