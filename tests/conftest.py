@@ -1,6 +1,7 @@
 """Eight fake CPU devices for every test, set before JAX starts, and what all tests share."""
 
 import os
+import signal
 import pathlib
 import tempfile
 
