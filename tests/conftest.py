@@ -1,8 +1,8 @@
 """Eight fake CPU devices for every test, set before JAX starts, and what all tests share."""
 
 import os
-import signal
 import pathlib
+import signal
 import tempfile
 
 import pytest
