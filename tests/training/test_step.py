@@ -245,5 +245,5 @@ def test_a_batch_that_does_not_divide_is_refused(batch_size):
   with pytest.raises(RequestError, match=rf"batch_size={batch_size} .* 8 devices"):
     parallel.check_batch_size(batch_size)
   parallel.check_batch_size(24)
-  with pytest.raises(RequestError, match=r"accumulate=2 .* multiple of 16, such as 32"):
+  with pytest.raises(RequestError, match=r"accumulate=2: use a multiple of 16, such as 32"):
     parallel.check_batch_size(24, accumulate=2)
