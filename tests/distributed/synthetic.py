@@ -53,7 +53,7 @@ if "heartbeat" in FAULT:
   job_lib._HEARTBEAT = FAULT["heartbeat"]
 
 
-def describe(config, test_only=False, sources=None):
+def describe(config, **others):
   if FAULT.get("what") == "describe sleeps" and FAULT["process"] == jax.process_index():
     time.sleep(600)
   is_other = FAULT.get("what") == "other data" and FAULT["process"] == jax.process_index()
@@ -61,7 +61,7 @@ def describe(config, test_only=False, sources=None):
 
 
 def train_batches(
-  config, *, seed, seeding, batch_size, start_step=0, process_index=0, process_count=1, sources=None
+  config, *, seed, seeding, batch_size, start_step=0, process_index=0, process_count=1, **others
 ):
   for step in itertools.count(start_step):
     while step == FAULT.get("hold") and not os.path.exists(FAULT["until"]):
@@ -74,9 +74,7 @@ def train_batches(
     time.sleep(FAULT.get("dawdle", 0))
 
 
-def all_test_batches(
-  config, *, batch_size, process_index=0, process_count=1, test_only=False, sources=None
-):
+def all_test_batches(config, *, batch_size, process_index=0, process_count=1, **others):
   if FAULT.get("process") == process_index and FAULT.get("what", "").startswith("test"):
     if FAULT["what"] == "test raises":
       raise OSError("the disk is on fire")

@@ -281,7 +281,8 @@ def test_ctrl_c_in_one_process_stops_all(job, tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_an_exception_in_one_process_ends_all(job, tmp_path, victim):
   started = job(*train(tmp_path / "run"), fault={"process": victim, "step": 3, "what": "raise"})
-  wait_until(lambda: "on fire" in logs(tmp_path)[victim], [])
+  ended = lambda: all(process.exitcode is not None for process in started)  # noqa: E731
+  wait_until(lambda: "on fire" in logs(tmp_path)[victim] or ended(), [])
   assert finish(started, GONE) == [1, 1]
   lines = last_lines(tmp_path)
   assert lines[victim] == "nfnet-jax: OSError: the disk is on fire"
