@@ -13,7 +13,6 @@ SPLIT_NAMES = {
   *("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout"),
 }
 _MOST_COMPARED = 100_000  # files; the splits of larger data sets are assumed to be distinct
-_CHUNK = 2**20
 
 
 def divide(images: Images, folder: str, share: float, seed: int) -> tuple[Images, Images]:
@@ -91,8 +90,5 @@ def _contents(paths: Iterable[str]) -> Mapping[str, object]:
 
 
 def _digest(path: str) -> bytes:
-  digest = hashlib.sha256()
   with open(path, "rb") as file:
-    while chunk := file.read(_CHUNK):
-      digest.update(chunk)
-  return digest.digest()
+    return hashlib.file_digest(file, "sha256").digest()

@@ -17,14 +17,8 @@ if TYPE_CHECKING:
 
 _CHANNELS = ((), (1,), (3,))  # the last axis of an image, if it has one
 _RECENT = 64  # examples that are kept, because image and label are asked for one after the other
-_PNG_MODES = {
-  "1",
-  "L",
-  "LA",
-  "P",
-  "RGB",
-  "RGBA",
-}  # of PIL images, with these docs/images.md applies
+# PIL images of these modes are read as docs/images.md says; others are converted to RGB.
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 
 class Example(NamedTuple):

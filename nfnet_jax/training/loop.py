@@ -17,7 +17,6 @@ from nfnet_jax.data.batch import Batch
 from nfnet_jax.distributed import agreement, failure
 from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.distributed.notice import Notice, termination_notice
-from nfnet_jax.errors import RequestError
 from nfnet_jax.models import groups
 from nfnet_jax.runs import best, checkpoint, curves, provenance
 from nfnet_jax.runs import metrics as metrics_lib
@@ -203,8 +202,6 @@ def _given_weights(config: ConfigDict, info: data.DatasetInfo) -> tuple[hk.Param
   """The initial weights that `config.init` names; None for a random initialisation."""
   init, model = config.init, config.model
   if init.weights is None:
-    if init.head is not None:
-      raise RequestError(f"init.head={init.head!r} needs init.weights: name a weights file.")
     return None
   log.info("starting from %s%s", init.weights, ", with a new classifier" if init.head else "")
   stored = weights.open_weights(init.weights)
