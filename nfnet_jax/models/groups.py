@@ -60,9 +60,9 @@ def multipliers(params: hk.Params, optimizer: ConfigDict) -> dict[str, dict[str,
   """
   names = list(_names(params))
   of_name = _by_pattern(names, [(pattern, rate) for pattern, rate in optimizer.groups])
-  depths = {name: _depth(name, _num_blocks(names)) for name in names}
+  num_blocks = _num_blocks(names)
   for name in names:
-    of_name[name] *= optimizer.layer_decay ** depths[name]
+    of_name[name] *= optimizer.layer_decay ** _depth(name, num_blocks)
     of_name[name] *= optimizer.head_multiplier if _HEAD.fullmatch(name) else 1.0
   if not any(of_name.values()):
     raise RequestError(
@@ -120,14 +120,14 @@ def _names(params: Any) -> Iterator[str]:
 
 def _by_pattern(names: list[str], groups: list[tuple[str, float]]) -> dict[str, float]:
   """The multiplier of the first pattern that matches each name."""
-  taken: dict[str, tuple[int, float]] = {}
+  taken: dict[str, float] = {}
   for index, (pattern, rate) in enumerate(groups):
     matching = [name for name in names if re.fullmatch(pattern, name)]
     new = [name for name in matching if name not in taken]
     if not new:
       raise RequestError(_unmatched(pattern, names, matching, groups[:index]))
-    taken |= dict.fromkeys(new, (index, rate))
-  return {name: float(taken[name][1]) if name in taken else 1.0 for name in names}
+    taken |= dict.fromkeys(new, float(rate))
+  return {name: taken.get(name, 1.0) for name in names}
 
 
 def _unmatched(
