@@ -7,7 +7,7 @@ import math
 import pathlib
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 from etils import epath
@@ -124,6 +124,11 @@ def _strict(value: Any) -> Any:
   if isinstance(value, str):
     return text(value)
   return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def cells(row: Iterable[Any]) -> list[Any]:
+  """A row for a CSV file, with valid Unicode."""
+  return [text(cell) if isinstance(cell, str) else cell for cell in row]
 
 
 def text(value: str) -> str:

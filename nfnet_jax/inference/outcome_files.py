@@ -77,5 +77,5 @@ def _rows(found: Answers, classes: Sequence[str], images: Sequence[str]) -> Iter
 def _table(rows: Iterable[Sequence[Any]]) -> bytes:
   text = io.StringIO(newline="")
   writer = csv.writer(text)
-  writer.writerows([output.text(x) if isinstance(x, str) else x for x in row] for row in rows)
+  writer.writerows(map(output.cells, rows))
   return text.getvalue().encode()

@@ -33,8 +33,8 @@ def keep(lines: Iterable[dict[str, Any]], path: pathlib.Path, top: int) -> Itera
       for line in lines:
         classes = [each.get(kind, "") for each in line.get("top", ()) for kind in kinds]
         empty = [""] * (len(columns) - len(classes))
-        cells = [line["image"], line.get("error", ""), *classes, *empty]
-        writer.writerow([output.text(cell) if isinstance(cell, str) else cell for cell in cells])
+        row = [line["image"], line.get("error", ""), *classes, *empty]
+        writer.writerow(output.cells(row))
         yield line
     except RequestError as error:
       failure = error
