@@ -5,8 +5,10 @@ The pixels are the same as those of `nfnet_jax.data.image`. Images are decoded b
 antialiasing and with its overshoot, unlike in Pillow's own resize.
 """
 
+import json
 import os
 import stat
+from collections.abc import Mapping
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -52,6 +54,26 @@ class Preprocessing(NamedTuple):
     return self
 
 
+def of_metadata(metadata: Mapping[str, str], usual: Preprocessing, path: object) -> Preprocessing:
+  """What a weights file says of its network's images; where it says nothing, what is usual.
+
+  Args:
+    metadata: of the file; its `preprocessing` is JSON.
+    usual: the preprocessing that the network is published with.
+    path: of the file, for the message.
+
+  Returns:
+    The preprocessing, whose values are not checked yet.
+
+  Raises:
+    RequestError: if the metadata cannot be read.
+  """
+  try:
+    return usual._replace(**json.loads(metadata.get("preprocessing", "{}")))
+  except (ValueError, TypeError) as error:
+    raise RequestError(f"{path} has damaged metadata: {error}.") from error
+
+
 def load(path: str | os.PathLike | BinaryIO, how: Preprocessing) -> np.ndarray:
   """Reads an image and applies the preprocessing of evaluation.
 
@@ -65,6 +87,8 @@ def load(path: str | os.PathLike | BinaryIO, how: Preprocessing) -> np.ndarray:
   Raises:
     RequestError: as `read_image`.
   """
+  if how.resize == "antialiased":
+    return prepare(read_image(path, channels=how.channels), *how[:3])
   shape = 0, 0
 
   def window(height: int, width: int) -> tuple[int, int, int, int]:
@@ -72,9 +96,6 @@ def load(path: str | os.PathLike | BinaryIO, how: Preprocessing) -> np.ndarray:
     part = _window(height, width, how)
     shape = part[2:]
     return part
-
-  if how.resize == "antialiased":
-    return prepare(read_image(path, channels=how.channels), *how[:3])
 
   def picks(length: int) -> np.ndarray:
     return np.unique(_taps(length, how)[0])

@@ -1,6 +1,5 @@
 """A network with its weights, ready to predict."""
 
-import json
 import logging
 import pathlib
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import jax
 from nfnet_jax import losses, models, weights
 from nfnet_jax.data import classes as classes_lib
 from nfnet_jax.data import normalize as normalize_lib
-from nfnet_jax.data.preprocess import Preprocessing
+from nfnet_jax.data import preprocess
 from nfnet_jax.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ class Network(NamedTuple):
   net: hk.TransformedWithState
   params: hk.Params
   state: hk.State
-  preprocessing: Preprocessing
+  preprocessing: preprocess.Preprocessing
   normalize: Callable[[Any], jax.Array]
   class_names: tuple[str, ...] | None = None
   loss: str = "softmax"
@@ -78,7 +77,10 @@ def load_network(
     raise RequestError(f"{path} holds a network without a classifier: ask for features instead.")
   spec = models.get_spec(model)
   channels = weights.count_channels(stored.entries)
-  preprocessing = _preprocessing(spec, stored.metadata, size, channels)
+  usual = preprocess.Preprocessing(spec.test_size, spec.test_padding, spec.test_resize)
+  found = preprocess.of_metadata(stored.metadata, usual, path)
+  size = found.size if size is None else size
+  preprocessing = found._replace(size=size, channels=channels).checked()
   names, loss = _class_names(stored, classes), _loss(stored)
   params, state = weights.load_stored(
     stored, model, num_classes=classes, in_chans=channels, **overrides
@@ -90,18 +92,6 @@ def load_network(
 
   folded = fold(params)
   return Network(model, classes, net, folded, state, preprocessing, normalize, names, loss)
-
-
-def _preprocessing(
-  spec: models.ModelSpec, said: dict[str, str], size: int | None, channels: int
-) -> Preprocessing:
-  usual = Preprocessing(spec.test_size, padding=spec.test_padding, resize=spec.test_resize)
-  try:
-    found = usual._replace(**json.loads(said.get("preprocessing", "{}")))
-  except (ValueError, TypeError) as error:
-    raise RequestError(f"the weights file has damaged metadata: {error}.") from error
-  size = found.size if size is None else size
-  return found._replace(size=size, channels=channels).checked()
 
 
 def _loss(stored: weights.Stored) -> str:

@@ -1,6 +1,5 @@
 """What a config leaves open for the weights file that the run starts from to say."""
 
-import json
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -9,6 +8,7 @@ from nfnet_jax import config as config_lib
 from nfnet_jax import models, weights
 from nfnet_jax.config.keys import KEYS
 from nfnet_jax.config.values import normalise
+from nfnet_jax.data.preprocess import Preprocessing, of_metadata
 from nfnet_jax.errors import RequestError
 
 _OF_NETWORK = ("model.", "data.test_", "data.train_size")
@@ -54,17 +54,14 @@ def _said_by(path: str) -> dict[str, Any]:
   stored = weights.open_weights(path)
   model, _, overrides = weights.settle(stored, None, {})
   spec = models.get_spec(model)
-  try:
-    found = json.loads(stored.metadata.get("preprocessing", "{}"))
-    size, padding = found.get("size", spec.test_size), found.get("padding", spec.test_padding)
-  except (ValueError, AttributeError) as error:
-    raise RequestError(f"{path} has damaged metadata: {error}.") from error
+  usual = Preprocessing(spec.test_size, spec.test_padding, spec.test_resize)
+  found = of_metadata(stored.metadata, usual, path).checked()
   return {
     "model.name": model,
     "model.in_channels": weights.count_channels(stored.entries),
     **{f"model.{key}": value for key, value in overrides.items()},
-    "data.train_size": max(round(size * spec.train_size / spec.test_size), 1),
-    "data.test_size": size,
-    "data.test_padding": padding,
-    "data.test_resize": found.get("resize", spec.test_resize),
+    "data.train_size": max(round(found.size * spec.train_size / spec.test_size), 1),
+    "data.test_size": found.size,
+    "data.test_padding": found.padding,
+    "data.test_resize": found.resize,
   }

@@ -134,3 +134,18 @@ def test_bad_folders_are_refused_and_nothing_is_written(file, photos, tmp_path, 
   assert main(command(file, one, workdir)) == 2
   assert "has only 1 class" in capsys.readouterr().err
   assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [('{"size": "big"}', "size='big'"), ('{"zoom": 3}', "damaged metadata"), ("[", "damaged")],
+)
+def test_damaged_metadata_are_refused(file, tmp_path, text, message):
+  params = weights.load_weights(file, "nfnet_micro", num_classes=7, **NETWORK)
+  path = tmp_path / "damaged.safetensors"
+  provenance = {"preprocessing": text}
+  weights.save_weights(path, params, "nfnet_micro", **NETWORK, provenance=provenance)
+  config = config_file.read(str(FINETUNE))
+  config.init.weights = str(path)
+  with pytest.raises(RequestError, match=message):
+    follow_weights(config)
