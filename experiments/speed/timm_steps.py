@@ -1,24 +1,14 @@
 """timm's side of `cpu_vs_timm.py`: runs a step and prints its seconds for every line on stdin.
 
 python -m venv V
-V/bin/pip install torch==2.13.0 timm==1.0.31
+V/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31
 """
 
 import sys
 import time
 
+import timm
 import torch
-
-# The wheels of torchvision that are built for CUDA look these up when a CPU imports them.
-_library = torch.library.Library("torchvision", "DEF")
-_library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-_library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-_library.define(
-  "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
-  "SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor"
-)
-
-import timm  # noqa: E402
 
 
 def main(name: str, batch: str, size: str, what: str) -> None:
