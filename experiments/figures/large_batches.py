@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 import style
 import sweep
+import table
 import training_run
 from ml_collections import ConfigDict
 
@@ -85,8 +86,25 @@ def check(runs: list[sweep.Run], data: pathlib.Path | None) -> None:
     datasets.check_fashion_mnist(data)
 
 
-def plot(rows: list[Any]) -> Any:
-  figure, axes = style.panels(2)
+def plot(rows: list[table.Row]) -> Any:
+  """Accuracy over batch size for each data set, and over AGC's threshold."""
+  names = {"digits": "Digits", "fashion": "Fashion-MNIST, 4,000 images"}
+  figure, [axes] = style.panels(3)
+  for panel, (data, name) in zip(axes, names.items(), strict=False):
+    for method, colour in zip(METHODS, style.COLOURS, strict=False):
+      chosen = [row for row in rows if (row["data"], row["method"]) == (data, method)]
+      chosen = [row for row in chosen if row["clipping"] in ("", "1.0", "0.04")]
+      label = f"{method}, λ = 0.04" if method == "NF, AGC" else method
+      training_run.draw(panel, chosen, "batch_size", label=label, colour=colour)
+    style.title(panel, name, x="batch size", y="test accuracy (%)")
+  by_size = [row for row in rows if row["data"] == "digits" and row["method"] == "NF, AGC"]
+  sizes = sorted({int(row["batch_size"]) for row in by_size})
+  for size, colour in zip(sizes, (style.SKY, style.GREEN, style.PURPLE), strict=False):
+    chosen = [row for row in by_size if int(row["batch_size"]) == size]
+    training_run.draw(axes[2], chosen, "clipping", label=f"batch of {size}", colour=colour)
+  style.title(axes[2], "Digits, by AGC's threshold", x="λ", y="test accuracy (%)")
+  for panel in axes:
+    style.legend(panel, loc="lower left")
   return figure
 
 

@@ -2,8 +2,11 @@
 
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+import table
 from ml_collections import ConfigDict
 
 from nfnet_jax.cli import compile_cache
@@ -11,6 +14,7 @@ from nfnet_jax.errors import DivergedError
 
 # Last test accuracy of the weights and of their average, and steps: where the run diverged, if so.
 VALUES = ("outcome", "top1", "ema_top1", "steps")
+_CHANCE = 0.1  # of ten classes
 
 
 def train(config: ConfigDict, sets: dict[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
@@ -40,3 +44,28 @@ def train(config: ConfigDict, sets: dict[str, Any], workdir: pathlib.Path) -> di
     raise SystemExit(143)
   accuracies = {name: round(metrics[name], 4) for name in ("top1", "ema_top1")}
   return {"outcome": "done", **accuracies, "steps": metrics["step"]}
+
+
+def accuracy(row: table.Row, metric: str = "top1") -> float:
+  """A run's test accuracy; that of chance if it diverged."""
+  return float(row[metric]) if row["outcome"] == "done" else _CHANCE
+
+
+def draw(axes: Any, rows: Iterable[table.Row], over: str, *, label: str, colour: str) -> None:
+  """Draws each run's accuracy in %, over a column of powers of 2, and a line through the means.
+
+  A run that diverged is a cross at the accuracy of chance, which it has in the mean, too.
+  """
+  places = sorted({float(row[over]) for row in rows})
+  means = []
+  for place in places:
+    here = [row for row in rows if float(row[over]) == place]
+    means.append(100 * float(np.mean([accuracy(row) for row in here])))
+    for marker, outcome in (("o", "done"), ("x", "diverged")):
+      found = [100 * accuracy(row) for row in here if row["outcome"] == outcome]
+      points = {"color": colour, "marker": marker, "s": 22, "alpha": 0.55, "linewidths": 1.2}
+      axes.scatter([place] * len(found), found, **points)
+  axes.plot(places, means, color=colour, linewidth=1.6, label=label)
+  axes.set_xscale("log", base=2)
+  axes.set_xticks(places, [f"{place:g}" for place in places])
+  axes.set_ylim(0, 102)

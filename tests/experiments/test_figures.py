@@ -14,11 +14,14 @@ FOLDER = pathlib.Path(__file__).parents[2] / "experiments/figures"
 sys.path.insert(0, str(FOLDER))
 
 import datasets  # noqa: E402
+import large_batches  # noqa: E402
 import style  # noqa: E402
 import sweep  # noqa: E402
 import table  # noqa: E402
+import training_run  # noqa: E402
 
-from nfnet_jax.errors import RequestError  # noqa: E402
+from nfnet_jax import training  # noqa: E402
+from nfnet_jax.errors import DivergedError, RequestError  # noqa: E402
 
 RUNS = [{"kind": kind, "seed": seed} for kind in ("a", "b") for seed in range(2)]
 
@@ -88,7 +91,9 @@ def test_what_is_done_stays_when_a_run_fails(tmp_path, capsys):
 def test_several_runs_at_a_time(tmp_path, capsys):
   more = FIGURE._replace(runs=[{"kind": "a", "seed": seed} for seed in range(6)])
   assert sweep.main(more, flags(tmp_path, "--jobs=2")) == 0
-  assert sorted(row["square"] for row in rows(tmp_path)) == sorted("0 1 4 9 16 25".split())
+  assert sorted(row["square"] for row in rows(tmp_path)) == sorted(
+    str(seed**2) for seed in range(6)
+  )
   workers = {*calls(tmp_path)}
   assert 1 <= len(workers) <= 2  # They stay; the second may find nothing left to do.
   assert str(os.getpid()) not in workers
@@ -234,3 +239,34 @@ def test_fashion_mnist_that_is_not_prepared(tmp_path):
   for split in ("train", "test"):
     with pytest.raises(RequestError, match="--data=/usr/share/datasets/fashion-mnist"):
       datasets.fashion_arrays(tmp_path, split)
+
+
+def shrunk(config):
+  """The config of a figure's run with a block a stage and two steps."""
+  config.model.depths = (1,) * 3
+  config.steps, config.optimizer.warmup_steps = 2, 0.0
+  return config
+
+
+@pytest.mark.slow
+def test_a_small_run_of_large_batches(tmp_path, monkeypatch):
+  full_size = large_batches.config
+  monkeypatch.setattr(large_batches, "config", lambda run: shrunk(full_size(run)))
+  runs = [run for run in large_batches.RUNS if (run["data"], run["seed"]) == ("digits", 0)]
+  few = [run for run in runs if run["batch_size"] == 64 and "AGC" in run["method"]]
+  figure = large_batches.FIGURE._replace(runs=few)
+  assert sweep.main(figure, flags(tmp_path)) == 0
+  [row] = table.read(tmp_path / "squares.csv", figure.columns)
+  assert (row["outcome"], row["steps"], row["batch_size"]) == ("done", "2", "64")
+  assert 0 < float(row["top1"]) < 0.6
+  assert sweep.main(figure, flags(tmp_path, "--plot")) == 0
+
+
+def test_a_run_that_diverges_is_told_by_its_norms(monkeypatch, tmp_path):
+  def fit(config, workdir, **sets):
+    raise DivergedError("step 17 is not finite: grad_norm=nan, loss=2.3. Lower the rate.")
+
+  monkeypatch.setattr(training, "fit", fit, raising=False)
+  values = training_run.train(large_batches.config(large_batches.RUNS[0]), {}, tmp_path)
+  assert values == {"outcome": "diverged", "top1": None, "ema_top1": None, "steps": "17"}
+  assert tuple(values) == training_run.VALUES
