@@ -1,4 +1,4 @@
-"""The figures' data sets as arrays: `Source`s for `nfnet_jax.training.fit`."""
+"""Fashion-MNIST, or a part of it, in memory."""
 
 import functools
 import gzip
@@ -10,15 +10,6 @@ import numpy as np
 from nfnet_jax.errors import RequestError
 
 _DEBIAN = "/usr/share/datasets/fashion-mnist"
-
-
-@functools.cache
-def digits() -> dict[str, Any]:
-  """The digits of scikit-learn, split as those of `data.name=digits`."""
-  from nfnet_jax import data
-  from nfnet_jax.data import digits
-
-  return {split: data.from_arrays(*arrays) for split, arrays in digits.arrays().items()}
 
 
 @functools.cache

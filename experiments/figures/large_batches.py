@@ -76,8 +76,8 @@ def config(run: sweep.Run) -> ConfigDict:
 def measure(run: sweep.Run, workdir: pathlib.Path, data: pathlib.Path | None) -> dict[str, Any]:
   """Trains one network."""
   fashion = run["data"] == "fashion"
-  sets = datasets.fashion_mnist(data, *FASHION_IMAGES) if fashion else datasets.digits()
-  return training_run.train(config(run), sets, workdir)
+  sets = datasets.fashion_mnist(data, *FASHION_IMAGES) if fashion else None
+  return training_run.train(config(run), workdir, sets)
 
 
 def check(runs: list[sweep.Run], data: pathlib.Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Trains by `nfnet_jax.training.fit` and gives the columns that runs of training have."""
+"""Trains as `nfnet-jax train` does, and gives the columns that runs of training have."""
 
 import pathlib
 import re
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import table
+from etils import epath
 from ml_collections import ConfigDict
 
 from nfnet_jax.cli import compile_cache
@@ -17,7 +18,9 @@ VALUES = ("outcome", "top1", "ema_top1", "steps")
 _CHANCE = 0.1  # of ten classes
 
 
-def train(config: ConfigDict, sets: dict[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
+def train(
+  config: ConfigDict, workdir: pathlib.Path, sets: dict[str, Any] | None = None
+) -> dict[str, Any]:
   """Trains, or goes on with an interrupted run.
 
   A run has diverged if its parameters or gradients are not finite. The loss does not tell: compiled
@@ -25,18 +28,21 @@ def train(config: ConfigDict, sets: dict[str, Any], workdir: pathlib.Path) -> di
 
   Args:
     config: the run's config.
-    sets: a `Source` for `train` and one for `test`, see `datasets`.
     workdir: the run directory.
+    sets: a `Source` for `train` and one for `test`, see `datasets`; None for the data that the
+      config names.
 
   Returns:
     `VALUES`. Accuracies are in 0..1, and None if the run has diverged.
   """
   compile_cache.enable()  # Runs that differ in the seed alone share their programs.
-  from nfnet_jax import training
+  from nfnet_jax.training import fit, loop
 
   config.log_every = config.eval_every = config.checkpoint_every = 10**9
   try:
-    metrics = training.fit(config, workdir, **sets).metrics
+    metrics = (
+      fit(config, workdir, **sets).metrics if sets else loop.run(config, epath.Path(workdir))
+    )
   except DivergedError as error:
     step = re.match(r"step (\d+)", str(error))
     return {"outcome": "diverged", "top1": None, "ema_top1": None, "steps": step and step[1]}

@@ -99,9 +99,10 @@ def _processes(measure: Measure, count: int) -> Iterator[list[Any]]:
 
 def _serve(pipe: Any, measure: Measure, cores: set[int]) -> None:
   """Does what comes through the pipe, until it is closed."""
+  os.setsid()  # Ctrl-C reaches only the parent, which then tells all processes to stop.
   if cores:
     os.sched_setaffinity(0, cores)
-  with contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt):
+  with contextlib.suppress(EOFError, ConnectionError):
     while True:
       task = pipe.recv()
       try:

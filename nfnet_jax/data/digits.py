@@ -88,14 +88,8 @@ def _is_prepared(directory: str | None) -> bool:
     return False
 
 
-def arrays() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Images `[N, 8, 8, 1]` uint8 and labels `[N]` of the splits `train` and `test`."""
-  images, labels, indices = _digits()
-  return {split: (images[chosen], labels[chosen]) for split, chosen in indices.items()}
-
-
-def _digits() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-  """All images and labels; 1437 are for training, 360 for testing, in the same proportions."""
+def _write(directory: str | None) -> None:
+  """Writes 1437 digits for training and 360 for testing, with the same class proportions."""
   from sklearn.datasets import load_digits
   from sklearn.model_selection import train_test_split
 
@@ -104,14 +98,9 @@ def _digits() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
   train, test = train_test_split(
     np.arange(len(labels)), test_size=NUM_TEST, stratify=labels, random_state=0
   )
-  return images, labels, {"train": np.sort(train), "test": np.sort(test)}
 
-
-def _write(directory: str | None) -> None:
-  images, labels, indices = _digits()
-
-  def examples(chosen: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-    return ((int(i), {"image": images[i], "label": int(labels[i])}) for i in chosen)
+  def examples(indices: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+    return ((int(i), {"image": images[i], "label": int(labels[i])}) for i in sorted(indices))
 
   tfds.dataset_builders.store_as_tfds_dataset(
     name="digits",
@@ -122,7 +111,7 @@ def _write(directory: str | None) -> None:
         "label": tfds.features.ClassLabel(num_classes=10),
       }
     ),
-    split_datasets={split: examples(chosen) for split, chosen in indices.items()},
+    split_datasets={"train": examples(train), "test": examples(test)},
     data_dir=directory,
     description="Handwritten digits, 8x8 pixels, as bundled with scikit-learn.",
     download_config=tfds.download.DownloadConfig(try_download_gcs=False),

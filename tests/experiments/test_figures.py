@@ -20,7 +20,6 @@ import sweep  # noqa: E402
 import table  # noqa: E402
 import training_run  # noqa: E402
 
-from nfnet_jax import training  # noqa: E402
 from nfnet_jax.errors import DivergedError, RequestError  # noqa: E402
 
 RUNS = [{"kind": kind, "seed": seed} for kind in ("a", "b") for seed in range(2)]
@@ -124,7 +123,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_script_that_is_ended_leaves_whole_lines_and_no_process(tmp_path, number):
   script, results = tmp_path / "waiting.py", tmp_path / "waiting.csv"
   script.write_text(WAITING.format(folder=str(FOLDER)))
@@ -136,7 +135,7 @@ def test_a_script_that_is_ended_leaves_whole_lines_and_no_process(tmp_path, numb
       await_true(lambda: results.exists() and results.read_text().count("\n") == 2)
     finally:
       process.send_signal(number)
-  assert process.wait(60) == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143}[number]
+  assert process.wait(60) == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
   if number == signal.SIGKILL:  # A process finds that its parent is gone when its run is done.
     (tmp_path / "work/waiting/enough").touch()
   await_true(lambda: not any(map(is_running, pids)))
@@ -263,10 +262,12 @@ def test_a_small_run_of_large_batches(tmp_path, monkeypatch):
 
 
 def test_a_run_that_diverges_is_told_by_its_norms(monkeypatch, tmp_path):
-  def fit(config, workdir, **sets):
+  from nfnet_jax.training import loop  # Slow to import, also for the processes that tests start.
+
+  def run(config, workdir):
     raise DivergedError("step 17 is not finite: grad_norm=nan, loss=2.3. Lower the rate.")
 
-  monkeypatch.setattr(training, "fit", fit, raising=False)
-  values = training_run.train(large_batches.config(large_batches.RUNS[0]), {}, tmp_path)
+  monkeypatch.setattr(loop, "run", run)
+  values = training_run.train(large_batches.config(large_batches.RUNS[0]), tmp_path)
   assert values == {"outcome": "diverged", "top1": None, "ema_top1": None, "steps": "17"}
   assert tuple(values) == training_run.VALUES
