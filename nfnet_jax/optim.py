@@ -29,7 +29,7 @@ def param_labels(params: Any) -> Any:
 
   * `gain_bias`: gains, biases, SkipInit gains, and the scales and offsets of normalisation; clipped
     but not decayed. This includes the classifier's bias, as published.
-  * `head`: the classifier's weight; decayed but never clipped (paper, section 4.1).
+  * `head`: the classifier's weight; decayed but, as published, not clipped (paper, section 4.1).
   * `weight`: every other weight; clipped and decayed.
 
   Args:
@@ -110,7 +110,11 @@ def one_after_another(schedules: Sequence[Schedule], ends: Sequence[int]) -> Sch
 
 
 def make_optimizer(
-  optimizer: ConfigDict, schedule: Schedule, labels: Any, multipliers: Any = None
+  optimizer: ConfigDict,
+  schedule: Schedule,
+  labels: Any,
+  multipliers: Any = None,
+  unclipped: Any = None,
 ) -> optax.GradientTransformation:
   """Builds the published optimizer.
 
@@ -120,6 +124,8 @@ def make_optimizer(
     labels: from `param_labels`, of the parameters that are trained.
     multipliers: tree of numbers like the labels, by which the learning rate of each parameter is
       multiplied, see `nfnet_jax.models.groups`; None for 1.
+    unclipped: tree of bools like the labels, True for what AGC leaves alone; None for the label
+      `head`.
 
   Returns:
     An optax transformation.
@@ -127,9 +133,11 @@ def make_optimizer(
   Raises:
     RequestError: for an unknown `optimizer.clip`.
   """
-  is_clipped = jax.tree.map(lambda label: label != HEAD, labels)
+  if unclipped is None:
+    unclipped = jax.tree.map(lambda label: label == HEAD, labels)
   is_decayed = jax.tree.map(lambda label: label != GAIN_BIAS, labels)
   if optimizer.clip == "agc":
+    is_clipped = jax.tree.map(lambda is_free: not is_free, unclipped)
     clip = agc.adaptive_grad_clip(optimizer.clipping, optimizer.agc_eps, mask=is_clipped)
   elif optimizer.clip == "global_norm":
     clip = optax.clip_by_global_norm(optimizer.clipping)

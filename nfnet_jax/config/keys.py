@@ -10,7 +10,7 @@ from typing import Any
 
 from nfnet_jax import seeds
 from nfnet_jax.choices import ACTIVATIONS, CLIPPERS, DTYPES, LOSSES, NUMERICS, REMAT, TEST_METRICS
-from nfnet_jax.config.values import Key, Path, Rates, problem
+from nfnet_jax.config.values import Key, Path, Patterns, Rates, problem, short
 from nfnet_jax.data import formats
 
 _MAX_INT32 = 2**31 - 1
@@ -201,6 +201,11 @@ KEYS: dict[str, Key] = {
   "optimizer.agc_eps": _number(
     1e-3, 0, 1e6, "AGC's eps: lower bound for the norm of a unit's weights."
   ),
+  "optimizer.unclipped": Key(
+    *(("[^/]+/~/linear/w",), Patterns),
+    "What AGC leaves alone: regular expressions that match whole names of parameters, as in "
+    "groups. By default the classifier's weight, as published; () clips that, too.",
+  ),
   "sam.rho": _number(
     *(0.0, 0, 1e3),
     "Distance by which SAM moves the weights before it takes their gradient; 0.05 in the paper's "
@@ -237,6 +242,12 @@ def problems(values: Mapping[str, Any]) -> list[str]:
   wrong = [*filter(None, (problem(name, KEYS[name], value) for name, value in known.items()))]
   if "patience" in known and "keep_best" not in known:
     wrong.append(f"patience={known['patience']} needs keep_best: name a metric.")
+  clip, unclipped = known.get("optimizer.clip", "agc"), known.get("optimizer.unclipped")
+  if clip != "agc" and unclipped not in (None, KEYS["optimizer.unclipped"].default):
+    wrong.append(
+      f"optimizer.unclipped={short(unclipped)} is for AGC, and optimizer.clip={short(clip)}: "
+      "remove one of them."
+    )
   if known.get("model.in_channels") == 2:
     wrong.append("model.in_channels=2 must be 1 (gray) or 3 (colour).")
   by_f1 = str(known.get("keep_best")).endswith("f1")

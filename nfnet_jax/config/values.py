@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 
 Path = pathlib.Path
 Rates = tuple[tuple[str, float], ...]  # numbers by regular expression
+Patterns = tuple[str, ...]  # regular expressions
 
 _MAX_STAGES = 16
 # In bytes. File systems allow 255 for a part of a path, of which temporary files need some. Linux
@@ -17,6 +18,7 @@ _MAX_NAME, _MAX_PATH = 240, 3000
 _PAIRS = (
   "pairs of a regular expression and a multiplier of at least 0, such as (('.*block.*', 0.1),)"
 )
+_EXPRESSIONS = "regular expressions, such as ('[^/]+/~/linear/w', '.*/stem_.*'), or () for none"
 _WANTED = {
   True: "two numbers, 0 < low <= high",  # for a range
   False: "whole numbers, one for each stage",
@@ -30,7 +32,8 @@ class Key(NamedTuple):
   Attributes:
     default: the default value; None leaves it open.
     kind: `bool`, `int`, `float`, `str`, `Path` (text whose `~` is expanded), or a type of tuples:
-      `tuple[int, ...]`, `tuple[float, float]`, `Rates` (which may be written as a dictionary).
+      `tuple[int, ...]`, `tuple[float, float]`, `Patterns`, `Rates` (which may be written as a
+      dictionary).
     help: its meaning, in full sentences.
     least, greatest: bounds of a number, or of each number in a tuple.
     below: an exclusive upper bound of a number.
@@ -90,6 +93,8 @@ def problem(name: str, key: Key, value: Any) -> str | None:
   given = f"{name}={short(value)}"
   if key.kind is Rates:
     return _problem_of_rates(given, key, value)
+  if key.kind is Patterns:
+    return _problem_of_patterns(given, value)
   if key.type is tuple:
     return _problem_of_tuple(given, key, value)
   if key.kind in (int, float):
@@ -140,10 +145,23 @@ def _problem_of_rates(given: str, key: Key, value: Any) -> str | None:
       return f"{given}: give {_PAIRS}."
     if wrong := _problem_of_number(float, key, pair[1]):
       return f"{given}: give {_PAIRS}; the multiplier of {short(pair[0])} {wrong}"
-    try:
-      re.compile(pair[0])
-    except (re.error, RecursionError, OverflowError) as error:
-      return f"{given}: {short(pair[0])} is no regular expression: {error}."
+    if wrong := _problem_of_pattern(pair[0]):
+      return f"{given}: {wrong}"
+  return None
+
+
+def _problem_of_patterns(given: str, value: Any) -> str | None:
+  if not (isinstance(value, tuple) and all(isinstance(each, str) for each in value)):
+    return f"{given}: give {_EXPRESSIONS}."
+  wrong = next(filter(None, map(_problem_of_pattern, value)), None)
+  return wrong and f"{given}: {wrong}"
+
+
+def _problem_of_pattern(pattern: str) -> str | None:
+  try:
+    re.compile(pattern)
+  except (re.error, RecursionError, OverflowError) as error:
+    return f"{short(pattern)} is no regular expression: {error}."
   return None
 
 

@@ -1,7 +1,7 @@
-"""Learning-rate multipliers by parameter name: which parameters are trainable, and how fast.
+"""What regular expressions select: the learning rate of a parameter, and whether AGC clips it.
 
-A parameter's full name is that of its module and its own, `NFNet/~/nf_block_3/~/conv1b/w`. Its
-multiplier is the product of three factors:
+A parameter's full name is that of its module and its own, `NFNet/~/nf_block_3/~/conv1b/w`. The
+multiplier of its learning rate is the product of three factors:
 
 * the multiplier of the first pattern in `optimizer.groups` that matches the whole name
   (`re.fullmatch`), or 1. The pattern `.*nf_block_1/.*` therefore does not match `nf_block_10`.
@@ -73,6 +73,34 @@ def multipliers(params: hk.Params, optimizer: ConfigDict) -> dict[str, dict[str,
   return {m: {n: of_name[f"{m}/{n}"] for n in leaves} for m, leaves in params.items()}
 
 
+def unclipped(params: hk.Params, optimizer: ConfigDict) -> dict[str, dict[str, bool]]:
+  """Whether AGC leaves a parameter alone, since a pattern of `optimizer.unclipped` matches it.
+
+  Args:
+    params: `{module: {name: array}}`; shapes are enough.
+    optimizer: the `optimizer` section of a config, see `config/keys.py`.
+
+  Returns:
+    The same tree with a bool at each leaf.
+
+  Raises:
+    RequestError: if a pattern matches no parameter, or together they match all.
+  """
+  names, key = list(_names(params)), "optimizer.unclipped"
+  found: set[str] = set()
+  for pattern in optimizer.unclipped:
+    matching = {name for name in names if re.fullmatch(pattern, name)}
+    if not matching:
+      raise RequestError(_matchless(key, pattern, names))
+    found |= matching
+  if len(found) == len(names):
+    raise RequestError(
+      f"{key}={_short(optimizer.unclipped)} matches all {len(names)} parameters, so nothing is "
+      "clipped: say so by optimizer.clip='none'."
+    )
+  return {m: {n: f"{m}/{n}" in found for n in leaves} for m, leaves in params.items()}
+
+
 def split(tree: Any, multipliers: Any) -> tuple[Any, Any]:
   """Splits a tree like the parameters into its trainable and its frozen part.
 
@@ -133,13 +161,19 @@ def _by_pattern(names: list[str], groups: list[tuple[str, float]]) -> dict[str, 
 def _unmatched(
   pattern: str, names: list[str], matching: list[str], before: list[tuple[str, float]]
 ) -> str:
-  given = f"optimizer.groups: {pattern!r}"
   if matching:
     first = next(p for p, _ in before if re.fullmatch(p, matching[0]))
     return (
-      f"{given} has no effect: earlier patterns match all of its {len(matching)} parameters, such "
-      f"as {first!r} {matching[0]}, and the first match counts. Put it before them."
+      f"optimizer.groups: {pattern!r} has no effect: earlier patterns match all of its "
+      f"{len(matching)} parameters, such as {first!r} {matching[0]}, and the first match counts. "
+      "Put it before them."
     )
+  return _matchless("optimizer.groups", pattern, names)
+
+
+def _matchless(key: str, pattern: str, names: list[str]) -> str:
+  """What to say of a pattern that matches no name."""
+  given = f"{key}: {pattern!r}"
   parts = [name for name in names if re.search(pattern, name)]
   if parts:
     return (
@@ -157,8 +191,8 @@ def _excerpt(names: list[str]) -> str:
   return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-def _short(groups: Pairs) -> str:
-  text = str(tuple(groups))
+def _short(value: Iterable[Any]) -> str:
+  text = str(tuple(value))
   return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -63,10 +63,9 @@ def build(config: ConfigDict) -> Run:
 
   params, _ = jax.eval_shape(init_net)
   multipliers = groups.multipliers(params, optimizer)
-  labels, rates = (
-    groups.split(tree, multipliers)[0] for tree in (optim.param_labels(params), multipliers)
-  )
-  tx = optim.make_optimizer(optimizer, schedule, labels, rates)
+  trees = (optim.param_labels(params), multipliers, groups.unclipped(params, optimizer))
+  trained = (groups.split(tree, multipliers)[0] for tree in trees)
+  tx = optim.make_optimizer(optimizer, schedule, *trained)
   train_step = step.make_train_step(
     net,
     tx,
