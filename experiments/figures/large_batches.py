@@ -78,9 +78,12 @@ def config(run: sweep.Run) -> ConfigDict:
 
 def measure(run: sweep.Run, workdir: pathlib.Path, data: pathlib.Path | None) -> dict[str, Any]:
   """Trains one network."""
-  fashion = run["data"] == "fashion"
-  sets = datasets.fashion_mnist(data, *FASHION_IMAGES) if fashion else None
-  return training_run.train(config(run), workdir, sets)
+  return training_run.train(config(run), workdir, sets(run, data))
+
+
+def sets(run: sweep.Run, data: pathlib.Path | None) -> dict[str, Any] | None:
+  """The images of Fashion-MNIST; None for the digits, which the config names."""
+  return datasets.fashion_mnist(data, *FASHION_IMAGES) if run["data"] == "fashion" else None
 
 
 def check(runs: list[sweep.Run], data: pathlib.Path | None) -> None:

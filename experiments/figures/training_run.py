@@ -2,7 +2,7 @@
 
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def accuracy(row: table.Row, metric: str = "top1") -> float:
   return float(row[metric]) if row["outcome"] == "done" else _CHANCE
 
 
-def draw(axes: Any, rows: Iterable[table.Row], over: str, *, label: str, colour: str) -> None:
+def draw(axes: Any, rows: Sequence[table.Row], over: str, *, label: str, colour: str) -> None:
   """Draws each run's accuracy in %, over a column of powers of 2, and a line through the means.
 
   A run that diverged is a cross at the accuracy of chance, which it has in the mean, too.
@@ -75,3 +75,32 @@ def draw(axes: Any, rows: Iterable[table.Row], over: str, *, label: str, colour:
   axes.set_xscale("log", base=2)
   axes.set_xticks(places, [f"{place:g}" for place in places])
   axes.set_ylim(0, 102)
+
+
+def draw_kinds(
+  axes: Any,
+  rows: Sequence[table.Row],
+  column: str,
+  kinds: Sequence[str],
+  *,
+  label: str,
+  colour: str,
+  metric: str = "top1",
+) -> None:
+  """Draws each run's accuracy in %, a line for each kind, and a bar at the mean of the kind.
+
+  A run that diverged is a cross, as in `draw`.
+  """
+  for place, kind in enumerate(kinds):
+    here = [row for row in rows if row[column] == kind]
+    if not here:
+      continue
+    for marker, outcome in (("o", "done"), ("x", "diverged")):
+      found = [100 * accuracy(row, metric) for row in here if row["outcome"] == outcome]
+      points = {"color": colour, "marker": marker, "s": 26, "alpha": 0.55, "linewidths": 1.2}
+      axes.scatter(found, [place] * len(found), **points)
+    mean = 100 * float(np.mean([accuracy(row, metric) for row in here]))
+    axes.scatter([mean], [place], color=colour, marker="|", s=260, linewidths=2.2, label=label)
+    label = ""  # Only the first has an entry in the legend.
+  axes.set_yticks(range(len(kinds)), kinds)
+  axes.set_ylim(len(kinds) - 0.5, -0.5)

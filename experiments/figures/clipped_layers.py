@@ -1,0 +1,78 @@
+"""Which parameters need clipping at a large batch (NFNet paper, section 4.1).
+
+  python experiments/figures/clipped_layers.py [--jobs=2] [--data=DIR]
+  python experiments/figures/clipped_layers.py --plot
+
+The normalizer-free network of `large_batches.py` with AGC at 0.04 and a batch of 256, where nothing
+trains without clipping. `optimizer.unclipped` leaves some of the parameters alone.
+"""
+
+import pathlib
+import sys
+from typing import Any
+
+import large_batches
+import style
+import sweep
+import table
+import training_run
+from ml_collections import ConfigDict
+
+HEAD = "[^/]+/~/linear/w"  # left alone, as published
+GAINS_AND_BIASES = ".*/(gain|bias|skip_gain|b)"
+
+# What is clipped, and `optimizer.unclipped`.
+KINDS: dict[str, tuple[str, ...]] = {
+  "all but the classifier (paper)": (HEAD,),
+  "all, with the classifier": (),
+  "not the first convolution": (HEAD, ".*/initial_conv/.*"),
+  "not stage 1": (HEAD, ".*/nf_res_block(_[1-3])?/.*"),
+  "not stage 2": (HEAD, ".*/nf_res_block_[4-7]/.*"),
+  "not stage 3": (HEAD, ".*/nf_res_block_([89]|1[01])/.*"),
+  "not the skip gains": (HEAD, ".*/skip_gain"),
+  "weights alone": (HEAD, GAINS_AND_BIASES),
+  "gains and biases alone": (".*/w",),
+  "skip gains alone": ("(?!.*/skip_gain).*",),
+}
+ON_FASHION = ("all but the classifier (paper)", "not the skip gains", "weights alone")
+RUNS = [
+  {"data": data, "clipped": kind, "seed": seed}
+  for data, kinds in (("digits", KINDS), ("fashion", ON_FASHION))
+  for seed in range(3)
+  for kind in kinds
+]
+
+
+def config(run: sweep.Run) -> ConfigDict:
+  """The config of a run."""
+  same = {"method": "NF, AGC", "clipping": 0.04, "batch_size": 256}
+  result = large_batches.config(run | same)
+  result.optimizer.unclipped = KINDS[run["clipped"]]
+  return result
+
+
+def measure(run: sweep.Run, workdir: pathlib.Path, data: pathlib.Path | None) -> dict[str, Any]:
+  """Trains one network."""
+  return training_run.train(config(run), workdir, large_batches.sets(run, data))
+
+
+def plot(rows: list[table.Row]) -> Any:
+  """Accuracy by what is clipped."""
+  figure, [[axes]] = style.panels(1, width=8.2, height=4.6)
+  for data, label, colour in (
+    ("digits", "digits", style.BLUE),
+    ("fashion", "Fashion-MNIST", style.VERMILION),
+  ):
+    chosen = [row for row in rows if row["data"] == data]
+    training_run.draw_kinds(axes, chosen, "clipped", list(KINDS), label=label, colour=colour)
+  style.title(axes, "What AGC clips, batch of 256", x="test accuracy (%)")
+  style.legend(axes, loc="lower left")
+  return figure
+
+
+FIGURE = sweep.Figure(
+  "clipped_layers", RUNS, training_run.VALUES, measure, plot, large_batches.check
+)
+
+if __name__ == "__main__":
+  sys.exit(sweep.main(FIGURE))
