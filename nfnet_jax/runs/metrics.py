@@ -5,34 +5,26 @@ a checkpoint drops all later lines, so the file looks as if the run had never st
 """
 
 import contextlib
-import io
-import json
 import math
-import os
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
-from nfnet_jax import output
-from nfnet_jax.errors import RequestError, RunError
+from nfnet_jax.errors import RequestError
+from nfnet_jax.runs import lines
+from nfnet_jax.runs.lines import WriteError
 
 FILE_NAME = "metrics.jsonl"
-_LARGEST_STEP = 2**53  # more than any run has, and exact as a float
-
-
-class WriteError(RunError):
-  """A line of metrics cannot be written."""
 
 
 class Writer:
   """Writes a run's metrics. Create it with `open_writer`; use it in a `with`, or call `close`."""
 
-  def __init__(self, workdir: epath.Path, lines: TextIO, events: Any):
+  def __init__(self, workdir: epath.Path, file: lines.Lines, events: Any):
     self._workdir = workdir
-    self._lines = lines
+    self._file = file
     self._events = events
 
   def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
@@ -53,15 +45,15 @@ class Writer:
     finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
     record = {"step": int(step), "split": split} | dict.fromkeys(numbers) | finite
     scalars = [Summary.Value(tag=f"{split}/{name}", simple_value=x) for name, x in finite.items()]
-    with self._failing():
-      self._lines.write(json.dumps(record, allow_nan=False) + "\n")
+    self._file.write(record)
+    with lines.failing(self._workdir):
       _write_event(self._events, step=int(step), summary=Summary(value=scalars))
 
   def close(self) -> None:
     """Flushes and closes both files; raises WriteError if that fails."""
-    with self._failing(), contextlib.ExitStack() as both:
+    with lines.failing(self._workdir), contextlib.ExitStack() as both:
       both.callback(self._events.close)
-      both.callback(self._lines.close)
+      both.callback(self._file.close)
 
   def __enter__(self) -> "Writer":
     return self
@@ -72,14 +64,6 @@ class Writer:
     except WriteError:
       if exception is None:  # An earlier exception is more important.
         raise
-
-  @contextlib.contextmanager
-  def _failing(self) -> Iterator[None]:
-    try:
-      yield
-    except OSError as error:
-      reason = error.strerror or error
-      raise WriteError(f"cannot write metrics to {self._workdir}: {reason}.") from None
 
 
 def open_writer(workdir: epath.PathLike, *, resume_step: int | None) -> Writer:
@@ -103,8 +87,7 @@ def open_writer(workdir: epath.PathLike, *, resume_step: int | None) -> Writer:
   workdir = epath.Path(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    _drop_after(workdir / FILE_NAME, last_step)
-    lines = _open_lines(workdir / FILE_NAME)
+    file = lines.open_after(workdir / FILE_NAME, last_step, _record)
     (workdir / "tensorboard").mkdir(exist_ok=True)
     # Not tensorboardX's SummaryWriter: closing the queue to its thread once caused a hang under
     # Python 3.13. The suffix is needed because file names contain the time only in seconds.
@@ -115,7 +98,7 @@ def open_writer(workdir: epath.PathLike, *, resume_step: int | None) -> Writer:
     raise RequestError(
       f"cannot write metrics to {workdir} ({error}): choose another directory."
     ) from error
-  return Writer(workdir, lines, events)
+  return Writer(workdir, file, events)
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
@@ -134,28 +117,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
   path = epath.Path(workdir) / FILE_NAME
   if not path.is_file():
     raise RequestError(f"no {FILE_NAME} in {workdir}: name the directory of a run.")
-  try:
-    return [record for _, record in _complete_lines(path)]
-  except OSError as error:
-    raise RequestError(f"cannot read {path}: {error.strerror or error}.") from error
-
-
-class _Object(io.StringIO):
-  """A file in an object store; every write uploads the whole file."""
-
-  def __init__(self, path: epath.Path):
-    super().__init__()
-    self._path = path
-    super().write(path.read_text() if path.exists() else "")
-
-  def write(self, text: str) -> int:
-    count = super().write(text)
-    self._path.write_text(self.getvalue())
-    return count
-
-
-def _open_lines(path: epath.Path) -> TextIO:
-  return _Object(path) if "://" in str(path) else open(path, "a", buffering=1, encoding="utf-8")
+  return lines.read(path, _record)
 
 
 def _write_event(events: Any, **content: Any) -> None:
@@ -165,42 +127,13 @@ def _write_event(events: Any, **content: Any) -> None:
   events.flush()
 
 
-def _complete_lines(path: epath.Path) -> list[tuple[bytes, dict[str, Any]]]:
-  """All complete lines, each as bytes and parsed."""
-  if os.path.exists(path) and not os.path.isfile(path):  # Reading a pipe would hang.
-    raise RequestError(f"cannot read {path}: it is not a file.")
-  *lines, _ = path.read_bytes().split(b"\n")
-  records = []
-  for number, line in enumerate(lines, 1):
-    try:
-      records.append(_record(json.loads(line.decode(), parse_constant=_refuse)))
-    except (ValueError, RecursionError) as error:
-      shown = line[:80].decode(errors="replace").strip()
-      raise RequestError(
-        f"{path}: line {number} is not valid: {shown!r}. "
-        "Repair or remove it, or choose another work directory."
-      ) from error
-  return list(zip(lines, records, strict=True))
-
-
 def _record(found: Any) -> dict[str, Any]:
   """Validates a parsed line and puts its step and split first; raises ValueError if invalid."""
-  record = {"step": None, "split": None} | found if isinstance(found, dict) else {}
-  step, split, *values = record.values() if record else (None, None)
-  if not (type(step) is int and 0 <= step <= _LARGEST_STEP and isinstance(split, str)):
-    raise ValueError("no step or no split")
-  for value in values:
-    if value is not None and not (type(value) in (int, float) and abs(value) <= sys.float_info.max):
-      raise ValueError("a value that is not a finite number")
+  lines.step_of(found)
+  record = {"step": None, "split": None} | found
+  _, split, *values = record.values()
+  if not isinstance(split, str):
+    raise ValueError("no split")
+  if not all(map(lines.is_number, values)):
+    raise ValueError("a value that is not a finite number")
   return record
-
-
-def _refuse(name: str) -> None:
-  raise ValueError(f"{name} is not valid JSON")
-
-
-def _drop_after(path: epath.Path, last_step: int) -> None:
-  if not path.exists():
-    return
-  kept = [line + b"\n" for line, record in _complete_lines(path) if record["step"] <= last_step]
-  output.replace(path, b"".join(kept))

@@ -4,9 +4,13 @@
 other images; a warning then says that its results will not be bit for bit the same.
 """
 
+import importlib.metadata
 import json
 import logging
+import os
+import pathlib
 import platform
+import subprocess
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +28,8 @@ _NAMES = {
   "jax": "jax",
 }
 
+_LIBRARIES = ("jax", "jaxlib", "dm-haiku", "optax", "numpy")
+
 log = logging.getLogger(__name__)
 
 
@@ -36,6 +42,38 @@ def of_now(info: DatasetInfo) -> dict[str, Any]:
     "num_train": info.num_train,
     "num_test": info.num_test,
   }
+
+
+def environment() -> dict[str, Any]:
+  """Where a session runs: versions, commit, system and devices."""
+  return {
+    "nfnet_jax": nfnet_jax.__version__,
+    "commit": _commit(),
+    **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+    "python": platform.python_version(),
+    "system": f"{platform.system()} {platform.machine()}",
+    "cpus": os.cpu_count(),
+    "backend": jax.default_backend(),
+    "device": jax.devices()[0].device_kind,
+    "devices": jax.device_count(),
+    "processes": jax.process_count(),
+  }
+
+
+def _commit() -> str | None:
+  """The commit of this package's own checkout, with "+" if files differ; None without one."""
+  root = pathlib.Path(nfnet_jax.__file__).parents[1]
+  if not (root / ".git").exists():
+    return None
+  git = ["git", "-C", str(root)]
+  try:
+    commit, changes = (
+      subprocess.run([*git, *words], capture_output=True, text=True, timeout=5, check=True).stdout
+      for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    )
+  except (OSError, subprocess.SubprocessError):
+    return None
+  return commit.strip()[:12] + "+" * bool(changes.strip())
 
 
 def load(path: epath.Path) -> dict[str, Any]:

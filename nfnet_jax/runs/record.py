@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
@@ -15,7 +16,8 @@ from nfnet_jax import data
 from nfnet_jax.config import extension
 from nfnet_jax.data import classes
 from nfnet_jax.errors import DivergedError, RequestError
-from nfnet_jax.runs import best, checkpoint, lock, metrics, provenance, storage
+from nfnet_jax.runs import best, checkpoint, lines, lock, metrics, provenance, sessions, storage
+from nfnet_jax.runs import layers as layers_lib
 
 Check = Callable[[], None]
 
@@ -32,15 +34,26 @@ class Record(NamedTuple):
 
   manager: ocp.CheckpointManager | None = None
   writer: metrics.Writer | None = None
+  layers: layers_lib.Writer | None = None
+  session: sessions.Writer | None = None
   check: Check = lambda: None
   resume_step: int | None = None
   best: storage.FindBest | None = None
 
-  def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-    """Writes metrics, see `metrics.Writer.write`."""
-    if self.writer:
+  def write(
+    self,
+    step: int,
+    split: str,
+    values: Mapping[str, Any],
+    of_layers: np.ndarray | None = None,
+  ) -> None:
+    """Writes metrics and the values of layers, see `metrics.Writer.write` and `runs.layers`."""
+    if self.writer and self.layers and self.session:
       self.check()
       self.writer.write(step, split, values)
+      if of_layers is not None:
+        self.layers.write(step, of_layers)
+      self.session.write(step)
 
   def save(self, step: int, state: Any) -> None:
     """Saves a checkpoint, see `checkpoint.save`; the first one is read back immediately."""
@@ -177,7 +190,12 @@ def _check_classes(workdir: epath.Path, config: ConfigDict, class_names: Sequenc
 
 @contextlib.contextmanager
 def open_record(
-  workdir: epath.Path, config: ConfigDict, *, resume_step: int | None, check: Check
+  workdir: epath.Path,
+  config: ConfigDict,
+  resume_step: int | None,
+  check: Check,
+  layers: Sequence[str],
+  seconds: Callable[[], Mapping[str, float]],
 ) -> Iterator[Record]:
   """Opens a run directory for writing; everything is on disk when the block has ended.
 
@@ -189,6 +207,8 @@ def open_record(
     config: resolved config of the run.
     resume_step: the step that the run resumes from; None for a new run.
     check: from `claim_workdir`; called before every write.
+    layers: the layers of the network, see `layers.open_writer`.
+    seconds: gives the seconds of the session by phase, see `sessions`.
   """
   if jax.process_index():
     yield Record()
@@ -203,8 +223,10 @@ def open_record(
     with (
       checkpoint.closing(manager),
       metrics.open_writer(workdir, resume_step=resume_step) as writer,
+      lines.closing(layers_lib.open_writer(workdir, layers, resume_step=resume_step)) as of_layers,
+      lines.closing(sessions.open_writer(workdir, resume_step or 0, seconds)) as session,
     ):
-      yield Record(manager, writer, check, resume_step, find)
+      yield Record(manager, writer, of_layers, session, check, resume_step, find)
   except tuple(_LAST_WORDS) as error:
     failed = type(error), str(error)
   check()

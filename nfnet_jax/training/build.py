@@ -1,5 +1,7 @@
 """Turns a resolved config into the functions of a run."""
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from nfnet_jax import config as config_lib
 from nfnet_jax import models, optim
 from nfnet_jax.models import groups
 from nfnet_jax.seeds import seeds_of
-from nfnet_jax.training import evaluate, step
+from nfnet_jax.training import evaluate, layers, step
 
 
 class Run(NamedTuple):
@@ -27,6 +29,8 @@ class Run(NamedTuple):
     eval_net: the network that `eval_step` applies.
     fold: standardises the weights once for all batches and returns the parameters for `eval_net`.
     multipliers: multipliers of each parameter's learning rate, see `nfnet_jax.models.groups`.
+    layers: the modules with trainable parameters, from the input to the output. The metrics of
+      `train_step` hold their values in steps with a line of metrics, see `training.layers`.
   """
 
   net: hk.TransformedWithState
@@ -38,6 +42,7 @@ class Run(NamedTuple):
   eval_net: hk.TransformedWithState
   fold: Callable[[hk.Params], hk.Params]
   multipliers: Any
+  layers: tuple[str, ...]
 
 
 def build(config: ConfigDict) -> Run:
@@ -57,15 +62,20 @@ def build(config: ConfigDict) -> Run:
   in_channels = config.model.in_channels
   images = jnp.zeros((1, config.data.train_size, config.data.train_size, in_channels))
 
+  modules: list[str] = []  # in the order of the network, which transformations do not keep
+
   def init_net() -> tuple[hk.Params, hk.State]:
     key = jax.random.key(seeds_of(config.seed, config.seeding).init)
-    return net.init(key, images, is_training=True)
+    params, net_state = net.init(key, images, is_training=True)
+    modules[:] = params
+    return params, net_state
 
   params, _ = jax.eval_shape(init_net)
   multipliers = groups.multipliers(params, optimizer)
   trees = (optim.param_labels(params), multipliers, groups.unclipped(params, optimizer))
-  trained = (groups.split(tree, multipliers)[0] for tree in trees)
-  tx = optim.make_optimizer(optimizer, schedule, *trained)
+  labels, *others = (groups.split(tree, multipliers)[0] for tree in trees)
+  trained = tuple(module for module in modules if module in labels)
+  tx = optim.make_optimizer(optimizer, schedule, labels, *others)
   train_step = step.make_train_step(
     net,
     tx,
@@ -81,6 +91,7 @@ def build(config: ConfigDict) -> Run:
     multipliers=multipliers,
     normalization=normalization,
     in_channels=in_channels,
+    watched=layers.Watch(trained, functools.partial(is_due, every=config.log_every, config=config)),
   )
   eval_net, fold = models.create_folded(config.model.name, num_classes, **kwargs)
   eval_step = evaluate.make_eval_step(
@@ -95,7 +106,20 @@ def build(config: ConfigDict) -> Run:
   options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
   init = jax.jit(lambda: step.init_state(*init_net(), tx, multipliers), compiler_options=options)
   init_from = jax.jit(lambda params, state: step.init_state(params, state, tx, multipliers))
-  return Run(*(net, schedule, init, init_from, train_step, eval_step, eval_net, fold, multipliers))
+  steps = train_step, eval_step
+  return Run(net, schedule, init, init_from, *steps, eval_net, fold, multipliers, trained)
+
+
+def is_due(step: Any, every: int, config: ConfigDict) -> Any:
+  """Whether something is due after a step, an integer or an array: at intervals and at the end.
+
+  Args:
+    step: the number of updates so far.
+    every: the interval in steps.
+    config: of the run, whose last step is an end, as is that of each shorter run it continues.
+  """
+  is_end = [step == end for end in (config.steps, *(config.former_steps or ()))]
+  return functools.reduce(operator.or_, is_end, step % every == 0)
 
 
 def _schedule(config: ConfigDict) -> optim.Schedule:

@@ -6,6 +6,7 @@ from typing import Any
 
 import haiku as hk
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -23,9 +24,10 @@ from nfnet_jax.runs import metrics as metrics_lib
 from nfnet_jax.runs import record as record_lib
 from nfnet_jax.seeds import seeds_of
 from nfnet_jax.training import fine_tuning, gradients, parallel, progress
-from nfnet_jax.training.build import build
+from nfnet_jax.training.build import build, is_due
 from nfnet_jax.training.evaluate import evaluate
 from nfnet_jax.training.meter import Meter
+from nfnet_jax.training.phases import Phases
 from nfnet_jax.training.saving import Saver
 from nfnet_jax.training.step import TrainState, images_per_example, weights_of
 
@@ -69,7 +71,7 @@ def run(
       kept.
   """
   # All requests are checked before anything is written.
-  workdir = epath.Path(workdir).expanduser()
+  phases, workdir = Phases(), epath.Path(workdir).expanduser()
   directory = workdir / "checkpoints"
   saved = checkpoint.saved_steps(directory)
   config, info = _resolved(config, workdir, sources, saved if extend else None)
@@ -84,7 +86,6 @@ def run(
     restored = checkpoint.restore_newest(directory, template)
     began = record_lib.write_config(workdir, config, info.class_names, provenance.of_now(info))
     start, state = restored or (0, built.init_from(*given) if given else built.init())
-    resume_step = start if restored else None
     del restored, given  # The state is a copy, so these would only take memory.
     agreement.on_state(start, state)
     untested = _is_untested(workdir, config, start)
@@ -94,58 +95,60 @@ def run(
     state = parallel.replicate(state, copy=False)
     train_step = parallel.map_train_step(built.train_step)
     eval_step = parallel.map_eval_step(built.eval_step)
-    batches = _train_batches(config, start, share)
     meter = Meter(config.batch_size, start)
-    saver = Saver(config, start, meter)
+    batches = phases.waiting(_train_batches(config, start, share), meter.idle_since)
+    saver = Saver(config, start, meter, phases)
     stopped_at = None
 
     with (
       failure.last_words(saver.loss),
       termination_notice() as notice,
-      record_lib.open_record(workdir, config, resume_step=resume_step, check=claim) as record,
+      record_lib.open_record(
+        workdir, config, start or None, claim, built.layers, phases.seconds
+      ) as record,
       progress.bar(config, start) as bar,
     ):
 
       def test(step: int, state: TrainState) -> bool:
         """Tests a state, keeps it if it is the best, and says whether to go on."""
-        with saver.saving_on_error(record, step, state):
-          tests = job_lib.watched(data.test_batches(config.data, **share), config.stall_timeout)
+        meter.wait()
+        record.wait()
+        job_lib.agree(lambda: "saved")
+        with saver.saving_on_error(record, step, state), phases.during("evaluate"):
+          tests = _test_batches(config, share)
           values = evaluate(eval_step, weights_of(state, built.fold), tests)
-        record.write(step, "test", values)
-        log.info("step %d/%d: test %s", step, config.steps, progress.words(values))
+        _report(record, config, step, "test", values)
         meter.restart_clock()
         has_stalled = _has_stalled(workdir, config, step)
         if has_stalled or record.is_best(step):
           saver.save(record, step, state)
         return not has_stalled
 
+      phases.enter("train")
       goes_on = test(start, state) if untested else True
       for step in range(start + 1, config.steps + 1 if goes_on else 0):
         with saver.saving_on_error(record, step - 1, state):
           batch = next(batches)
         # The call returns at once, and the meter waits for the step before, so devices stay busy.
-        state, metrics = train_step(state, batch)
+        with phases.during("compile" if step == start + 1 else "train"):
+          state, metrics = train_step(state, batch)
         meter.add(step, metrics)
         bar.update(config.batch_size)
         stop = notice.stop_after(step)
-        testing = _due(step, config.eval_every, config)
+        testing = is_due(step, config.eval_every, config)
 
-        if _due(step, config.log_every, config):
+        if is_due(step, config.log_every, config):
           values = meter.report() | {"learning_rate": float(built.schedule(step - 1))}
-          record.write(step, "train", values)
-          log.info("step %d/%d: %s", step, config.steps, progress.words(values))
+          _report(record, config, step, "train", values, meter.layers)
         # If another process fails during evaluation, this one has no time left to save.
         if stop or saver.is_due(step) or (testing and jax.process_count() > 1):
           saver.save(record, step, state)
         if stop and step < config.steps:
           stopped_at = step
           break
-        if testing:
-          meter.wait()
-          record.wait()
-          job_lib.agree(lambda: "saved")
-          if not test(step, state):
-            break
+        if testing and not test(step, state):
+          break
+      saver.finish(record)
 
     return (
       _conclude(workdir, config) if stopped_at is None else _stopped(stopped_at, workdir, notice)
@@ -169,6 +172,25 @@ def _train_batches(config: ConfigDict, start: int, share: dict[str, Any]) -> Ite
   order = {"seed": config.seed, "seeding": config.seeding, "start_step": start}
   batches = data.train_batches(config.data, **order, **share | {"batch_size": size})
   return job_lib.watched(parallel.prefetch(batches), config.stall_timeout)
+
+
+def _test_batches(config: ConfigDict, share: dict[str, Any]) -> Iterator[Batch]:
+  """This process's part of the test set."""
+  return job_lib.watched(data.test_batches(config.data, **share), config.stall_timeout)
+
+
+def _report(
+  record: record_lib.Record,
+  config: ConfigDict,
+  step: int,
+  split: str,
+  values: dict[str, float],
+  of_layers: np.ndarray | None = None,
+) -> None:
+  """Writes metrics, and shows the most important ones in the log."""
+  record.write(step, split, values, of_layers)
+  test = "test " * (split == "test")
+  log.info("step %d/%d: %s%s", step, config.steps, test, progress.words(values))
 
 
 def _has_stalled(workdir: epath.Path, config: ConfigDict, step: int) -> bool:
@@ -236,11 +258,7 @@ def _is_untested(workdir: epath.Path, config: ConfigDict, step: int) -> bool:
     lines = metrics_lib.read(workdir) if path.is_file() else []
     return not any(line["step"] == step and line["split"] == "test" for line in lines)
 
-  return step > 0 and _due(step, config.eval_every, config) and job_lib.first_says(is_missing)
-
-
-def _due(step: int, every: int, config: ConfigDict) -> bool:
-  return step % every == 0 or step in (config.steps, *(config.former_steps or ()))
+  return step > 0 and is_due(step, config.eval_every, config) and job_lib.first_says(is_missing)
 
 
 def _stopped(step: int, workdir: epath.Path, notice: Notice) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -19,12 +20,16 @@ class Meter:
 
   Attributes:
     finished: the last step that the devices are known to have finished.
+    layers: the values of layers in that step, see `layers.watch`; None if it has none.
   """
 
   def __init__(self, batch_size: int, start: int = 0):
     self.finished = start
+    self.layers: np.ndarray | None = None
+    self._idle = 0.0
     self._batch_size = batch_size
-    self._pending: tuple[int, Metrics] | None = None
+    self._fetcher = ThreadPoolExecutor(1)
+    self._pending: tuple[int, Future] | None = None
     self._steps: list[dict[str, float]] = []
     self._clock: float | None = None  # starts after the first step, which compiles
     self._timed_steps = 0
@@ -36,15 +41,17 @@ class Meter:
       DivergedError: if the metrics of the step before are not finite.
     """
     self.wait()
-    self._pending = step, metrics
+    self._pending = step, self._fetcher.submit(_fetch, metrics)
 
   def wait(self) -> None:
     """Waits for the last dispatched step; raises DivergedError if its metrics are not finite."""
     if self._pending is None:
       return
-    step, metrics = self._pending
+    step, fetched = self._pending
     self._pending = None
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    metrics, self._idle = fetched.result()
+    self.layers = metrics.pop("layers", None)
+    values = {name: float(value) for name, value in metrics.items()}
     # Checking the loss is not enough: compiled for CPU, a network with NaN parameters can return
     # finite logits. Gradient and parameter norms are not finite then.
     if not all(map(math.isfinite, values.values())):
@@ -56,6 +63,14 @@ class Meter:
       self._clock = time.perf_counter()
     else:
       self._timed_steps += 1
+
+  def idle_since(self) -> float:
+    """When the devices finished the last dispatched step; infinite if they have not yet."""
+    if self._pending is None:
+      return self._idle
+    _, fetched = self._pending
+    is_there = fetched.done() and not fetched.exception()
+    return fetched.result()[1] if is_there else math.inf
 
   def report(self) -> dict[str, float]:
     """Means since the last report, and `images_per_second`; resets both."""
@@ -72,3 +87,9 @@ class Meter:
     """Excludes the time since the last report, such as evaluation or saving, from the speed."""
     self._clock = time.perf_counter()
     self._timed_steps = 0
+
+
+def _fetch(metrics: Metrics) -> tuple[dict[str, np.ndarray], float]:
+  """The metrics of a step on the host, and the time when they were there."""
+  fetched = jax.device_get(metrics)
+  return fetched, time.perf_counter()

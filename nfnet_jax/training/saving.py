@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from nfnet_jax.runs.record import Record
 from nfnet_jax.training.meter import Meter
+from nfnet_jax.training.phases import Phases
 from nfnet_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -24,10 +25,11 @@ class Saver:
     config: resolved config of the run.
     start: the step that the run starts or resumes from.
     meter: tells the last finished step, and whether its state is finite.
+    phases: counts the time that saving takes.
   """
 
-  def __init__(self, config: ConfigDict, start: int, meter: Meter):
-    self._config, self._start, self._meter = config, start, meter
+  def __init__(self, config: ConfigDict, start: int, meter: Meter, phases: Phases):
+    self._config, self._start, self._meter, self._phases = config, start, meter, phases
     self._clock = time.monotonic()
     self._record: Record | None = None  # set by the first save
 
@@ -41,9 +43,15 @@ class Saver:
     """Saves a state; raises DivergedError if it is not finite."""
     self._meter.wait()
     self._record = record
-    record.save(step, state)
+    with self._phases.during("save"):
+      record.save(step, state)
     self._meter.restart_clock()
     self._clock = time.monotonic()
+
+  def finish(self, record: Record) -> None:
+    """Waits until everything is saved."""
+    with self._phases.during("save"):
+      record.wait()
 
   @contextlib.contextmanager
   def saving_on_error(self, record: Record, step: int, state: TrainState) -> Iterator[None]:

@@ -16,7 +16,7 @@ from nfnet_jax.data import batch as batch_lib
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
 from nfnet_jax.models import groups
-from nfnet_jax.training import gradients, replicas
+from nfnet_jax.training import gradients, layers, replicas
 from nfnet_jax.training.replicas import Metrics
 
 Array = jax.Array
@@ -109,6 +109,7 @@ def make_train_step(
   multipliers: Any = None,
   normalization: Mapping[str, tuple[float, ...]] | None = None,
   in_channels: int = 3,
+  watched: layers.Watch | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Builds the training step of one replica, to be mapped over the axis `replicas.AXIS`.
 
@@ -141,6 +142,7 @@ def make_train_step(
       gradient is computed for them. None to train all parameters.
     normalization: see `models.ModelSpec`; None for the mean and deviation of ImageNet.
     in_channels: the channels of the images.
+    watched: layers whose values the metrics hold under "layers", see `layers.watch`; None for none.
 
   Returns:
     A function of `TrainState` and this replica's `Batch` (without padding, and with
@@ -153,7 +155,6 @@ def make_train_step(
       divide into examples and accumulation steps, or if SAM's share of the examples rounds to 0.
   """
   augment.check_strength(augmentation.randaugment_layers, augmentation.randaugment_magnitude)
-  step_seed = seeds.seeds_of(seed, seeding).steps
 
   def loss_fn(
     frozen: hk.Params, trained: hk.Params, net_state: hk.State, batch: Batch, key: Array, ids: Array
@@ -166,35 +167,39 @@ def make_train_step(
     logits, net_state = net.apply(
       params, net_state, net_key, images, is_training=True, example_ids=ids
     )
-    metrics = {
-      "loss": jnp.mean(losses.LOSSES[loss](logits, targets)),
-      "top1": jnp.mean(losses.top_k_correct(logits, labels, 1)),
-    }
-    return metrics["loss"], (metrics, net_state)
+    mean_loss = jnp.mean(losses.LOSSES[loss](logits, targets))
+    top1 = jnp.mean(losses.top_k_correct(logits, labels, 1))
+    return mean_loss, ({"loss": mean_loss, "top1": top1}, net_state)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     _check_batch(batch, loss, num_classes, in_channels)
     num_examples = _num_examples(batch, images_per_example(augmentation), accumulate)
     example_ids = replicas.index() * num_examples + jnp.arange(num_examples)
-    key = jax.random.fold_in(jax.random.key(step_seed), state.step)
+    key = step_key(seed, seeding, state.step)
     before, frozen = groups.split(state.params, multipliers)
     part_loss = functools.partial(loss_fn, replicas.own(frozen))
     grad_fn = gradients.make_grad_fn(part_loss, accumulate, sam)
     mean = grad_fn(*replicas.own((before, state.net_state)), batch, key, example_ids)
     # This is the step's only communication. Clipping applies to the mean over the global batch.
     grads, (metrics, net_state) = replicas.mean(mean)
-    updates, opt_state = tx.update(grads, state.opt_state, before)
+    seen, opt_state, before = layers.watch(watched, tx, grads, state.opt_state, before, state.step)
+    updates, opt_state = tx.update(grads, opt_state, before)
     trained = optax.apply_updates(before, updates)
     metrics |= {"grad_norm": _norm(grads), "param_norm": optax.tree.norm(trained)}
-    metrics |= _clipped(opt_state)
+    metrics |= _clipped(opt_state) | seen
     ema_params, ema_net_state = optim.update_ema(
       (state.ema_params, state.ema_net_state), (trained, net_state), state.step, ema_decay
     )
     params = hk.data_structures.merge(trained, frozen)
-    step = state.step + 1
-    return TrainState(step, params, net_state, ema_params, ema_net_state, opt_state), metrics
+    after = TrainState(state.step + 1, params, net_state, ema_params, ema_net_state, opt_state)
+    return after, metrics
 
   return train_step
+
+
+def step_key(seed: int, seeding: int, step: Array | int) -> Array:
+  """The random key of a step, counted from 0."""
+  return jax.random.fold_in(jax.random.key(seeds.seeds_of(seed, seeding).steps), step)
 
 
 def augmented(

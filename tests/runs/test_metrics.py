@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from nfnet_jax import config as config_lib
 from nfnet_jax.errors import RequestError
-from nfnet_jax.runs import curves, metrics
+from nfnet_jax.runs import curves, lines, metrics
 
 
 def write(workdir, steps, resume_step=None):
@@ -97,7 +97,7 @@ def test_dropping_leaves_the_old_file_whole_until_it_is_done(tmp_path, monkeypat
 def test_an_object_store_gets_the_same_file(tmp_path, monkeypatch):
   for path in (tmp_path / "file", tmp_path / "object"):
     write(path, [1, 2])
-    monkeypatch.setattr(metrics, "_open_lines", metrics._Object)
+    monkeypatch.setattr(lines, "_open", lines._Object)
   write(tmp_path / "object", [3, 4], resume_step=2)
   monkeypatch.undo()
   write(tmp_path / "file", [3, 4], resume_step=2)

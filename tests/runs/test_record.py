@@ -25,7 +25,7 @@ def test_a_start_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 def test_a_directory_that_is_gone_at_the_end(tmp_path):
   workdir, config = epath.Path(tmp_path / "run"), tiny.config()
   with record.claim_workdir(workdir, config, tiny.INFO.class_names) as check:
-    opened = record.open_record(workdir, config, resume_step=None, check=check)
+    opened = record.open_record(workdir, config, None, check, (), dict)
     opened.__enter__()
     shutil.rmtree(workdir)
     with pytest.raises(lock.GoneError, match="was deleted"):

@@ -109,11 +109,12 @@ def restore(workdir):
 
 
 def assert_same_end(workdir, finished):
-  """The final states agree bit for bit, and so does every metric that the clock has no part in."""
+  """The final states agree bit for bit, and so does all that the clock has no part in."""
   (step, leaves), (_, wanted) = restore(workdir), restore(finished)
   assert step == 6
   assert [leaf.tobytes() for leaf in leaves] == [leaf.tobytes() for leaf in wanted]
   assert lines_of(workdir) == lines_of(finished)
+  assert (workdir / "layers.jsonl").read_text() == (finished / "layers.jsonl").read_text()
 
 
 def last_json(capsys):

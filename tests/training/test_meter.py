@@ -1,7 +1,10 @@
 import math
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from nfnet_jax.training import meter as meter_lib
@@ -96,3 +99,34 @@ def test_parameters_that_are_not_finite_are_found_whatever_the_loss():
   meter.add(1, metrics)
   with pytest.raises(DivergedError, match=r"step 1 is not finite: .*param_norm=nan"):
     meter.wait()
+
+
+def test_layers_are_those_of_the_last_step_and_no_metric():
+  meter = Meter(batch_size=16)
+  for step, share in enumerate([0.0, 0.5, 1.0], start=1):
+    # A share that there is not is no reason to stop.
+    meter.add(step, {"loss": jnp.float32(1.0), "layers": jnp.array([[share, math.nan]])})
+  assert meter.report() | {"images_per_second": 0} == {"loss": 1.0, "images_per_second": 0}
+  np.testing.assert_array_equal(meter.layers, [[1.0, math.nan]])
+
+
+def test_idle_devices_are_noticed():
+  meter, gate = Meter(batch_size=16), threading.Event()
+  assert meter.idle_since() == 0.0
+  before = time.perf_counter()
+
+  class Late:
+    """Is there when the gate opens."""
+
+    def __array__(self, *_, **__):
+      gate.wait()
+      return np.zeros(())
+
+  meter.add(1, {"loss": Late()})
+  assert meter.idle_since() == math.inf
+  gate.set()
+  while (since := meter.idle_since()) == math.inf:
+    time.sleep(0.001)
+  assert before < since < time.perf_counter()
+  meter.wait()
+  assert meter.idle_since() == since

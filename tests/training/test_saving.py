@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from nfnet_jax.training.phases import Phases
 from nfnet_jax.training.saving import Saver
 from tests import tiny
 
@@ -35,9 +36,8 @@ class Record:
 def saver(start=0, **changes):
   meter = Meter()
   meter.finished = start
-  return Saver(
-    tiny.config(**{"checkpoint_every": 1000, "steps": 5000} | changes), start, meter
-  ), meter
+  config = tiny.config(**{"checkpoint_every": 1000, "steps": 5000} | changes)
+  return Saver(config, start, meter, Phases()), meter
 
 
 def due_steps(monkeypatch, saver_, steps, seconds):
