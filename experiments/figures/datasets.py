@@ -18,7 +18,7 @@ def fashion_mnist(directory: pathlib.Path | None, num_train: int, num_test: int)
   from nfnet_jax import data
 
   return {
-    split: data.from_arrays(*_first(*fashion_arrays(directory, split), number))
+    split: data.from_arrays(*first(*fashion_arrays(directory, split), number))
     for split, number in (("train", num_train), ("test", num_test))
   }
 
@@ -69,7 +69,7 @@ def _tfds_builder(directory: pathlib.Path | None) -> Any:
   return builder
 
 
-def _first(images: np.ndarray, labels: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+def first(images: np.ndarray, labels: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
   """The first images of every class, in the order of the data set."""
   classes = np.unique(labels)
   of_class = [np.flatnonzero(labels == each)[: number // len(classes)] for each in classes]

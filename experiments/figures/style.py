@@ -34,8 +34,9 @@ def title(axes: Any, text: str, x: str = "", y: str = "") -> None:
 
 
 def legend(axes: Any, **options: Any) -> None:
-  """A panel's legend, without a frame."""
-  axes.legend(frameon=False, fontsize=9, **options)
+  """A panel's legend, without a frame, if it has anything to name."""
+  if axes.get_legend_handles_labels()[0]:
+    axes.legend(frameon=False, fontsize=9, **options)
 
 
 def save(figure: Any, path: pathlib.Path) -> None:

@@ -1,5 +1,7 @@
 """The scripts of `experiments/figures`: what they share, and a small run of each."""
 
+import gzip
+import importlib
 import os
 import pathlib
 import re
@@ -8,18 +10,22 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments/figures"
 sys.path.insert(0, str(FOLDER))
 
+import clipped_layers  # noqa: E402
 import datasets  # noqa: E402
 import large_batches  # noqa: E402
+import regularisation  # noqa: E402
 import style  # noqa: E402
 import sweep  # noqa: E402
 import table  # noqa: E402
 import training_run  # noqa: E402
 
+from nfnet_jax.cli import config_file  # noqa: E402
 from nfnet_jax.errors import DivergedError, RequestError  # noqa: E402
 
 RUNS = [{"kind": kind, "seed": seed} for kind in ("a", "b") for seed in range(2)]
@@ -240,25 +246,73 @@ def test_fashion_mnist_that_is_not_prepared(tmp_path):
       datasets.fashion_arrays(tmp_path, split)
 
 
-def shrunk(config):
-  """The config of a figure's run with a block a stage and two steps."""
-  config.model.depths = (1,) * 3
-  config.steps, config.optimizer.warmup_steps = 2, 0.0
-  return config
+@pytest.fixture
+def fashion(tmp_path):
+  """A folder like Debian's, with 30 images of every class for training and 20 for testing."""
+  for part, count in (("train", 300), ("t10k", 200)):
+    labels = np.arange(count, dtype=np.uint8) % 10
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), np.uint8)
+    for kind, header, content in (("images-idx3", 16, pixels), ("labels-idx1", 8, labels)):
+      path = tmp_path / f"fashion/{part}-{kind}-ubyte.gz"
+      path.parent.mkdir(exist_ok=True)
+      path.write_bytes(gzip.compress(bytes(header) + content.tobytes()))
+  return tmp_path / "fashion"
+
+
+def test_the_part_of_fashion_mnist_has_equally_many_of_each_class(fashion):
+  images, labels = datasets.fashion_arrays(fashion, "train")
+  assert (images.shape, images.dtype, labels.dtype) == ((300, 28, 28), np.uint8, np.int32)
+  few, few_labels = datasets.first(images, labels, 50)
+  assert np.bincount(few_labels).tolist() == [5] * 10
+  np.testing.assert_array_equal(few, images[:50])
 
 
 @pytest.mark.slow
-def test_a_small_run_of_large_batches(tmp_path, monkeypatch):
-  full_size = large_batches.config
-  monkeypatch.setattr(large_batches, "config", lambda run: shrunk(full_size(run)))
-  runs = [run for run in large_batches.RUNS if (run["data"], run["seed"]) == ("digits", 0)]
-  few = [run for run in runs if run["batch_size"] == 64 and "AGC" in run["method"]]
-  figure = large_batches.FIGURE._replace(runs=few)
-  assert sweep.main(figure, flags(tmp_path)) == 0
+@pytest.mark.parametrize(
+  ("script", "index"),
+  [
+    (large_batches, {"data": "fashion", "method": "NF, AGC"}),
+    (clipped_layers, {"clipped": "not the skip gains"}),
+    (regularisation, {"added": "RandAugment 2 x 5"}),
+  ],
+  ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_small_run_of_each_figure(tmp_path, monkeypatch, digits, fashion, script, index):
+  full_size = script.config
+
+  def shrunk(run):
+    config = full_size(run)
+    config.model.depths, config.model.widths, config.model.group_size = (1,), (32,), None
+    config.data.dir, config.data.train_size, config.data.test_size = str(digits), 8, 8
+    config.steps, config.optimizer.warmup_steps = 2, 0.0
+    if config.model.name == "nfnet_micro":
+      config.model.group_size = 16
+    return config
+
+  monkeypatch.setattr(script, "config", shrunk)
+  monkeypatch.setattr(large_batches, "FASHION_IMAGES", (300, 100))
+  monkeypatch.setattr(regularisation, "IMAGES", (300, 100))
+  run = next(run for run in script.RUNS if index.items() <= run.items())
+  figure = script.FIGURE._replace(runs=[run])
+  words = flags(tmp_path, f"--data={fashion}")
+  assert sweep.main(figure, words) == 0
   [row] = table.read(tmp_path / "squares.csv", figure.columns)
-  assert (row["outcome"], row["steps"], row["batch_size"]) == ("done", "2", "64")
-  assert 0 < float(row["top1"]) < 0.6
-  assert sweep.main(figure, flags(tmp_path, "--plot")) == 0
+  assert (row["outcome"], row["steps"]) == ("done", "2")
+  assert 0 <= float(row["top1"]) < 0.6
+  recorded = config_file.read(str(next((tmp_path / "work").rglob("config.json"))))
+  assert recorded.optimizer.unclipped == shrunk(run).optimizer.unclipped
+  assert sweep.main(figure, [*words, "--plot"]) == 0
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "results").glob("*.csv")), ids=lambda p: p.stem)
+def test_every_table_has_its_picture(path, tmp_path, monkeypatch, capsys):
+  """All runs of the figure are in the table, and the picture in the documentation shows them."""
+  script = importlib.import_module(path.stem)
+  monkeypatch.setattr(sweep, "PICTURES", tmp_path)
+  assert sweep.main(script.FIGURE, ["--plot"]) == 0, capsys.readouterr().err
+  assert (tmp_path / f"{path.stem}.png").stat().st_size > 10_000
+  assert (FOLDER.parents[1] / f"docs/figures/{path.stem}.png").exists()
+  assert f"figures/{path.stem}.png" in (FOLDER.parents[1] / "docs/figures.md").read_text()
 
 
 def test_a_run_that_diverges_is_told_by_its_norms(monkeypatch, tmp_path):
