@@ -64,6 +64,8 @@ setuptools.setup(
     # The TPU compiler, for `nfnet-jax plan` on any Linux machine.
     "plan": ["jax[tpu]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
+    # What `train --tracker` sends metrics to; each can be installed alone.
+    "trackers": ["mlflow", "trackio", "wandb>=0.31"],
     "test": [
       *DATA,
       "chex>=0.1.90",

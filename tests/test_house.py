@@ -174,7 +174,7 @@ def test_evaluation_needs_no_training():
   for start in ("inference.evaluate", "inference.predict", "weights"):
     reached = reached_from(start)
     assert {name for name in reached if name.startswith("training")} <= {
-      *("training.evaluate", "training.parallel", "training.replicas"),
+      *("training.bar", "training.evaluate", "training.parallel", "training.replicas"),
     }
     assert not {name.partition(".")[0] for name in reached} & {"agc", "augment", "optim", "sam"}
 

@@ -62,6 +62,17 @@ FLAGS: dict[str, dict[str, Key]] = {
     "extend": Key(
       False, bool, "Lets a finished run go on with the greater number of epochs that is asked for."
     ),
+    "profile": Key(
+      None,
+      str,
+      "Steps to trace, FIRST:LAST, such as 100:110, for the profile view of TensorBoard or xprof.",
+    ),
+    "tracker": Key(
+      None,
+      str,
+      "Where to send the metrics as well: wandb, trackio or mlflow, or several with commas between "
+      "them.",
+    ),
     **_PROCESSES,
   },
   "evaluate": {

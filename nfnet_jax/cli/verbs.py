@@ -5,6 +5,7 @@ Modules that are slow to import are imported only where they are needed.
 
 import os
 import pathlib
+import re
 import signal
 import sys
 from argparse import Namespace
@@ -18,6 +19,7 @@ from nfnet_jax import output
 from nfnet_jax.cli import backend, compile_cache, cpu_memory
 from nfnet_jax.cli.arguments import described, given, parse
 from nfnet_jax.cli.stdout import say
+from nfnet_jax.config.values import short
 from nfnet_jax.errors import RequestError
 
 
@@ -27,9 +29,11 @@ def train(argv: Sequence[str]) -> None:
   _ready()
   with _job(values):
     from nfnet_jax.cli import config_file
+    from nfnet_jax.runs import trackers
 
     # Requests are checked as far as possible before the slow imports.
     config = config_file.load(values.config, values.changes)
+    span, names = _span(values.profile), trackers.named(values.tracker)
     workdir = epath.Path(values.workdir or _usual_workdir(config))
     _check_workdir(workdir)
     if config.init.weights and not (workdir / "checkpoints").exists():
@@ -37,7 +41,7 @@ def train(argv: Sequence[str]) -> None:
     cpu_memory.keep()
     from nfnet_jax.training import loop
 
-    loop.run(config, workdir, extend=values.extend)
+    loop.run(config, workdir, extend=values.extend, profile=span, trackers=names)
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -191,6 +195,18 @@ def _usual_workdir(config: ConfigDict) -> str:
       f"--workdir, or, if the same images have moved, give --workdir={workdir}."
     )
   return workdir
+
+
+def _span(text: str | None) -> tuple[int, int] | None:
+  """The first and the last of some steps, written FIRST:LAST."""
+  if text is None:
+    return None
+  if not (found := re.fullmatch("([0-9]{1,15}):([0-9]{1,15})", text)):
+    raise RequestError(
+      f"--profile={short(text)} must be FIRST:LAST, the first and the last step to trace, such as "
+      "100:110."
+    )
+  return int(found[1]), int(found[2])
 
 
 def _ready() -> None:

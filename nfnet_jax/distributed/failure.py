@@ -107,7 +107,8 @@ def _say_last_words() -> None:
 def exit_now(status: int, line: str) -> NoReturn:
   """Exits immediately: Python's normal exit waits for threads, and JAX's for other processes."""
   _say_last_words()
-  print(f"nfnet-jax: {line}", file=sys.stderr, flush=True)
+  erase = "\r\x1b[K" * sys.stderr.isatty()  # the line of progress
+  print(f"{erase}nfnet-jax: {line}", file=sys.stderr, flush=True)
   sys.stdout.flush()
   os._exit(status)
 

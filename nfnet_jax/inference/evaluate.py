@@ -97,7 +97,7 @@ def evaluate_workdir(
   used = usual_weights(path, config)
   which = {"weights": "EMA" if used == EMA else "raw"}
   table = _table(place, about | which, names, logits, info, used)
-  return about | measure.measure(net, variables, config, num_classes, table)
+  return about | measure.measure(net, variables, config, num_classes, table, info.num_test)
 
 
 def _check_split(run_data: ConfigDict, split: str) -> None:
@@ -184,7 +184,8 @@ def evaluate_weights(
     "size": size,
   } | compared
   table = _table(place, about, names, logits, info)
-  return about | measure.measure(net, {"": variables}, config, len(logits), table) | known
+  found = measure.measure(net, {"": variables}, config, len(logits), table, info.num_test)
+  return about | found | known
 
 
 def _arrays(path: str | pathlib.Path) -> dict[str, Any]:

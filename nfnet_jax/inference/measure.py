@@ -12,7 +12,7 @@ from nfnet_jax import data, models
 from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.errors import RequestError
 from nfnet_jax.inference import outcome, outcome_files
-from nfnet_jax.training import parallel
+from nfnet_jax.training import bar, parallel
 from nfnet_jax.training.evaluate import Outputs, evaluate, make_eval_step
 
 
@@ -40,6 +40,7 @@ def measure(
   config: ConfigDict,
   num_classes: int,
   table: Table | None,
+  num_images: int,
 ) -> dict[str, Any]:
   """Evaluates weights on the test split of a config.
 
@@ -49,6 +50,7 @@ def measure(
     config: of the data, of the batches, of the network's name and images, and of the loss.
     num_classes: number of logits.
     table: what to write of the predictions, if anything.
+    num_images: the size of the test set.
 
   Returns:
     The metrics of `evaluate`. With a table also its path, `out`, and the `outcome.figures` of each
@@ -80,7 +82,8 @@ def measure(
   def keep(prefix: str, outputs: Outputs) -> None:
     answers[prefix].append(outcome.answers(*map(np.asarray, outputs)))
 
-  metrics = evaluate(parallel.map_eval_step(eval_step), weights, batches, keep)
+  shown = bar.of_test(num_images, config.batch_size)
+  metrics = evaluate(parallel.map_eval_step(eval_step), weights, batches, keep, shown)
   return metrics | (_tabulate(answers, config, table) if table else {})
 
 

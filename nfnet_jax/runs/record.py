@@ -16,7 +16,17 @@ from nfnet_jax import data
 from nfnet_jax.config import extension
 from nfnet_jax.data import classes
 from nfnet_jax.errors import DivergedError, RequestError
-from nfnet_jax.runs import best, checkpoint, lines, lock, metrics, provenance, sessions, storage
+from nfnet_jax.runs import (
+  best,
+  checkpoint,
+  lines,
+  lock,
+  metrics,
+  provenance,
+  sessions,
+  storage,
+  tracking,
+)
 from nfnet_jax.runs import layers as layers_lib
 
 Check = Callable[[], None]
@@ -36,6 +46,7 @@ class Record(NamedTuple):
   writer: metrics.Writer | None = None
   layers: layers_lib.Writer | None = None
   session: sessions.Writer | None = None
+  trackers: Sequence[tracking.Follower] = ()
   check: Check = lambda: None
   resume_step: int | None = None
   best: storage.FindBest | None = None
@@ -54,6 +65,8 @@ class Record(NamedTuple):
       if of_layers is not None:
         self.layers.write(step, of_layers)
       self.session.write(step)
+      for tracker in self.trackers:
+        tracker.write(step, split, values)
 
   def save(self, step: int, state: Any) -> None:
     """Saves a checkpoint, see `checkpoint.save`; the first one is read back immediately."""
@@ -196,6 +209,7 @@ def open_record(
   check: Check,
   layers: Sequence[str],
   seconds: Callable[[], Mapping[str, float]],
+  trackers: Sequence[str] = (),
 ) -> Iterator[Record]:
   """Opens a run directory for writing; everything is on disk when the block has ended.
 
@@ -209,6 +223,7 @@ def open_record(
     check: from `claim_workdir`; called before every write.
     layers: the layers of the network, see `layers.open_writer`.
     seconds: gives the seconds of the session by phase, see `sessions`.
+    trackers: names, see `tracking`.
   """
   if jax.process_index():
     yield Record()
@@ -225,8 +240,9 @@ def open_record(
       metrics.open_writer(workdir, resume_step=resume_step) as writer,
       lines.closing(layers_lib.open_writer(workdir, layers, resume_step=resume_step)) as of_layers,
       lines.closing(sessions.open_writer(workdir, resume_step or 0, seconds)) as session,
+      tracking.follow(trackers, workdir, config) as followers,
     ):
-      yield Record(manager, writer, of_layers, session, check, resume_step, find)
+      yield Record(manager, writer, of_layers, session, followers, check, resume_step, find)
   except tuple(_LAST_WORDS) as error:
     failed = type(error), str(error)
   check()

@@ -117,6 +117,7 @@ def evaluate(
   weights: dict[str, Variables],
   batches: Iterable[Batch],
   keep: Callable[[str, Outputs], None] | None = None,
+  shown: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> dict[str, float]:
   """Measures loss and accuracy of several sets of weights in one pass over the data.
 
@@ -127,6 +128,7 @@ def evaluate(
       on all processes.
     keep: called with the prefix and the outputs of every batch, as NumPy arrays, if `eval_step`
       returns them.
+    shown: passes on the batches, and shows their progress, see `bar`.
 
   Returns:
     `examples`, the number counted over all processes, and for each prefix the mean `loss` and the
@@ -144,7 +146,7 @@ def evaluate(
         totals[prefix][name] += float(value)
 
   before: dict[str, dict[str, Any]] = {}
-  for batch in parallel.prefetch(batches):
+  for batch in shown(parallel.prefetch(batches)):
     sums = {prefix: eval_step(*variables, batch) for prefix, variables in weights.items()}
     add(before)  # Fetches the previous sums while the devices work on this batch.
     before = sums

@@ -1,8 +1,7 @@
 """The training loop."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import haiku as hk
 import jax
@@ -14,27 +13,26 @@ from nfnet_jax import config as config_lib
 from nfnet_jax import data, weights
 from nfnet_jax.config import extension
 from nfnet_jax.data import classes
-from nfnet_jax.data.batch import Batch
 from nfnet_jax.distributed import agreement, failure
 from nfnet_jax.distributed import job as job_lib
-from nfnet_jax.distributed.notice import Notice, termination_notice
+from nfnet_jax.distributed.notice import termination_notice
 from nfnet_jax.models import groups
-from nfnet_jax.runs import best, checkpoint, curves, provenance
+from nfnet_jax.runs import best, checkpoint, provenance
 from nfnet_jax.runs import metrics as metrics_lib
 from nfnet_jax.runs import record as record_lib
 from nfnet_jax.seeds import seeds_of
-from nfnet_jax.training import fine_tuning, gradients, parallel, progress
+from nfnet_jax.training import bar as bar_lib
+from nfnet_jax.training import batches as batches_lib
+from nfnet_jax.training import ending, fine_tuning, gradients, parallel, progress
+from nfnet_jax.training import profile as profile_lib
 from nfnet_jax.training.build import build, is_due
 from nfnet_jax.training.evaluate import evaluate
 from nfnet_jax.training.meter import Meter
 from nfnet_jax.training.phases import Phases
 from nfnet_jax.training.saving import Saver
-from nfnet_jax.training.step import TrainState, images_per_example, weights_of
+from nfnet_jax.training.step import TrainState, weights_of
 
 log = logging.getLogger(__name__)
-
-# Test sets up to this size are read before the first step, to find damaged images early.
-_FEW_TESTS = 2000
 
 
 def run(
@@ -43,6 +41,8 @@ def run(
   sources: data.Sources | None = None,
   *,
   extend: bool = False,
+  profile: profile_lib.Span | None = None,
+  trackers: Sequence[str] = (),
 ) -> dict[str, float]:
   """Trains a network as configured, or resumes an interrupted run.
 
@@ -59,6 +59,8 @@ def run(
     workdir: the run directory; created if it does not exist.
     sources: the splits of a data set named "python"; see `nfnet_jax.training.fit`.
     extend: whether a finished run may go on with more steps, see `config.extension`.
+    profile: the first and the last step to trace, see `profile.traced`.
+    trackers: where metrics are sent as well, see `runs.tracking`.
 
   Returns:
     The metrics of the last evaluation (`evaluate.evaluate`); empty if the run was told to stop.
@@ -75,12 +77,12 @@ def run(
   directory = workdir / "checkpoints"
   saved = checkpoint.saved_steps(directory)
   config, info = _resolved(config, workdir, sources, saved if extend else None)
+  profile_lib.check(profile, config.steps)
   agreement.on_training(config, info)
   built = build(config)
   template = jax.eval_shape(built.init)
-  share = _share(config, sources)
-  if config.steps not in saved:
-    _check_tests(config, info, share)
+  share = batches_lib.share_of(config, sources)
+  batches_lib.check_tests(config, info, share, saved)
   given = None if saved else _given_weights(config, info)
   with record_lib.claim_workdir(workdir, config, info.class_names) as claim:
     restored = checkpoint.restore_newest(directory, template)
@@ -91,22 +93,23 @@ def run(
     untested = _is_untested(workdir, config, start)
     progress.announce(config, info, groups.sizes(state.params, built.multipliers), start, began)
     if not untested and (start == config.steps or _has_stalled(workdir, config, start)):
-      return _conclude(workdir, config)
+      return ending.conclude(workdir, config)
     state = parallel.replicate(state, copy=False)
     train_step = parallel.map_train_step(built.train_step)
     eval_step = parallel.map_eval_step(built.eval_step)
     meter = Meter(config.batch_size, start)
-    batches = phases.waiting(_train_batches(config, start, share), meter.idle_since)
+    batches = phases.waiting(batches_lib.train_batches(config, start, share), meter.idle_since)
     saver = Saver(config, start, meter, phases)
-    stopped_at = None
+    steps, stopped_at = range(start + 1, config.steps + 1), None
 
     with (
       failure.last_words(saver.loss),
       termination_notice() as notice,
       record_lib.open_record(
-        workdir, config, start or None, claim, built.layers, phases.seconds
+        workdir, config, start or None, claim, built.layers, phases.seconds, trackers
       ) as record,
-      progress.bar(config, start) as bar,
+      bar_lib.of_run(config, info.num_test, start, meter.latest) as bar,
+      profile_lib.traced(steps, profile, workdir, meter.wait) as traced,
     ):
 
       def test(step: int, state: TrainState) -> bool:
@@ -115,8 +118,8 @@ def run(
         record.wait()
         job_lib.agree(lambda: "saved")
         with saver.saving_on_error(record, step, state), phases.during("evaluate"):
-          tests = _test_batches(config, share)
-          values = evaluate(eval_step, weights_of(state, built.fold), tests)
+          tests = batches_lib.test_batches(config, share)
+          values = evaluate(eval_step, weights_of(state, built.fold), tests, shown=bar.testing)
         _report(record, config, step, "test", values)
         meter.restart_clock()
         has_stalled = _has_stalled(workdir, config, step)
@@ -125,15 +128,14 @@ def run(
         return not has_stalled
 
       phases.enter("train")
-      goes_on = test(start, state) if untested else True
-      for step in range(start + 1, config.steps + 1 if goes_on else 0):
+      for step in traced if not untested or test(start, state) else ():
         with saver.saving_on_error(record, step - 1, state):
           batch = next(batches)
         # The call returns at once, and the meter waits for the step before, so devices stay busy.
         with phases.during("compile" if step == start + 1 else "train"):
           state, metrics = train_step(state, batch)
         meter.add(step, metrics)
-        bar.update(config.batch_size)
+        bar.update()
         stop = notice.stop_after(step)
         testing = is_due(step, config.eval_every, config)
 
@@ -150,33 +152,7 @@ def run(
           break
       saver.finish(record)
 
-    return (
-      _conclude(workdir, config) if stopped_at is None else _stopped(stopped_at, workdir, notice)
-    )
-
-
-def _share(config: ConfigDict, sources: data.Sources | None) -> dict[str, Any]:
-  """Which part of all batches this process reads, and from where."""
-  return {
-    "batch_size": config.batch_size,
-    "process_index": jax.process_index(),
-    "process_count": jax.process_count(),
-    "sources": sources,
-    "channels": config.model.in_channels,
-  }
-
-
-def _train_batches(config: ConfigDict, start: int, share: dict[str, Any]) -> Iterator[Batch]:
-  """This process's batches from a step on, on their way to its devices."""
-  size = config.batch_size * images_per_example(config.augment)
-  order = {"seed": config.seed, "seeding": config.seeding, "start_step": start}
-  batches = data.train_batches(config.data, **order, **share | {"batch_size": size})
-  return job_lib.watched(parallel.prefetch(batches), config.stall_timeout)
-
-
-def _test_batches(config: ConfigDict, share: dict[str, Any]) -> Iterator[Batch]:
-  """This process's part of the test set."""
-  return job_lib.watched(data.test_batches(config.data, **share), config.stall_timeout)
+    return ending.report(workdir, config, stopped_at, notice)
 
 
 def _report(
@@ -243,13 +219,6 @@ def _given_weights(config: ConfigDict, info: data.DatasetInfo) -> tuple[hk.Param
   )
 
 
-def _check_tests(config: ConfigDict, info: data.DatasetInfo, share: dict[str, Any]) -> None:
-  """Reads a small test set once, so that damaged images are found before training starts."""
-  if info.num_test <= _FEW_TESTS:
-    for _ in data.test_batches(config.data, **share):
-      pass
-
-
 def _is_untested(workdir: epath.Path, config: ConfigDict, step: int) -> bool:
   """Whether an evaluation is due at the step to resume from and has not been recorded."""
 
@@ -259,32 +228,3 @@ def _is_untested(workdir: epath.Path, config: ConfigDict, step: int) -> bool:
     return not any(line["step"] == step and line["split"] == "test" for line in lines)
 
   return step > 0 and is_due(step, config.eval_every, config) and job_lib.first_says(is_missing)
-
-
-def _stopped(step: int, workdir: epath.Path, notice: Notice) -> dict[str, float]:
-  """Reports, on every process, that the run stops early without an error."""
-  job_lib.agree(lambda: "saved")  # A process that exits with a status other than 0 ends them all.
-  saved = f"saved step {step} in {workdir}; the same command resumes it"
-  if notice.interrupted:
-    raise KeyboardInterrupt(f"interrupted: {saved}.")
-  # A warning, because processes other than process 0 show nothing below that level.
-  log.warning("told to stop: %s", saved)
-  return {}
-
-
-def _conclude(workdir: epath.Path, config: ConfigDict) -> dict[str, float]:
-  """Draws the curves and returns the last test metrics; empty except on process 0."""
-  if jax.process_index():
-    return {}
-  tests = [line for line in metrics_lib.read(workdir) if line["split"] == "test"]
-  final = tests[-1]
-  if final["step"] < config.steps:
-    log.info("ended early: no better %s in %d tests", config.keep_best, config.patience)
-  directory = workdir / "checkpoints"
-  if metric := config.keep_best:
-    kept = best.step(workdir, metric, checkpoint.saved_steps(directory))
-    values = {line["step"]: line[metric] for line in tests if metric in line}
-    if kept is not None:
-      log.info("best: %s %.4f at step %d, %s/best", metric, values[kept], kept, directory)
-  log.info("done: test %s; curves in %s", progress.words(final), curves.plot(workdir))
-  return final

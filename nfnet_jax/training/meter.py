@@ -31,6 +31,7 @@ class Meter:
     self._fetcher = ThreadPoolExecutor(1)
     self._pending: tuple[int, Future] | None = None
     self._steps: list[dict[str, float]] = []
+    self._reported: dict[str, float] = {}
     self._clock: float | None = None  # starts after the first step, which compiles
     self._timed_steps = 0
 
@@ -75,12 +76,20 @@ class Meter:
   def report(self) -> dict[str, float]:
     """Means since the last report, and `images_per_second`; resets both."""
     self.wait()
+    self._reported = self._means()
+    self._steps = []
+    self.restart_clock()
+    return self._reported
+
+  def latest(self) -> dict[str, float]:
+    """What a report would hold now, or right after one, that report; {} before the first step."""
+    return self._reported | (self._means() if self._steps else {})
+
+  def _means(self) -> dict[str, float]:
     means = {name: float(np.mean([s[name] for s in self._steps])) for name in self._steps[0]}
     if self._timed_steps and self._clock is not None:
       seconds = time.perf_counter() - self._clock
       means["images_per_second"] = self._timed_steps * self._batch_size / seconds
-    self._steps = []
-    self.restart_clock()
     return means
 
   def restart_clock(self) -> None:

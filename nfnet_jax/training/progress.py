@@ -1,15 +1,11 @@
-"""What the log and the terminal show of a run."""
+"""What the log shows of a run."""
 
-import contextlib
 import logging
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nfnet_jax import data
 from nfnet_jax.models import groups
@@ -72,23 +68,6 @@ def announce(
     jax.device_count(),
     jax.process_count(),
   )
-
-
-@contextlib.contextmanager
-def bar(config: ConfigDict, start: int) -> Iterator[tqdm]:
-  """A progress bar with images/s and time left, shown on process 0 and on a terminal only."""
-  with (
-    logging_redirect_tqdm(),
-    tqdm(
-      total=config.steps * config.batch_size,
-      initial=start * config.batch_size,
-      unit=" images",
-      unit_scale=True,
-      dynamic_ncols=True,
-      disable=not sys.stderr.isatty() or jax.process_index() > 0,
-    ) as bar,
-  ):
-    yield bar
 
 
 def words(values: dict[str, float]) -> str:

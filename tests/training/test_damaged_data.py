@@ -7,7 +7,7 @@ import pytest
 
 from nfnet_jax.__main__ import main
 from nfnet_jax.runs import metrics
-from nfnet_jax.training import loop
+from nfnet_jax.training import batches
 from tests.data import examples
 
 pytestmark = pytest.mark.slow
@@ -72,7 +72,7 @@ def test_test_images_are_read_before_training_and_what_fails_later_loses_nothing
   assert line.endswith("Remove or replace the file.")
   assert not (tmp_path / "run").exists()
 
-  monkeypatch.setattr(loop, "_FEW_TESTS", 0)
+  monkeypatch.setattr(batches, "_FEW_TESTS", 0)
   status, [line] = train()
   assert status == 2
   assert "cannot read 2 images: " in line
@@ -91,7 +91,7 @@ def test_test_images_are_read_before_training_and_what_fails_later_loses_nothing
 
 
 def test_an_evaluation_that_fails_between_two_checkpoints(images, train, tmp_path, monkeypatch):
-  monkeypatch.setattr(loop, "_FEW_TESTS", 0)
+  monkeypatch.setattr(batches, "_FEW_TESTS", 0)
   mend = damage(images, "test/b/4.PNG")
   assert train(eval_every=2)[0] == 2
   assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["2"]

@@ -46,6 +46,19 @@ def test_means_since_the_last_report(clock):
   assert meter.report()["loss"] == 5.0
 
 
+def test_the_latest_means_without_a_report(clock):
+  meter = Meter(batch_size=16)
+  assert meter.latest() == {}
+  take(meter, clock, 1, 4.0, seconds=1.0)
+  take(meter, clock, 2, 2.0, seconds=1.0)
+  assert meter.latest() == {"loss": 4.0}  # The second step may still be going on.
+  reported = meter.report()
+  assert meter.latest() == reported == {"loss": 3.0, "images_per_second": 16.0}
+  take(meter, clock, 3, 5.0, seconds=1.0)
+  meter.wait()
+  assert meter.latest() == {"loss": 5.0, "images_per_second": 16.0}
+
+
 def test_the_speed_leaves_compilation_and_pauses_out(clock):
   meter = Meter(batch_size=16)
   take(meter, clock, 1, 0.0, seconds=60.0)  # compiles

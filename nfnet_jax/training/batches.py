@@ -1,0 +1,56 @@
+"""The batches of a run: this process's part of them."""
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from nfnet_jax import data
+from nfnet_jax.data.batch import Batch
+from nfnet_jax.distributed import job as job_lib
+from nfnet_jax.training import parallel
+from nfnet_jax.training.step import images_per_example
+
+# Test sets up to this size are read before the first step, to find damaged images early.
+_FEW_TESTS = 2000
+
+
+def share_of(config: ConfigDict, sources: data.Sources | None) -> dict[str, Any]:
+  """Which part of all batches this process reads, and from where."""
+  return {
+    "batch_size": config.batch_size,
+    "process_index": jax.process_index(),
+    "process_count": jax.process_count(),
+    "sources": sources,
+    "channels": config.model.in_channels,
+  }
+
+
+def train_batches(config: ConfigDict, start: int, share: dict[str, Any]) -> Iterator[Batch]:
+  """This process's batches from a step on, on their way to its devices."""
+  size = config.batch_size * images_per_example(config.augment)
+  order = {"seed": config.seed, "seeding": config.seeding, "start_step": start}
+  batches = data.train_batches(config.data, **order, **share | {"batch_size": size})
+  return job_lib.watched(parallel.prefetch(batches), config.stall_timeout)
+
+
+def test_batches(config: ConfigDict, share: dict[str, Any]) -> Iterator[Batch]:
+  """This process's part of the test set."""
+  return job_lib.watched(data.test_batches(config.data, **share), config.stall_timeout)
+
+
+def check_tests(
+  config: ConfigDict, info: data.DatasetInfo, share: dict[str, Any], saved: Collection[int]
+) -> None:
+  """Reads a small test set once, so that damaged images are found before training starts.
+
+  Args:
+    config: the resolved config.
+    info: its data set.
+    share: from `share_of`.
+    saved: the steps that are saved; nothing is read if the run is finished.
+  """
+  if info.num_test <= _FEW_TESTS and config.steps not in saved:
+    for _ in data.test_batches(config.data, **share):
+      pass
