@@ -14,6 +14,8 @@ import jax
 from nfnet_jax.errors import RequestError
 from nfnet_jax.models import layers, nf_regnet, nf_resnet, nfnet, resnet, timm, timm_variants
 from nfnet_jax.models.blocks import REMAT as REMAT
+from nfnet_jax.models.propagation import BlockSignal as BlockSignal
+from nfnet_jax.models.propagation import signal_propagation as signal_propagation
 
 
 class ModelSpec(NamedTuple):

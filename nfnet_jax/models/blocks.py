@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from nfnet_jax.choices import REMAT as REMAT
 from nfnet_jax.errors import RequestError
-from nfnet_jax.models import layers
+from nfnet_jax.models import layers, propagation
 
 Array = jax.Array
 Block = Any  # a Haiku module, see `run_blocks`
@@ -37,6 +37,8 @@ def run_blocks(
   keeps all branches), and `args`. A block without state also accepts `beta`, which replaces the
   spec's. For `remat`, see `REMAT`; for `rescales`, `layers.stochastic_depth`.
   """
+  if propagation.is_watched():
+    return propagation.run_watched(x, blocks, *args)
   rates = [block.spec.stochdepth_rate for block in blocks]
   keep: Any = [None] * len(blocks)
   if is_training and any(rates):

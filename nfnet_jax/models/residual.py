@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nfnet_jax.errors import RequestError
-from nfnet_jax.models import layers
+from nfnet_jax.models import layers, propagation
 
 Array = jax.Array
 
@@ -110,6 +110,7 @@ def block_specs(
 
 def drop_branch(out: Array, keep: Array | None) -> Array:
   """Stochastic depth: `keep`, `[N]`, is 0 for examples whose branch `out` is dropped."""
+  propagation.see_branch(out)
   return out if keep is None else out * keep.astype(out.dtype)[:, None, None, None]
 
 
@@ -136,6 +137,7 @@ def add_scaled(
   out: Array, shortcut: Array, keep: Array | None, scale: Array, gate: Array | None = None
 ) -> Array:
   """`scale * gate * out + shortcut`; `scale` is a scalar, the others as in `add_branch`."""
+  propagation.see_branch(out, gate)
   if keep is not None:
     scale = scale * keep.astype(out.dtype)[:, None, None, None]
   if gate is not None:

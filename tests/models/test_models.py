@@ -344,21 +344,6 @@ def test_a_block_is_the_identity_at_initialisation():
   np.testing.assert_array_equal(before, after)
 
 
-def test_variance_grows_as_predicted():
-  """Var(h + alpha * f) = Var(h) + alpha^2 (NF-ResNet paper, section 3), with open skip gains."""
-  alpha = 1.0
-  net = tiny(0, widths=(256,), depths=(4,), group_size=64, alpha=alpha, se_ratio=0.0)
-  params = params_of(net)
-  for leaves in params.values():
-    leaves.update({n: np.ones_like(leaves[n]) for n in ("gain", "skip_gain") if n in leaves})
-    leaves.update({n: np.zeros_like(leaves[n]) for n in ("bias",) if n in leaves})
-  images = jax.random.normal(jax.random.key(1), (4, 96, 96, 3))
-  outputs = block_outputs(net, params, images)
-  variances = [float(jnp.mean(jnp.var(x, axis=(0, 1, 2)))) for x in outputs]
-  growth = np.diff(variances)
-  np.testing.assert_allclose(growth, alpha**2, rtol=0.2)
-
-
 def test_stochastic_depth_drops_at_its_rates():
   drop = hk.transform(lambda ids: layers.stochastic_depth([0.0, 0.25, 0.5], ids))
   keep = drop.apply({}, jax.random.key(0), jnp.arange(4000))
