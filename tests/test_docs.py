@@ -76,8 +76,9 @@ def modules_with_examples():
   for path in MODULES:
     if ">>> " in path.read_text():
       name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-      # Each operation of a network is compiled by itself.
-      marks = [pytest.mark.slow] if name == "nfnet_jax.models" else []
+      # A network is compiled.
+      compiles = name in ("nfnet_jax.models", "nfnet_jax.models.propagation")
+      marks = [pytest.mark.slow] if compiles else []
       yield pytest.param(name, docstrings(path).count(">>> "), id=name, marks=marks)
 
 

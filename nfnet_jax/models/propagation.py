@@ -83,12 +83,12 @@ def signal_propagation(
 
   >>> import jax
   >>> from nfnet_jax import models
-  >>> net = models.create_model("nf_resnet50", depths=(1, 2), widths=(16, 32))
+  >>> net = models.create_model("nf_resnet50", depths=(2,), widths=(16,))
   >>> images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
   >>> params, _ = jax.jit(net.init)(jax.random.key(1), images)
   >>> blocks = models.signal_propagation(net, params, images, skip_gain=1.0)
   >>> [(block.stage, round(block.expected_variance, 2)) for block in blocks]
-  [(0, 1.04), (1, 1.04), (1, 1.08)]
+  [(0, 1.04), (0, 1.08)]
 
   Args:
     net: a network from `create_model`, of any family.
