@@ -67,9 +67,23 @@ def test_the_snippet_of_fine_tuning_makes_its_photographs(tmp_path, monkeypatch)
   ] * 2
 
 
+@pytest.mark.slow
+def test_snippets_of_the_recipes_run(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  names = {}
+  for snippet in fences((ROOT / "docs/recipes.md").read_text(), "python"):
+    exec(compile(snippet, "recipes.md", "exec"), names)
+  said = capsys.readouterr().out.splitlines()
+  assert said[0] in ("china", "flower")
+  assert said[1] == f"{[each.shape for each in names['maps']]} {[(128, 8), (256, 16), (256, 32)]}"
+  assert 0 < float(said[2]) <= 1
+  assert float(names["loss"]) == 256
+  assert names["grads"]["head"]["w"].shape == (16, 10)
+
+
 def test_no_other_page_has_snippets():
   pages = {page.name for page in PAGES if fences(page.read_text(), "python")}
-  assert pages == {"README.md", "finetuning.md"}, "have a test run them"
+  assert pages == {"README.md", "finetuning.md", "recipes.md"}, "have a test run them"
 
 
 def modules_with_examples():

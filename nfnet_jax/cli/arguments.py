@@ -168,7 +168,7 @@ def _entries(table: Mapping[str, Key]) -> str:
   width = max(map(len, table), default=0) + 4
   return "\n".join(
     textwrap.fill(
-      " ".join([key.help, *_limits(key)]),
+      " ".join([key.help, *limits(key)]),
       _WIDTH,
       initial_indent=f"  {name}".ljust(width),
       subsequent_indent=" " * width,
@@ -178,7 +178,8 @@ def _entries(table: Mapping[str, Key]) -> str:
   )
 
 
-def _limits(key: Key) -> Iterator[str]:
+def limits(key: Key) -> Iterator[str]:
+  """Sentences on the default and the bounds or choices of a flag or key."""
   if key.default is not None:
     default = str(key.default).lower() if key.kind is bool else key.default
     yield f"Default: {default}."

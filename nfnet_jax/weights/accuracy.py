@@ -1,4 +1,10 @@
-"""Accuracy of the published weights on ImageNet's validation images and its other test sets."""
+"""Published accuracy on ImageNet's validation images and its other test sets.
+
+`_PERCENT` and `_TIMMS_PERCENT` were measured on weights that can be downloaded. `_PAPERS` has what the
+papers report; the weights of most of these runs were never published.
+"""
+
+from typing import NamedTuple
 
 # Data sets by their TFDS names, and the splits that hold all their images.
 SPLITS = {
@@ -11,8 +17,7 @@ SPLITS = {
 }
 
 # Top-1 and top-5 in percent at the test size, for the sets in the order above. They were measured
-# on these weights and are taken from timm's results tables. (The paper's Table 3 has means over
-# three seeds: 83.6 / 96.8 for F0.)
+# on these weights and are taken from timm's results tables.
 _PERCENT = {
   "nfnet_f0": (
     *((83.468, 96.570), (88.123, 97.903), (71.880, 90.720)),
@@ -49,6 +54,67 @@ _TIMMS_PERCENT = {
   **{"nfnet_l0": 82.766, "eca_nfnet_l0": 82.590, "eca_nfnet_l1": 84.062, "eca_nfnet_l2": 84.710},
   **{"timm_nf_resnet50": 80.658, "timm_nf_regnet_b1": 79.368, "test_nfnet": 47.634},
 }
+
+_TABLE_3 = "NFNet paper, table 3, mean of three seeds"
+_TABLE_3_SAM = "NFNet paper, table 3, trained with SAM"
+_TABLE_5 = "NFNet paper, table 5, pre-trained on JFT-300M"
+_FIGURE_2A = "NFNet paper, figure 2a, read off; 90 epochs at batch size 1024, pre-activation"
+_REGNETS = "NF-ResNet paper, figure of NF-RegNets, read off; with mixup and cutmix"
+_AT_SCALE = "Smith et al. 2023 (arXiv 2310.16764), pre-trained on JFT-4B, tested at 480 pixels"
+
+# Rows of top-1, top-5 (None if not published) and source, on imagenet2012.
+_PAPERS: dict[str, tuple[tuple[float, float | None, str], ...]] = {
+  "nfnet_f0": ((83.6, 96.8, _TABLE_3),),
+  "nfnet_f1": ((84.7, 97.1, _TABLE_3),),
+  "nfnet_f2": ((85.1, 97.3, _TABLE_3),),
+  "nfnet_f3": ((85.7, 97.5, _TABLE_3),),
+  "nfnet_f4": ((85.9, 97.6, _TABLE_3), (89.2, None, _TABLE_5)),
+  "nfnet_f5": ((86.0, 97.6, _TABLE_3), (86.3, 97.9, _TABLE_3_SAM)),
+  "nfnet_f6": ((86.5, 97.9, _TABLE_3_SAM),),
+  "nfnet_f4+": ((89.2, None, _TABLE_5),),
+  "nfnet_f7+": ((90.3, None, _AT_SCALE),),
+  "nf_resnet50": ((77.0, None, f"{_FIGURE_2A}, with AGC"),),
+  "nf_resnet200": ((79.6, None, f"{_FIGURE_2A}, with AGC"),),
+  "resnet50": ((76.4, None, _FIGURE_2A),),
+  "resnet200": ((78.9, None, _FIGURE_2A),),
+  "nf_regnet_b0": ((77.0, None, _REGNETS),),
+  "nf_regnet_b1": ((78.7, None, _REGNETS),),
+  "nf_regnet_b2": ((80.0, None, _REGNETS),),
+  "nf_regnet_b3": ((81.2, None, _REGNETS),),
+  "nf_regnet_b4": ((82.5, None, _REGNETS),),
+  "nf_regnet_b5": ((83.0, None, _REGNETS),),
+}
+_MEASURED = "measured on the published weights: timm's results tables"
+
+
+class Published(NamedTuple):
+  """A published accuracy.
+
+  Attributes:
+    dataset: the data set's TFDS name.
+    top1, top5: in percent; None if not published.
+    source: who measured it, where it is published, and what is special about it.
+  """
+
+  dataset: str
+  top1: float
+  top5: float | None
+  source: str
+
+
+def published(model: str) -> list[Published]:
+  """All published accuracies of a network, the papers' own first.
+
+  Args:
+    model: one of `list_models()`.
+  """
+  rows = [Published("imagenet2012", *row) for row in _PAPERS.get(model, ())]
+  if model in _TIMMS_PERCENT:
+    rows.append(Published("imagenet2012", _TIMMS_PERCENT[model], None, _MEASURED))
+  percent = _PERCENT.get(model, ())
+  return rows + [
+    Published(*(dataset, *row, _MEASURED)) for dataset, row in zip(SPLITS, percent, strict=False)
+  ]
 
 
 def expected(model: str, dataset: str, split: str) -> dict[str, float]:
