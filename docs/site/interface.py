@@ -41,13 +41,16 @@ ROOMS = {
   "benchmark": ("nfnet_jax.benchmark",),
 }
 
-_ABOUT = {
-  "nfnet_jax": "What `import nfnet_jax` gives. Submodules are loaded when they are first used.",
-}
-
 
 def page(room: str) -> str:
-  """The page of a room, as Markdown."""
+  """The page of a room, as Markdown. The room's own module has the title of the page."""
   title = room if room == "nfnet_jax" else f"nfnet_jax.{room}"
-  parts = [f"# {title}", _ABOUT.get(room, "")]
-  return "\n\n".join([*parts, *(f"::: {module}" for module in ROOMS[room])]) + "\n"
+  parts = [f"# {title}", *(_module(module, module != title) for module in ROOMS[room])]
+  return "\n\n".join(parts) + "\n"
+
+
+def _module(name: str, has_heading: bool) -> str:
+  lines = [f"::: {name}"]
+  if not has_heading:
+    lines += ["    options:", "      show_root_heading: false", "      show_root_toc_entry: false"]
+  return "\n".join(lines)
