@@ -74,9 +74,11 @@ def test_snippets_of_the_recipes_run(tmp_path, monkeypatch, capsys):
   for snippet in fences((ROOT / "docs/recipes.md").read_text(), "python"):
     exec(compile(snippet, "recipes.md", "exec"), names)
   said = capsys.readouterr().out.splitlines()
-  assert said[0] in ("china", "flower")
-  assert said[1] == f"{[each.shape for each in names['maps']]} {[(128, 8), (256, 16), (256, 32)]}"
-  assert 0 < float(said[2]) <= 1
+  classes = [line.partition("images/")[2].split(" ") for line in said[:2]]
+  assert [name for name, _ in classes] == ["china.jpg", "flower.jpg"]
+  assert {found for _, found in classes} <= {"china", "flower"}
+  assert said[2].endswith("[(64, 4), (128, 8), (256, 16)]")
+  assert 0 < float(said[3]) <= 1
   assert float(names["loss"]) == 256
   assert names["grads"]["head"]["w"].shape == (16, 10)
 
@@ -161,6 +163,8 @@ def test_commands_parse(words, monkeypatch):
 def test_links_lead_somewhere(page):
   links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
   local = [link for link in links if "://" not in link]
+  # Pages that are made while the site is built; tests/docs/test_pages.py has their links.
+  local = [link for link in local if not link.startswith(("reference/", "networks/"))]
   assert [link for link in local if not (page.parent / link).exists()] == []
 
 

@@ -1,8 +1,6 @@
 """Writes a card for each network, on a page for each family, from the package's own tables."""
 
-import math
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import families
 
@@ -14,9 +12,10 @@ from nfnet_jax.weights import accuracy
 _START = """# Networks
 
 {count} networks, by family. Sizes are the sides of the images in pixels; all networks also take
-images of other sizes. Multiply-adds are of one image at the test size; most papers call them FLOPs.
-Top-1 is the first figure on the network's card, which names its source. The figures are published
-ones: no network has been trained on ImageNet with this code yet.
+images of other sizes. Multiply-adds are those of one image of the test size; most papers call them
+FLOPs. Top-1 is on ImageNet, in percent, and the first figure on the network's card, which names its
+source († after training on more than ImageNet). The figures are published ones: no network has been
+trained on ImageNet with this code yet.
 
 `nfnet-jax models` prints the first columns, and `nfnet_jax.list_models()` returns the names.
 """
@@ -29,6 +28,8 @@ _DATASETS = {
   "imagenet_a": "ImageNet-A",
   "imagenet_r": "ImageNet-R",
 }
+
+_NONE = "–"  # noqa: RUF001  (a dash in a table)
 
 
 def index() -> str:
@@ -64,7 +65,7 @@ def _table(names: Iterable[str], page: str) -> str:
     spec, found = MODELS[name], accuracy.published(name)
     cells = (
       *(f"[`{name}`]({page}#{anchor(name)})", _parameters(name), _multiply_adds(name)),
-      *(spec.train_size, spec.test_size, f"{found[0].top1:.1f}" if found else "–"),
+      *(spec.train_size, spec.test_size, _top1(found[0]) if found else _NONE),
       "yes" if name in families.WEIGHTS else "no",
     )
     rows.append(f"| {' | '.join(map(str, cells))} |")
@@ -73,13 +74,13 @@ def _table(names: Iterable[str], page: str) -> str:
 
 def _card(name: str) -> str:
   spec = MODELS[name]
-  kwargs = {key: value for key, value in spec.kwargs.items() if value is not None}
+  kwargs = [f"{key}={_short(value)}" for key, value in spec.kwargs.items() if value is not None]
   facts = {
     "Parameters": f"{NUM_PARAMS[name]:,} with 1,000 classes",
     "Multiply-adds": f"{_multiply_adds(name)} at {spec.test_size} pixels",
     "Images": f"{spec.train_size} pixels in training, {spec.test_size} in tests, "
     f"{_RESIZES[spec.test_resize].format(padding=spec.test_padding)}",
-    "Built by": f"`{spec.module.__name__}({', '.join(f'{k}={_short(v)}' for k, v in kwargs.items())})`",
+    "Built by": f"`{spec.module.__name__}({', '.join(kwargs)})`",
     "Weights": families.WEIGHTS.get(name, "none published"),
   }
   lines = [f"* **{key}**: {value}" for key, value in facts.items()]
@@ -92,7 +93,7 @@ def _accuracies(name: str) -> str:
     return "No accuracy is published."
   rows = ["| test set | top-1 % | top-5 % | source |", "|---|--:|--:|---|"]
   for row in found:
-    top5 = "–" if row.top5 is None else f"{row.top5:g}"
+    top5 = _NONE if row.top5 is None else f"{row.top5:g}"
     rows.append(f"| {_DATASETS[row.dataset]} | {row.top1:g} | {top5} | {row.source} |")
   return "\n".join(rows)
 
@@ -104,13 +105,19 @@ _RESIZES = {
 }
 
 
+def _top1(row: accuracy.Published) -> str:
+  return f"{row.top1:.1f}{' †' if 'pre-trained' in row.source else ''}"
+
+
 def _parameters(name: str) -> str:
   return f"{NUM_PARAMS[name] / 1e6:.2f} M"
 
 
 def _multiply_adds(name: str) -> str:
-  return f"{MULTIPLY_ADDS[name] / 1e9:#.3g} G" if MULTIPLY_ADDS[name] < 1e11 else (
-    f"{MULTIPLY_ADDS[name] / 1e9:.0f} G"
+  return (
+    f"{MULTIPLY_ADDS[name] / 1e9:#.3g} G"
+    if MULTIPLY_ADDS[name] < 1e11
+    else (f"{MULTIPLY_ADDS[name] / 1e9:.0f} G")
   )
 
 

@@ -11,12 +11,11 @@ from nfnet_jax.cli.verbs import VERBS
 _START = """# Commands
 
 `nfnet-jax VERB` is the same as `python -m nfnet_jax VERB`. Flags are written `--NAME=VALUE` or
-`--NAME VALUE`; those that are on or off `--NAME` and `--noNAME`. [The command line](../command_line.md)
-explains configs, classes, exit status and caches. `nfnet-jax VERB --help` prints what is on this page.
+`--NAME VALUE`; those that are on or off `--NAME` and `--noNAME`.
+[The command line](../command_line.md) explains configs, classes, exit status and caches.
+`nfnet-jax VERB --help` prints what is on this page.
 """
-_CONFIG = (
-  "`--config.KEY=VALUE` changes a key of the config: see [Configuration](configuration.md)."
-)
+_CONFIG = "`--config.KEY=VALUE` changes a key of the config: see [Configuration](configuration.md)."
 
 
 def page() -> str:

@@ -19,9 +19,9 @@ _SECTIONS = {
 
 _START = """# Configuration
 
-Every key of a run's config. A config file sets them in Python (`config.model.name = "nfnet_f0"`), and
-the command line with `--config.KEY=VALUE`, as in `--config.model.name=nfnet_f0`. Keys without a
-default are open: their values follow from others, as [Configs](../command_line.md#configs) explains.
+Every key of a run's config. A config file sets them in Python, `config.model.name = "nfnet_f0"`,
+and the command line with `--config.KEY=VALUE`, as in `--config.model.name=nfnet_f0`. Keys without a
+default are open: their values follow from others, see [Configs](../command_line.md#configs).
 `nfnet-jax train --help` prints the same table.
 """
 

@@ -1,23 +1,11 @@
-"""An extension of Griffe for the docstrings of this package."""
+"""The docstrings of this package in the form that mkdocstrings understands."""
 
 import re
-from typing import Any
-
-import griffe
 
 # Lines from `>>> ` to the next empty one, indented alike.
 _EXAMPLE = re.compile(r"^( *)>>> .*(?:\n\1\S.*)*", re.MULTILINE)
 # `a, b: text` in a section such as Args, with the further lines of its text.
 _SEVERAL = re.compile(r"^(  +)(\*{0,2}\w+(?:, \*{0,2}\w+)+): (.*(?:\n\1 +.*)*)", re.MULTILINE)
-
-
-class Docstrings(griffe.Extension):
-  """Writes every docstring in the form that the site's generator understands."""
-
-  def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-    """Called for every module, class and function."""
-    if obj.docstring:
-      obj.docstring.value = separated(fenced(obj.docstring.value))
 
 
 def fenced(text: str) -> str:

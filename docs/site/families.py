@@ -55,8 +55,8 @@ WEIGHTS = {
 }
 
 _NONE = (
-  "None are published. Train the network ([Experiments](../experiments/README.md)), or choose one "
-  "that has weights."
+  "None are published. Train the network ([Experiments](../../experiments/README.md)), or choose "
+  "one that has weights."
 )
 _NO_LICENCE = "This code is under Apache-2.0. There are no weights to license."
 _IMAGENET = (
@@ -64,8 +64,11 @@ _IMAGENET = (
   "photographs is lower, as the rows for other test sets show where they are known. Not for "
   "decisions about people. ImageNet's own terms of access apply to its images."
 )
+_NEVER_LOADED = (
+  "The published files themselves have never been loaded by this project, only files of the same "
+  "layout with other values."
+)
 _OTHER_CLASSES = "classifying photographs, and as a start for [fine-tuning](../finetuning.md)"
-_SHARES = "Same architecture, other sizes: depth grows with the number."
 
 
 def _of(*beginnings: str) -> list[str]:
@@ -80,24 +83,23 @@ FAMILIES = (
     "NFNet-F0 to F7",
     _NFNETS,
     "The networks of the NFNet paper (Brock et al. 2021, table 1): wide residual networks without "
-    f"normalisation, with scaled weight standardisation, squeeze-and-excitation and GELU. {_SHARES} "
-    "F7 is in the paper's code, not in the paper.",
+    "normalisation, with scaled weight standardisation, squeeze-and-excitation and GELU. Depth "
+    "and image size grow with the number. F7 is in the paper's code, not in the paper.",
     f"{_OTHER_CLASSES}.",
-    "The paper's authors published F0 to F6, trained for 360 epochs on ImageNet with batch size 4096. "
-    "Their files, and timm's files of the same weights, are read as they are "
+    "The paper's authors published F0 to F6, trained for 360 epochs on ImageNet with batch size "
+    "4096. Their files, and timm's files of the same weights, are read as they are "
     "([Files](../files.md#weights)).",
     "The hub's pages of timm's copies state Apache-2.0, the licence of the authors' code.",
-    f"{_IMAGENET} The published files themselves have never been loaded by this project, only files "
-    "of the same layout with other values. With timm's numerics the logits differ slightly "
+    f"{_IMAGENET} {_NEVER_LOADED} With timm's numerics the logits differ slightly "
     "([FAQ](../faq.md)).",
   ),
   Family(
     "nfnet_plus",
     "NFNet-F0+ to F7+",
     [name for name in _of("nfnet_f") if name.endswith("+")],
-    "Wider NFNets for pre-training on large data sets. The paper describes F4+; the others are in its "
-    "code. The paper gives F4+ 527 million parameters and 367 billion multiply-adds; its code, and "
-    "this one, have those of the table.",
+    "Wider NFNets for pre-training on large data sets. The paper describes F4+; the others are "
+    "in its code. The paper gives F4+ 527 million parameters and 367 billion multiply-adds; its "
+    "code, and this one, have those of the table.",
     "pre-training on hundreds of millions of images.",
     _NONE,
     _NO_LICENCE,
@@ -107,8 +109,8 @@ FAMILIES = (
     "nf_resnet",
     "NF-ResNets",
     _of("nf_resnet"),
-    "Pre-activation ResNets without normalisation, of the NF-ResNet paper (Brock et al. 2021, arXiv "
-    "2101.08692). `se_ratio=0.25` adds squeeze-and-excitation.",
+    "Pre-activation ResNets without normalisation, of the NF-ResNet paper (Brock et al. 2021, "
+    "arXiv 2101.08692). `se_ratio=0.25` adds squeeze-and-excitation.",
     "comparisons with BatchNorm ResNets, signal propagation, and research at small scale.",
     f"{_NONE} timm's network of the same name is another one: `timm_nf_resnet50`.",
     _NO_LICENCE,
@@ -130,15 +132,14 @@ FAMILIES = (
     "timm's own networks",
     _of("nfnet_l", "eca_nfnet", "timm_", "nf_seresnet", "nf_ecaresnet", "test_nfnet"),
     "Normalizer-free networks that timm defines: smaller ones than the paper's (`nfnet_l0`, "
-    "`eca_nfnet_l0` to `l3`), and variants of the papers' networks that differ from these in details. "
-    "They compute what timm computes, up to rounding.",
+    "`eca_nfnet_l0` to `l3`), and variants of the papers' networks that differ from these in "
+    "details. They compute what timm computes, up to rounding.",
     f"{_OTHER_CLASSES}: `nfnet_l0` and `eca_nfnet_l0` need much less time than NFNet-F0. "
     "`test_nfnet` is for trying things out.",
-    "timm's authors published those with a link. `.safetensors`, `.pth` and `.bin` files are read as "
-    "they are, with timm's preprocessing.",
+    "timm's authors published those with a link. `.safetensors`, `.pth` and `.bin` files are read "
+    "as they are, with timm's preprocessing.",
     "The hub's pages of `nfnet_l0` and `eca_nfnet_l0` state Apache-2.0; see the page of your file.",
-    f"{_IMAGENET} The published files have never been loaded by this project, only files of the same "
-    "layout with other values.",
+    f"{_IMAGENET} {_NEVER_LOADED}",
   ),
   Family(
     "batchnorm",
@@ -155,8 +156,8 @@ FAMILIES = (
     "micro",
     "nfnet_micro",
     ["nfnet_micro"],
-    "An NFNet of half a million parameters (with ten classes) for images of about 32 pixels, not from "
-    "the papers. With 1,000 classes, as counted here, it has twice as many.",
+    "An NFNet of half a million parameters (with ten classes) for images of about 32 pixels, not "
+    "from the papers. With 1,000 classes, as counted here, it has twice as many.",
     "trying things out: `make train`, tests and examples.",
     "None. `make train` trains it on handwritten digits in about a minute.",
     _NO_LICENCE,

@@ -1,8 +1,8 @@
 """Links of pages: on GitHub they lead through the repository, on the site to its pages.
 
-The site holds what is in `docs/`, the changelog, how to contribute, and every file of the repository
-that its pages link to, under its path in the repository. The README's place is taken by the home
-page.
+The site holds what is in `docs/`, the changelog, how to contribute, and every file of the
+repository that its pages link to, under its path in the repository. The README's place is taken by
+the home page.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""Multiply-adds of every network for an image of its test size: `plan.flops.count`, 66 s for all.
+"""Multiply-adds of every network for an image of its test size, with 1,000 classes.
 
-They are counted with 1,000 classes. As in the papers, padding counts and element-wise work does not.
+These are the counts of `plan.flops.count`, which takes a second or two for each. As in the papers,
+padding counts, and element-wise work does not.
 """
 
 MULTIPLY_ADDS = {

@@ -1,7 +1,7 @@
 """Published accuracy on ImageNet's validation images and its other test sets.
 
-`_PERCENT` and `_TIMMS_PERCENT` were measured on weights that can be downloaded. `_PAPERS` has what the
-papers report; the weights of most of these runs were never published.
+`_PERCENT` and `_TIMMS_PERCENT` were measured on weights that can be downloaded. `_PAPERS` has what
+the papers report; the weights of most of these runs were never published.
 """
 
 from typing import NamedTuple
