@@ -59,6 +59,7 @@ setuptools.setup(
   ],
   extras_require={
     "data": DATA,
+    "docs": ["mkdocs-material>=9.6", "mkdocstrings-python>=2.0", "nbconvert>=7.16"],
     "onnx": ["onnx>=1.18"],
     "gpu": ["jax[cuda12]>=0.10,<0.13"],
     # The TPU compiler, for `nfnet-jax plan` on any Linux machine.
@@ -70,7 +71,9 @@ setuptools.setup(
       *DATA,
       "chex>=0.1.90",
       "hypothesis",
+      "ipykernel",
       "mypy",
+      "nbclient",
       "onnx>=1.18",
       "onnxruntime",
       "pytest",

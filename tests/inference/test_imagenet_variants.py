@@ -15,7 +15,7 @@ from nfnet_jax import config as config_lib
 from nfnet_jax.__main__ import main
 from nfnet_jax.data import preprocess
 from nfnet_jax.errors import RequestError
-from nfnet_jax.weights.accuracy import SPLITS, expected
+from nfnet_jax.weights.accuracy import SPLITS, expected, published
 from nfnet_jax.weights.fit import init_shapes, unflatten
 from tests import golden
 
@@ -165,3 +165,18 @@ def test_expected_accuracy_is_of_whole_sets_and_published_networks():
   assert expected("nfnet_f0", "imagenet_a", "test[:10]") == {}
   assert expected("nfnet_micro", "imagenet2012", "validation") == {}
   assert expected("nfnet_f0", "cifar10", "test") == {}
+
+
+def test_published_accuracies_have_a_source():
+  paper, with_sam, *measured = published("nfnet_f5")
+  assert paper[:3] == ("imagenet2012", 86.0, 97.6)
+  assert with_sam[:3] == ("imagenet2012", 86.3, 97.9)
+  assert "SAM" in with_sam.source
+  assert [row.dataset for row in measured] == list(SPLITS)
+  for row in measured:
+    found = expected("nfnet_f5", row.dataset, SPLITS[row.dataset])
+    assert (row.top1, row.top5) == pytest.approx([100 * value for value in found.values()])
+  [light] = published("nfnet_l0")
+  assert (light.top1, light.top5) == (82.766, None)
+  assert "timm" in light.source
+  assert published("nfnet_micro") == []

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from nfnet_jax import models
+from nfnet_jax.models.multiply_adds import MULTIPLY_ADDS
 from nfnet_jax.plan import flops
 from nfnet_jax.plan.paper_table3 import TABLE
 
@@ -25,6 +26,7 @@ def forward(name, size):
 def test_networks_cost_what_the_paper_says(name):
   found = forward(name, models.get_spec(name).test_size)
   assert found == pytest.approx(TABLE[name].multiply_adds, rel=1e-3)
+  assert found == MULTIPLY_ADDS[name]
 
 
 # Counted on the published code (NF-RegNets), and by the ResNet paper's successors.
@@ -34,6 +36,18 @@ def test_networks_cost_what_the_paper_says(name):
 )
 def test_other_networks(name, size, expected):
   assert forward(name, size) == pytest.approx(expected, rel=2e-2)
+
+
+def test_the_table_has_every_network():
+  assert list(MULTIPLY_ADDS) == models.list_models()
+
+
+@pytest.mark.parametrize(
+  "name", ["nfnet_micro", "nf_regnet_b0", "resnet50", "eca_nfnet_l0", "nf_seresnet26", "test_nfnet"]
+)
+def test_the_table_is_right(name):
+  """The rows of one network of each family; those of NFNets are compared above."""
+  assert forward(name, models.get_spec(name).test_size) == MULTIPLY_ADDS[name]
 
 
 def conv(x, w, stride=1, groups=1):
