@@ -67,6 +67,9 @@ setuptools.setup(
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     # What `train --tracker` sends metrics to; each can be installed alone.
     "trackers": ["mlflow", "trackio", "wandb>=0.31"],
+    # For experiments/figures/differential_privacy.py. Not among the tests' requirements, because
+    # dp-accounting holds attrs below 24; its tests are skipped without it.
+    "privacy": ["jax-privacy>=2.0,<3"],
     "test": [
       *DATA,
       "chex>=0.1.90",
