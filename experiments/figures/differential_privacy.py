@@ -30,7 +30,7 @@ CNN, SCATTERNET = 86.0, 89.7
 
 RECIPE: dict[str, Any] = {
   "batch_size": 2048,
-  "steps": 360,
+  "steps": 240,
   "learning_rate": 10.0,
   "momentum": 0.0,
   "clip_norm": 0.3,
