@@ -29,8 +29,6 @@ DELTA = 1e-5
 CNN, SCATTERNET = 86.0, 89.7
 
 RECIPE: dict[str, Any] = {
-  "batch_size": 2048,
-  "steps": 240,
   "learning_rate": 10.0,
   "momentum": 0.0,
   "clip_norm": 0.3,
@@ -46,7 +44,7 @@ RECIPE: dict[str, Any] = {
 }
 WITHOUT = "none"
 RUNS = (*({"epsilon": 3.0, "delta": DELTA, "seed": seed} for seed in range(3)),)
-VALUES = ("outcome", "top1", "ema_top1", "steps", "spent_epsilon", "noise_multiplier", "parameters")
+VALUES = ("outcome", "top1", "ema_top1", "spent_epsilon", "noise_multiplier", "parameters")
 
 
 def check(_: list[sweep.Run], data: pathlib.Path | None) -> None:
@@ -66,7 +64,8 @@ def measure(run: sweep.Run, _: pathlib.Path, data: pathlib.Path | None) -> dict[
 
   compile_cache.enable()  # Seeds share their programs.
   epsilon = None if run["epsilon"] == WITHOUT else run["epsilon"]
-  recipe = private_training.Recipe(epsilon=epsilon, delta=DELTA, **RECIPE)
+  length = {name: run[name] for name in ("batch_size", "steps")}
+  recipe = private_training.Recipe(epsilon=epsilon, delta=DELTA, **length, **RECIPE)
   images, labels = datasets.fashion_arrays(data, "train")
   privacy = private_training.account(recipe, len(images))
   weights = private_training.train(recipe, privacy, images, labels, run["seed"])
@@ -77,7 +76,6 @@ def measure(run: sweep.Run, _: pathlib.Path, data: pathlib.Path | None) -> dict[
     "outcome": "done" if finite else "diverged",
     "top1": round(top1, 4) if finite else None,
     "ema_top1": round(ema_top1, 4) if finite else None,
-    "steps": recipe.steps,
     "spent_epsilon": round(privacy.epsilon, 4),
     "noise_multiplier": round(privacy.noise_multiplier, 4),
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights[0])),
