@@ -88,6 +88,8 @@ def make_style(activation: str, numerics: str = "published", folded: bool = Fals
   return Style(functools.partial(WSConv2D, numerics=numerics, folded=folded), f)
 
 
+# Compiled, so that weights of the same shape are traced only once.
+@functools.partial(jax.jit, static_argnames="numerics")
 def standardize_weight(w: Array, gain: Array, numerics: str = "published") -> Array:
   """Scaled weight standardisation (NFNet paper, section 3, equation 1).
 

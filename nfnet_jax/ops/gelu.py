@@ -14,7 +14,7 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-@jax.custom_jvp
+@jax.jit  # Compiled, so that equal shapes are traced only once.
 def gelu(x: Array) -> Array:
   """`x Phi(x)` in the published networks' approximation, `x (1 + tanh u) / 2`.
 
@@ -27,14 +27,19 @@ def gelu(x: Array) -> Array:
   Returns:
     The same shape and dtype.
   """
+  return _gelu(x)
+
+
+@jax.custom_jvp
+def _gelu(x: Array) -> Array:
   return jax.nn.gelu(x.astype(_high(x))).astype(x.dtype)
 
 
-@gelu.defjvp
+@_gelu.defjvp
 def _jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
   (x,), (tangent,) = primals, tangents
   high = _high(x)
-  return gelu(x), (tangent.astype(high) * _derivative(x.astype(high))).astype(x.dtype)
+  return _gelu(x), (tangent.astype(high) * _derivative(x.astype(high))).astype(x.dtype)
 
 
 def _derivative(x: Array) -> Array:

@@ -34,7 +34,7 @@ def init_shapes(
   try:
     net = models.create_model(model, num_classes, **overrides)
     images = jax.ShapeDtypeStruct((1, size, size, in_chans), "float32")
-    trees = jax.eval_shape(lambda key, x: net.init(key, x, True), jax.random.key(0), images)
+    trees = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, True), images)
   except RequestError:
     raise
   except Exception as error:  # Each library raises its own errors for impossible sizes.

@@ -112,7 +112,8 @@ def load_stored(
   fit.check_fit(stored, wanted, model, num_classes)
   fit.check_memory(stored, wanted)
   leaves = {
-    name: jnp.asarray(fit.as_wanted(stored.path, name, stored.entries[name].read(), leaf.dtype))
+    # `jnp.asarray` would compile a program for each shape.
+    name: jax.device_put(fit.as_wanted(stored.path, name, stored.entries[name].read(), leaf.dtype))
     for name, leaf in wanted.items()
   }
   if new_head:

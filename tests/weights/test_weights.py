@@ -87,6 +87,14 @@ def test_every_format_gives_the_same_parameters(params, writer, tmp_path):
   same(load_weights(str(path), **MICRO), params)
 
 
+def test_reading_compiles_no_program_for_each_shape(tmp_path, caplog):
+  path = tmp_path / "weights.npz"
+  write_npz(path, flatten(filled("nfnet_micro", 13)))  # a shape that no other test has compiled
+  with jax.log_compiles():
+    load_weights(path, model="nfnet_micro", num_classes=13)
+  assert "Compiling" not in caplog.text
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_floats_are_widened_or_shown_to_fit(params, dtype, tmp_path):
   low = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
