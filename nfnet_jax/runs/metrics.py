@@ -6,14 +6,13 @@ a checkpoint drops all later lines, so the file looks as if the run had never st
 
 import contextlib
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from nfnet_jax.errors import RequestError
-from nfnet_jax.runs import lines
+from nfnet_jax.runs import lines, tensorboard
 from nfnet_jax.runs.lines import WriteError
 
 FILE_NAME = "metrics.jsonl"
@@ -22,7 +21,7 @@ FILE_NAME = "metrics.jsonl"
 class Writer:
   """Writes a run's metrics. Create it with `open_writer`; use it in a `with`, or call `close`."""
 
-  def __init__(self, workdir: epath.Path, file: lines.Lines, events: Any):
+  def __init__(self, workdir: epath.Path, file: lines.Lines, events: tensorboard.Events):
     self._workdir = workdir
     self._file = file
     self._events = events
@@ -39,15 +38,17 @@ class Writer:
     Raises:
       WriteError: if it cannot be written.
     """
-    from tensorboardX.proto.summary_pb2 import Summary
-
     numbers = {name: float(value) for name, value in values.items()}
     finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
     record = {"step": int(step), "split": split} | dict.fromkeys(numbers) | finite
-    scalars = [Summary.Value(tag=f"{split}/{name}", simple_value=x) for name, x in finite.items()]
     self._file.write(record)
     with lines.failing(self._workdir):
-      _write_event(self._events, step=int(step), summary=Summary(value=scalars))
+      self._events.scalars(step, {f"{split}/{name}": number for name, number in finite.items()})
+
+  def show(self, step: int, params: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes histograms of a network's weights; raises WriteError if they cannot be written."""
+    with lines.failing(self._workdir):
+      self._events.weights(step, params)
 
   def close(self) -> None:
     """Flushes and closes both files; raises WriteError if that fails."""
@@ -80,20 +81,12 @@ def open_writer(workdir: epath.PathLike, *, resume_step: int | None) -> Writer:
   Raises:
     RequestError: if the directory cannot be written, or a line in the file is not valid.
   """
-  from tensorboardX.event_file_writer import EventsWriter
-  from tensorboardX.proto.event_pb2 import SessionLog
-
   last_step = -1 if resume_step is None else resume_step
   workdir = epath.Path(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     file = lines.open_after(workdir / FILE_NAME, last_step, _record)
-    (workdir / "tensorboard").mkdir(exist_ok=True)
-    # Not tensorboardX's SummaryWriter: closing the queue to its thread once caused a hang under
-    # Python 3.13. The suffix is needed because file names contain the time only in seconds.
-    events = EventsWriter(str(workdir / "tensorboard" / "events"), f".from{last_step + 1}")
-    # This makes TensorBoard hide events of older files from this step on.
-    _write_event(events, step=last_step + 1, session_log=SessionLog(status=SessionLog.START))
+    events = tensorboard.open_events(workdir, last_step + 1)
   except (OSError, ImportError) as error:  # tensorboardX needs another package for gs:// paths.
     raise RequestError(
       f"cannot write metrics to {workdir} ({error}): choose another directory."
@@ -118,13 +111,6 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
   if not path.is_file():
     raise RequestError(f"no {FILE_NAME} in {workdir}: name the directory of a run.")
   return lines.read(path, _record)
-
-
-def _write_event(events: Any, **content: Any) -> None:
-  from tensorboardX.proto.event_pb2 import Event
-
-  events.write_event(Event(wall_time=time.time(), **content))
-  events.flush()
 
 
 def _record(found: Any) -> dict[str, Any]:

@@ -68,6 +68,11 @@ class Record(NamedTuple):
       for tracker in self.trackers:
         tracker.write(step, split, values)
 
+  def show(self, step: int, params: Mapping[str, Any]) -> None:
+    """Writes what TensorBoard shows of a test besides its metrics: histograms of the weights."""
+    if self.writer:
+      self.writer.show(step, params)
+
   def save(self, step: int, state: Any) -> None:
     """Saves a checkpoint, see `checkpoint.save`; the first one is read back immediately."""
     if self.manager:

@@ -120,7 +120,7 @@ def run(
         with saver.saving_on_error(record, step, state), phases.during("evaluate"):
           tests = batches_lib.test_batches(config, share)
           values = evaluate(eval_step, weights_of(state, built.fold), tests, shown=bar.testing)
-        _report(record, config, step, "test", values)
+        _report(record, config, step, "test", values, params=state.params)
         meter.restart_clock()
         has_stalled = _has_stalled(workdir, config, step)
         if has_stalled or record.is_best(step):
@@ -162,9 +162,12 @@ def _report(
   split: str,
   values: dict[str, float],
   of_layers: np.ndarray | None = None,
+  params: hk.Params | None = None,
 ) -> None:
   """Writes metrics, and shows the most important ones in the log."""
   record.write(step, split, values, of_layers)
+  if params:
+    record.show(step, params)
   test = "test " * (split == "test")
   log.info("step %d/%d: %s%s", step, config.steps, test, progress.words(values))
 
