@@ -105,8 +105,14 @@ def _line(what: str, words: Callable[[Mapping[str, Any]], list[str]], **kwargs: 
     def format_dict(self) -> Mapping[str, Any]:
       line = super().format_dict
       before = what.format(**line)
-      room = (line["ncols"] or 80) - len(before) - _LEAST + 1
-      return line | {"what": before, "words": _fitting(words(line), room)}
+      columns = (line["ncols"] or 80) - len("^C")
+      room = columns - len(before) - _LEAST + 1
+      return line | {"ncols": columns, "what": before, "words": _fitting(words(line), room)}
+
+    def clear(self, *args: Any, **kwargs: Any) -> None:
+      super().clear(*args, **kwargs)
+      if not self.disable:
+        self.fp.write("\x1b[K")  # Also the ^C that a terminal shows behind the line.
 
   is_shown = sys.stderr.isatty() and jax.process_index() == 0
   options = {"bar_format": _FORMAT, "dynamic_ncols": True, "miniters": 1, "leave": False}

@@ -148,6 +148,7 @@ def start(words):
 def test_what_a_run_leaves(finished):
   assert {path.name for path in finished.iterdir()} == {
     *("config.json", "classes.json", "metrics.jsonl", "checkpoints", "tensorboard", "curves.png"),
+    *("layers.jsonl", "sessions.jsonl"),
   }
   config = json.loads((finished / "config.json").read_text())
   assert config["steps"] == 6
