@@ -43,7 +43,13 @@ RECIPE: dict[str, Any] = {
   },
 }
 WITHOUT = "none"
-RUNS = (*({"epsilon": 3.0, "delta": DELTA, "seed": seed} for seed in range(3)),)
+# Expected batch size and steps.
+LENGTHS = ((1024, 128),)
+RUNS = [
+  {"epsilon": 3.0, "delta": DELTA, "batch_size": batch_size, "steps": steps, "seed": seed}
+  for batch_size, steps in LENGTHS
+  for seed in range(3)
+]
 VALUES = ("outcome", "top1", "ema_top1", "spent_epsilon", "noise_multiplier", "parameters")
 
 
