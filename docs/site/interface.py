@@ -9,6 +9,7 @@ ROOMS = {
     *("nfnet_jax.models.nfnet", "nfnet_jax.models.nf_resnet", "nfnet_jax.models.nf_regnet"),
     *("nfnet_jax.models.resnet", "nfnet_jax.models.timm", "nfnet_jax.models.layers"),
     *("nfnet_jax.models.blocks", "nfnet_jax.models.residual", "nfnet_jax.models.groups"),
+    "nfnet_jax.models.propagation",
   ),
   "weights": ("nfnet_jax.weights", "nfnet_jax.weights.accuracy"),
   "optim": ("nfnet_jax.optim",),

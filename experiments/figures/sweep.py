@@ -15,6 +15,7 @@ import pathlib
 import re
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -158,7 +159,12 @@ def _key(figure: Figure, run: Run) -> tuple[str, ...]:
 
 
 def _words(values: Run) -> str:
-  return " ".join(f"{name}={value}" for name, value in values.items() if value not in (None, ""))
+  shown = {name: value for name, value in values.items() if value not in (None, "")}
+  return " ".join(f"{name}={_short(value)}" for name, value in shown.items())
+
+
+def _short(value: Any) -> str:
+  return textwrap.shorten(str(value), 60, placeholder=" ...")
 
 
 def _directory(run: Run) -> str:

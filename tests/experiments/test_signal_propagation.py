@@ -31,3 +31,15 @@ def test_a_small_run(tmp_path, monkeypatch):
   squared_means = [float(row["squared_mean"].split()[0]) for row in (normalised, free)]
   assert 2 * squared_means[0] < 1 < squared_means[1]
   assert sweep.main(figure, [*flags, "--plot"]) == 0
+
+
+def test_the_results_are_near_the_theory():
+  """At the ends of stages, as read off the paper's figure 1, and of every branch."""
+  figure = signal_propagation.FIGURE
+  results = table.read(FOLDER / "results/signal_propagation.csv", figure.columns)
+  rows = {row["network"]: row for row in results}
+  for name, variance, of_branch in (("BN→ReLU", 35.1, 0.682), ("ReLU→BN", 51, 1)):
+    ends = [float(each) for each in rows[name]["variance"].split()][49::50]
+    assert ends == pytest.approx([variance] * 4, rel=0.1)
+    branches = [float(each) for each in rows[name]["branch_variance"].split()]
+    assert branches == pytest.approx([of_branch] * 200, rel=0.1)
