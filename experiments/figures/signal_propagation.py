@@ -132,7 +132,9 @@ def plot(rows: list[table.Row]) -> Any:
     "branch_variance": "variance of the branch",
   }
   for line, kind in zip(axes, ("BN", "NF"), strict=True):
-    chosen = [row for row in rows if kind in row["network"]]
+    chosen = sorted(
+      (row for row in rows if kind in row["network"]), key=lambda r: NETWORKS.index(r["network"])
+    )
     for panel, (value, head) in zip(line, heads.items(), strict=True):
       for row in chosen:
         name, colour = row["network"], colours[row["network"]]
@@ -144,10 +146,10 @@ def plot(rows: list[table.Row]) -> Any:
       prefix = "With BatchNorm: " if kind == "BN" else "Without: "
       style.title(panel, prefix + head, x="block", y=head)
       panel.set_ylim(bottom=0)
-    if kind == "NF":
-      line[1].set_yscale("symlog", linthresh=0.1)
-    line[0].plot([], [], "--", color=style.BLACK, linewidth=0.8, label="theory")
-    style.legend(line[0], loc="upper left")
+      if (kind, value) == ("NF", "squared_mean"):
+        panel.set_yscale("symlog", linthresh=0.1)
+    line[2].plot([], [], "--", color=style.BLACK, linewidth=0.8, label="theory")
+    style.legend(line[2], loc="center left")
   return panels
 
 
