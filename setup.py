@@ -39,7 +39,7 @@ setuptools.setup(
     "Paper (signal propagation, NF-ResNet)": "https://arxiv.org/abs/2101.08692",
   },
   packages=setuptools.find_packages(include=["nfnet_jax", "nfnet_jax.*"]),
-  package_data={"nfnet_jax": ["py.typed", "data/imagenet_classes.txt"]},
+  package_data={"nfnet_jax": ["py.typed", "data/imagenet_classes.txt", "report/assets/*"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py",
@@ -47,6 +47,7 @@ setuptools.setup(
     "etils[epath]",
     "jax>=0.10,<0.13",
     "jaxlib>=0.10,<0.13",
+    "jinja2",
     "matplotlib",
     "ml-collections>=1.0",
     "numpy>=2.0",

@@ -153,7 +153,9 @@ def test_snippet_of_training_runs(monkeypatch):
 def test_commands_parse(words, monkeypatch):
   monkeypatch.chdir(ROOT)
   verb = " ".join(words[:2]) if words[0] == "benchmark" else words[0]
-  values = parse(verb, words[len(verb.split()) :], about="", positional=words[0] == "predict")
+  values = parse(
+    verb, words[len(verb.split()) :], about="", positional=words[0] in ("predict", "report")
+  )
   path = getattr(values, "config", None)
   if path and str(path).startswith("experiments/"):
     config_file.load(path, values.changes)

@@ -36,7 +36,7 @@ ROWS = (
   {"augment"},
   {"config"},
   {"runs"},
-  {"weights", "distributed"},
+  {"weights", "distributed", "report"},
   {"training"},
   {"inference", "plan"},
   {"benchmark"},

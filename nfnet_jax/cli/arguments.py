@@ -16,6 +16,7 @@ from nfnet_jax.errors import RequestError
 
 _WIDTH = 100
 _CONFIG = "config."
+_PATHS = {"predict": "IMAGE", "report": "RUN"}  # what paths without a flag are
 
 
 def parse(
@@ -72,7 +73,9 @@ def parse(
     from nfnet_jax import models  # imports JAX, which help and wrong flags do not need
 
     values["model"] = models.find(values["model"])
-  paths = [_value("image", Key(None, Path, ""), path, hint) for path in paths]
+  paths = [
+    _value(_PATHS.get(verb, "path").lower(), Key(None, Path, ""), path, hint) for path in paths
+  ]
   return Namespace(**values, changes=changes, paths=paths)
 
 
@@ -159,7 +162,7 @@ def described(verb: str) -> str:
 
 def _help(verb: str, about: str | None, required: str, positional: bool) -> str:
   others = "[--FLAG=VALUE ...]" if FLAGS[verb] else ""
-  usage = ["usage: nfnet-jax", verb, required, others, "IMAGE ..." if positional else ""]
+  usage = ["usage: nfnet-jax", verb, required, others, f"{_PATHS[verb]} ..." if positional else ""]
   return "\n\n".join(filter(None, [" ".join(filter(None, usage)), about, described(verb)]))
 
 

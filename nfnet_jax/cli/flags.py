@@ -144,6 +144,10 @@ FLAGS: dict[str, dict[str, Key]] = {
     "size": _PIXELS,
     "force": _FORCE,
   },
+  "report": {
+    "out": _OUT._replace(default="report.html", help="The page to write."),
+    "force": _FORCE,
+  },
   "benchmark input": {
     "config": _CONFIG,
     "batches": Key(50, int, "Number of batches to read.", 5, 10**6),
@@ -194,6 +198,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
   "export": (
     "nfnet-jax export --weights=F0_haiku.npz --out=f0.jax",
     "nfnet-jax export --weights=F0_haiku.npz --to=onnx --out=f0.onnx",
+  ),
+  "report": (
+    "nfnet-jax report runs/digits --out=digits.html",
+    "nfnet-jax report runs/digits runs/digits_sgd --out=comparison.html",
   ),
   "benchmark input": ("nfnet-jax benchmark input --config=experiments/digits.py --batches=20",),
   "benchmark train": (

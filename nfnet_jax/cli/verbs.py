@@ -164,6 +164,16 @@ def export(argv: Sequence[str]) -> None:
   say(output.to_json(export_lib.export(path, out, **wanted)))
 
 
+def report(argv: Sequence[str]) -> None:
+  """Write a page on one run, or on several on common axes; print JSON."""
+  values = parse("report", argv, about=report.__doc__, positional=True)
+  if not values.paths:
+    raise RequestError("no run to report on: nfnet-jax report RUN [RUN ...] --out=report.html.")
+  from nfnet_jax import report as report_lib
+
+  say(output.to_json(report_lib.write(values.paths, values.out, force=values.force)))
+
+
 def models(argv: Sequence[str]) -> None:
   """List the networks with their parameters and image sizes."""
   parse("models", argv, about=models.__doc__)
@@ -251,6 +261,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
   "predict": predict,
   "convert": convert,
   "export": export,
+  "report": report,
   "benchmark": benchmark,
   "plan": plan,
   "models": models,

@@ -10,9 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
 from nfnet_jax import inference, output
 from nfnet_jax.errors import RequestError
+from nfnet_jax.report import card, found
+from nfnet_jax.weights.runs import checkpoint_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -49,7 +52,7 @@ def export(
 
   `OUT.json`, written together with it, holds what a program needs to use it: the names of the
   classes and the preprocessing of images. Its `sha256` is that of the exported file, so a mismatch
-  can be detected.
+  can be detected. A model card, `README.md`, is written beside them, unless another one is there.
 
   Args:
     path, model: the weights, see `inference.load_network`.
@@ -59,9 +62,10 @@ def export(
     **overrides: as for `inference.load_network`, including `size`.
 
   Returns:
-    `out`, `about` (the name of `OUT.json`), `bytes`, and the contents of `OUT.json`: `model`,
-    `num_classes`, `class_names` (None if unknown), `loss` (see `inference.Network`), `size`,
-    `padding`, `resize` and `channels` (see `nfnet_jax.data.preprocess`) and `sha256` of `out`.
+    `out`, `about` (the name of `OUT.json`), `card` (that of the model card, or None), `bytes`, and
+    the contents of `OUT.json`: `model`, `num_classes`, `class_names` (None if unknown), `loss` (see
+    `inference.Network`), `size`, `padding`, `resize` and `channels` (see
+    `nfnet_jax.data.preprocess`) and `sha256` of `out`.
 
   Raises:
     RunError: if the disk is full.
@@ -93,8 +97,19 @@ def export(
     **how._asdict(),
     "sha256": hashlib.sha256(content).hexdigest(),
   }
-  output.write({about_path: json.dumps(about, indent=2).encode() + b"\n", out: content})
-  return {"out": str(out), "about": str(about_path), "bytes": len(content)} | about
+  contents = {about_path: json.dumps(about, indent=2).encode() + b"\n", out: content}
+  card_path = card.free_place(out.parent)
+  if card_path:
+    contents[card_path] = card.of_export(out.name, about, _run(path)).encode()
+  output.write(contents)
+  written = {"out": str(out), "about": str(about_path), "card": card_path and str(card_path)}
+  return written | {"bytes": len(content)} | about
+
+
+def _run(path: str | pathlib.Path) -> found.Run | None:
+  """The run that weights are from; None if they are from another checkpoint than its newest."""
+  workdir, other = checkpoint_of(epath.Path(path).expanduser())
+  return found.read(workdir) if other is None and workdir.is_dir() else None
 
 
 def _for_jax(predict: Predict, shape: Sequence[int], params: Any) -> bytes | bytearray:

@@ -9,9 +9,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nfnet_jax import data, models
+from nfnet_jax.data.batch import Batch
 from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.errors import RequestError
-from nfnet_jax.inference import outcome, outcome_files
+from nfnet_jax.inference import outcome_files
+from nfnet_jax.runs import outcome
 from nfnet_jax.training import bar, parallel
 from nfnet_jax.training.evaluate import Outputs, evaluate, make_eval_step
 
@@ -65,7 +67,7 @@ def measure(
     num_classes=num_classes,
     loss=config.loss,
     normalization=models.get_spec(config.model.name).normalization,
-    outputs=table is not None,
+    outputs=Outputs if table else None,
     in_channels=config.model.in_channels,
   )
   batches = data.test_batches(
@@ -79,7 +81,7 @@ def measure(
   batches = job_lib.watched(batches, config.stall_timeout)
   answers: dict[str, list[outcome.Answers]] = {prefix: [] for prefix in weights}
 
-  def keep(prefix: str, outputs: Outputs) -> None:
+  def keep(prefix: str, outputs: Outputs, _: Batch) -> None:
     answers[prefix].append(outcome.answers(*map(np.asarray, outputs)))
 
   shown = bar.of_test(num_images, config.batch_size)

@@ -8,8 +8,9 @@ from typing import Any
 
 from nfnet_jax import output
 from nfnet_jax.errors import RequestError
-from nfnet_jax.inference import outcome, outcome_plot
-from nfnet_jax.inference.outcome import Answers
+from nfnet_jax.inference import outcome_plot
+from nfnet_jax.runs import outcome
+from nfnet_jax.runs.outcome import Answers
 
 _ENDINGS = (".csv", ".json", ".confusion.csv", ".png")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nfnet_jax import output
-from nfnet_jax.inference.outcome import Bins, accuracies, calibration_error
+from nfnet_jax.runs.outcome import Bins, accuracies, calibration_error
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

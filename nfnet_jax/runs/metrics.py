@@ -94,11 +94,12 @@ def open_writer(workdir: epath.PathLike, *, resume_step: int | None) -> Writer:
   return Writer(workdir, file, events)
 
 
-def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
+def read(workdir: epath.PathLike, damaged: list[str] | None = None) -> list[dict[str, Any]]:
   """Reads a run directory's metrics.
 
   Args:
     workdir: the run directory.
+    damaged: see `lines.read`.
 
   Returns:
     One dict per line, as written: `step`, `split`, then names and values, None if not finite. An
@@ -110,7 +111,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
   path = epath.Path(workdir) / FILE_NAME
   if not path.is_file():
     raise RequestError(f"no {FILE_NAME} in {workdir}: name the directory of a run.")
-  return lines.read(path, _record)
+  return lines.read(path, _record, damaged)
 
 
 def _record(found: Any) -> dict[str, Any]:

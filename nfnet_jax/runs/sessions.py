@@ -109,7 +109,8 @@ def _checked(found: Any) -> Mapping[str, Any]:
   """Returns a line that is valid; raises ValueError otherwise."""
   lines.step_of(found)
   seconds = found.get("seconds", {})
-  if not isinstance(seconds, dict) or not all(map(lines.is_number, seconds.values())):
+  values = seconds.values() if isinstance(seconds, dict) else [None]
+  if not all(value is not None and lines.is_number(value) for value in values):
     raise ValueError("seconds that are not numbers")
   if "seconds" not in found and not isinstance(found.get("began"), str):
     raise ValueError("neither a beginning nor seconds")

@@ -99,6 +99,7 @@ def build(config: ConfigDict) -> Run:
     num_classes=num_classes,
     loss=config.loss,
     normalization=normalization,
+    outputs=evaluate.guesses,
     in_channels=in_channels,
   )
   # Initialisation is compiled, so that XLA drops the forward pass that only names the parameters.

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.distributed.notice import Notice
+from nfnet_jax.report import page
 from nfnet_jax.runs import best, checkpoint, curves, metrics, sessions
 from nfnet_jax.training import progress
 
@@ -28,7 +29,7 @@ _ROWS = (
   ("train", "loss", "training loss", "{:.4f}"),
   ("train", "top1", "training top-1", "{:.2%}"),
 )
-_FILES = ("curves.png", "metrics.jsonl", "tensorboard")
+_FILES = ("report.html", "curves.png", "metrics.jsonl", "tensorboard")
 
 
 def report(
@@ -52,7 +53,7 @@ def _stopped(step: int, workdir: epath.Path, notice: Notice) -> dict[str, float]
 
 
 def conclude(workdir: epath.Path, config: ConfigDict) -> dict[str, float]:
-  """Draws the curves, logs a summary and returns the last test metrics; {} on other processes."""
+  """Writes curves and report, logs a summary and returns the last test metrics; {} on other processes."""
   if jax.process_index():
     return {}
   lines = metrics.read(workdir)
@@ -68,6 +69,7 @@ def conclude(workdir: epath.Path, config: ConfigDict) -> dict[str, float]:
     if kept is not None:
       log.info("best: %s %.4f at step %d, %s/best", metric, values[kept], kept, directory)
   picture = curves.plot(workdir)
+  page.write_beside(workdir)
   files = [f"checkpoints/{saved[-1]}"] if saved else []
   files += [name for name in _FILES if (workdir / name).exists()]
   rows = [*_metrics(lines), *_times(lines, sessions.read(workdir)), ["files", ", ".join(files)]]

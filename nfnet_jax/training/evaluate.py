@@ -32,13 +32,42 @@ class Outputs(NamedTuple):
   mask: Array
 
 
+class Guesses(NamedTuple):
+  """What a network guessed for each image of a global batch, in the order of the test set.
+
+  Attributes:
+    labels: `[N]` int32 correct classes.
+    predicted: `[N]` int32 classes with the largest logit, the last of equal ones.
+    probability: `[N]` their probabilities.
+    of_label: `[N]` the probabilities of the correct classes.
+    mask: `[N]`, 1 for an image and 0 for padding, which may stand anywhere.
+  """
+
+  labels: Array
+  predicted: Array
+  probability: Array
+  of_label: Array
+  mask: Array
+
+
+def guesses(logits: Array, labels: Array, mask: Array) -> Guesses:
+  """Guesses on the device: less to send to the host than all logits."""
+  predicted = logits.shape[1] - 1 - jnp.argmax(logits[:, ::-1], axis=1)
+  probabilities = jax.nn.softmax(logits)
+  of_predicted, of_label = (
+    jnp.take_along_axis(probabilities, classes[:, None], axis=1)[:, 0]
+    for classes in (predicted, labels)
+  )
+  return Guesses(labels, predicted, of_predicted, of_label, mask)
+
+
 def make_eval_step(
   net: hk.TransformedWithState,
   *,
   num_classes: int,
   loss: str = "softmax",
   normalization: Mapping[str, tuple[float, ...]] | None = None,
-  outputs: bool = False,
+  outputs: Callable[[Array, Array, Array], Any] | None = None,
   in_channels: int = 3,
 ) -> Callable[[hk.Params, hk.State, Batch], dict[str, Any]]:
   """Builds the evaluation step of one replica, to be mapped over the axis `replicas.AXIS`.
@@ -48,8 +77,8 @@ def make_eval_step(
     num_classes: number of classes.
     loss: the name of one of `losses.LOSSES`.
     normalization: see `models.ModelSpec`; None for the mean and deviation of ImageNet.
-    outputs: whether to return the `outputs` of the global batch, too; with "softmax" and one
-      correct label an image.
+    outputs: makes the `outputs` of this replica's images, from their logits, labels and mask, such
+      as `Outputs` or `guesses`; the step returns those of the global batch. Not with "sigmoid".
     in_channels: the channels of the images.
 
   Returns:
@@ -84,7 +113,7 @@ def make_eval_step(
     }
     sums: dict[str, Any] = replicas.total(_sums(per_example, batch.mask))
     if outputs:
-      sums["outputs"] = replicas.joined(Outputs(logits, batch.labels, batch.mask))
+      sums["outputs"] = replicas.joined(outputs(logits, batch.labels, batch.mask))
     return sums
 
   return eval_step
@@ -116,7 +145,7 @@ def evaluate(
   eval_step: Callable,
   weights: dict[str, Variables],
   batches: Iterable[Batch],
-  keep: Callable[[str, Outputs], None] | None = None,
+  keep: Callable[[str, Any, Batch], None] | None = None,
   shown: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> dict[str, float]:
   """Measures loss and accuracy of several sets of weights in one pass over the data.
@@ -126,8 +155,8 @@ def evaluate(
     weights: parameters and network state, by the prefix of their metrics' names.
     batches: this process's share of every batch, padded to full size; the same number of batches
       on all processes.
-    keep: called with the prefix and the outputs of every batch, as NumPy arrays, if `eval_step`
-      returns them.
+    keep: called with the prefix and the outputs of every batch, as NumPy arrays, and this process's
+      part of the batch on its devices, if `eval_step` returns outputs.
     shown: passes on the batches, and shows their progress, see `bar`.
 
   Returns:
@@ -137,20 +166,20 @@ def evaluate(
   """
   totals: dict[str, dict[str, float]] = {p: collections.defaultdict(float) for p in weights}
 
-  def add(sums: dict[str, dict[str, Any]]) -> None:
+  def add(sums: dict[str, dict[str, Any]], batch: Batch | None) -> None:
     for prefix, of_batch in jax.device_get(sums).items():
       outputs = of_batch.pop("outputs", None)
-      if keep and outputs:
-        keep(prefix, outputs)
+      if keep and outputs and batch:
+        keep(prefix, outputs, batch)
       for name, value in of_batch.items():
         totals[prefix][name] += float(value)
 
-  before: dict[str, dict[str, Any]] = {}
+  before: tuple[dict[str, dict[str, Any]], Batch | None] = {}, None
   for batch in shown(parallel.prefetch(batches)):
     sums = {prefix: eval_step(*variables, batch) for prefix, variables in weights.items()}
-    add(before)  # Fetches the previous sums while the devices work on this batch.
-    before = sums
-  add(before)
+    add(*before)  # Fetches the previous sums while the devices work on this batch.
+    before = sums, batch
+  add(*before)
   metrics: dict[str, float] = {}
   for prefix, sums in totals.items():
     examples = sums.pop("examples")

@@ -26,10 +26,10 @@ from nfnet_jax.training import batches as batches_lib
 from nfnet_jax.training import ending, fine_tuning, gradients, parallel, progress
 from nfnet_jax.training import profile as profile_lib
 from nfnet_jax.training.build import build, is_due
-from nfnet_jax.training.evaluate import evaluate
 from nfnet_jax.training.meter import Meter
 from nfnet_jax.training.phases import Phases
 from nfnet_jax.training.saving import Saver
+from nfnet_jax.training.showing import keep_samples, tested
 from nfnet_jax.training.step import TrainState, weights_of
 
 log = logging.getLogger(__name__)
@@ -47,8 +47,9 @@ def run(
   """Trains a network as configured, or resumes an interrupted run.
 
   The run directory holds `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` and, at
-  the end, `curves.png`. Data order, augmentation, dropout and schedule depend only on the seed and
-  the step, so an interrupted run ends with the same numbers as an uninterrupted one.
+  the end, `curves.png` and `report.html`. Data order, augmentation, dropout and schedule depend
+  only on the seed and the step, so an interrupted run ends with the same numbers as an
+  uninterrupted one.
 
   A run may have several processes (`distributed.job`), each with its share of every batch. Process
   0 writes to a directory that all of them see. When any process is asked to stop (`notice`), the
@@ -114,12 +115,11 @@ def run(
 
       def test(step: int, state: TrainState) -> bool:
         """Tests a state, keeps it if it is the best, and says whether to go on."""
-        meter.wait()
-        record.wait()
-        job_lib.agree(lambda: "saved")
+        saver.settle(record)
         with saver.saving_on_error(record, step, state), phases.during("evaluate"):
           tests = batches_lib.test_batches(config, share)
-          values = evaluate(eval_step, weights_of(state, built.fold), tests, shown=bar.testing)
+          weights_now = weights_of(state, built.fold)
+          values = tested(eval_step, weights_now, tests, workdir, step, bar.testing)
         _report(record, config, step, "test", values, params=state.params)
         meter.restart_clock()
         has_stalled = _has_stalled(workdir, config, step)
@@ -133,6 +133,7 @@ def run(
           batch = next(batches)
         # The call returns at once, and the meter waits for the step before, so devices stay busy.
         with phases.during("compile" if step == start + 1 else "train"):
+          keep_samples(workdir, config, step, batch)
           state, metrics = train_step(state, batch)
         meter.add(step, metrics)
         bar.update()
@@ -150,7 +151,7 @@ def run(
           break
         if testing and not test(step, state):
           break
-      saver.finish(record)
+      saver.settle(record)
 
     return ending.report(workdir, config, stopped_at, notice)
 

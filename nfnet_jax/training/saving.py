@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import jax
 from ml_collections import ConfigDict
 
+from nfnet_jax.distributed import job
 from nfnet_jax.runs.record import Record
 from nfnet_jax.training.meter import Meter
 from nfnet_jax.training.phases import Phases
@@ -48,10 +49,12 @@ class Saver:
     self._meter.restart_clock()
     self._clock = time.monotonic()
 
-  def finish(self, record: Record) -> None:
-    """Waits until everything is saved."""
+  def settle(self, record: Record) -> None:
+    """Waits until the last step is done and everything is saved, on all processes."""
+    self._meter.wait()
     with self._phases.during("save"):
       record.wait()
+      job.agree(lambda: "saved")
 
   @contextlib.contextmanager
   def saving_on_error(self, record: Record, step: int, state: TrainState) -> Iterator[None]:

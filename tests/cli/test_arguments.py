@@ -154,7 +154,7 @@ def test_help_is_complete_and_readable(capsys, verb):
 def test_examples_are_understood(name):
   for command in " ".join(EXAMPLES[name]).replace("\\", " ").split("nfnet-jax ")[1:]:
     words = command.split()[len(name.split()) :]
-    parse(name, words, about="", positional=name == "predict")
+    parse(name, words, about="", positional=name in ("predict", "report"))
 
 
 # Whatever is typed.

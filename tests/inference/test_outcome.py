@@ -12,9 +12,10 @@ from sklearn import metrics
 from nfnet_jax import augment, create_model, data
 from nfnet_jax.data import preprocess
 from nfnet_jax.errors import RequestError
-from nfnet_jax.inference import outcome, outcome_files, outcome_plot
+from nfnet_jax.inference import outcome_files, outcome_plot
 from nfnet_jax.inference.evaluate import evaluate_weights
 from nfnet_jax.losses import top_k_correct
+from nfnet_jax.runs import outcome
 from nfnet_jax.weights import save_weights
 from tests import golden
 

@@ -5,6 +5,7 @@ import logging
 import pytest
 from etils import epath
 
+from nfnet_jax import config as config_lib
 from nfnet_jax.runs import metrics, sessions
 from nfnet_jax.training import ending
 from tests import tiny
@@ -24,6 +25,7 @@ def workdir(tmp_path):
     session = sessions.open_writer(tmp_path, start, lambda seconds=seconds: seconds)
     session.close()
   (tmp_path / "checkpoints/4").mkdir(parents=True)
+  config_lib.save(tiny.config(steps=4), epath.Path(tmp_path) / "config.json", {})
   return tmp_path
 
 
@@ -43,7 +45,7 @@ def test_the_summary(workdir, caplog):
     "  images/s            3,000, the median while training",
     "  time                03:20 in 2 sessions",
     "    of which          compile 60%, train 30%, start 10%",
-    "  files               checkpoints/4, curves.png, metrics.jsonl, tensorboard",
+    "  files               checkpoints/4, report.html, curves.png, metrics.jsonl, tensorboard",
   ]
   assert done.startswith("done: test loss 0.5000, top-1 85.00%")
   assert (workdir / "curves.png").is_file()
@@ -62,5 +64,6 @@ def test_what_was_not_finite_is_not_the_best(tmp_path, caplog):
       writer.write(step, "test", {"loss": loss})
   with caplog.at_level(logging.INFO):
     ending.conclude(epath.Path(tmp_path), tiny.config(steps=3))
-  (row,) = (line for line in caplog.messages[0].splitlines() if "test loss" in line)
+  summary = next(text for text in caplog.messages if text.startswith("summary"))
+  (row,) = (line for line in summary.splitlines() if "test loss" in line)
   assert row.split()[2:] == ["2.0000", "(2)"] * 3

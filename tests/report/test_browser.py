@@ -1,0 +1,75 @@
+"""The page in a browser: it needs Chromium, which Playwright drives."""
+
+import shutil
+
+import pytest
+
+from nfnet_jax import report
+from tests.report import example
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = next(
+  filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+  sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+  if not CHROMIUM:
+    pytest.skip("needs Chromium: apt-get install chromium")
+  with sync_api.sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("report")
+  runs = [str(example.write(folder / name)) for name in ("first", "second")]
+  report.write(runs, folder / "report.html")
+  return folder / "report.html"
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_draws_without_an_error_or_a_request(browser, page_file, scheme, width):
+  page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+  said, asked = [], []
+  page.on("console", lambda message: said.append(message.text))
+  page.on("pageerror", lambda error: said.append(str(error)))
+  page.on("request", lambda request: asked.append(request.url))
+  page.goto(page_file.as_uri())
+  page.wait_for_selector("html[data-plots]")
+  assert said == []
+  assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
+  assert (
+    page.locator("canvas").count() == int(page.locator("html").get_attribute("data-plots")) == 14
+  )
+  assert page.evaluate("document.documentElement.scrollWidth") == width
+  paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+  assert (sum(map(int, paper[4:-1].split(","))) > 400) == (scheme == "light")
+  page.close()
+
+
+def test_keys_show_values_and_zoom(browser, page_file):
+  page = browser.new_page(viewport={"width": 1400, "height": 900})
+  page.goto(page_file.as_uri())
+  page.wait_for_selector("html[data-plots]")
+  plot = page.locator(".uplot").first
+  plot.focus()
+  for key in ("Home", "ArrowRight", "ArrowRight"):
+    plot.press(key)
+  page.wait_for_timeout(100)
+  assert "first, train0.3333" in "".join(plot.inner_text().splitlines()).replace("\t", "")
+  zoomed = "plots[0].scales.x.max - plots[0].scales.x.min"
+  assert page.evaluate(zoomed) == 7
+  plot.press("+")
+  page.wait_for_timeout(100)
+  assert page.evaluate(zoomed) < 7
+  plot.press("0")
+  page.wait_for_timeout(100)
+  assert page.evaluate(zoomed) == 7
+  page.close()
