@@ -32,8 +32,8 @@ _SUBMODULES = {
   name: f"nfnet_jax.{name}"
   for name in (
     *("agc", "augment", "benchmark", "cli", "config", "data", "distributed", "errors"),
-    *("inference", "losses", "models", "ops", "optim", "plan", "runs", "sam", "training"),
-    "weights",
+    *("inference", "losses", "models", "ops", "optim", "plan", "report", "runs", "sam"),
+    *("training", "weights"),
   )
 } | {"cpu_memory": "nfnet_jax.cli.cpu_memory"}
 

@@ -30,13 +30,14 @@ ROOMS = {
   "inference": (
     "nfnet_jax.inference",
     *("nfnet_jax.inference.predict", "nfnet_jax.inference.evaluate", "nfnet_jax.inference.export"),
-    "nfnet_jax.inference.outcome",
   ),
   "ops": ("nfnet_jax.ops.conv", "nfnet_jax.ops.gelu"),
   "runs": (
     *("nfnet_jax.runs.record", "nfnet_jax.runs.metrics", "nfnet_jax.runs.checkpoint"),
-    "nfnet_jax.runs.curves",
+    *("nfnet_jax.runs.curves", "nfnet_jax.runs.layers", "nfnet_jax.runs.sessions"),
+    *("nfnet_jax.runs.pictures", "nfnet_jax.runs.outcome"),
   ),
+  "report": ("nfnet_jax.report.page", "nfnet_jax.report.card"),
   "distributed": ("nfnet_jax.distributed.job", "nfnet_jax.distributed.agreement"),
   "plan": ("nfnet_jax.plan", "nfnet_jax.plan.flops"),
   "benchmark": ("nfnet_jax.benchmark",),

@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 FILE_NAME = "README.md"
 _OURS = "library_name: nfnet_jax"  # by which a card is known that may be replaced
 _MOST_CLASSES = 50
+_FENCE = "`" * 3
 _SHOWN_KEYS = ("batch_size", "epochs", "steps", "loss", "label_smoothing", "ema_decay", "seed")
 
 
@@ -107,7 +108,7 @@ def card(
     "([Brock et al. 2021](https://arxiv.org/abs/2102.06171)), made with nfnet_jax "
     f"{nfnet_jax.__version__}.",
     _table(facts),
-    f"```\n{usage}\n```",
+    f"{_FENCE}\n{usage}\n{_FENCE}",
     f"## Classes\n\n{_classes(class_names)}",
   ]
   if metrics:

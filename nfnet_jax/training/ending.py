@@ -53,7 +53,7 @@ def _stopped(step: int, workdir: epath.Path, notice: Notice) -> dict[str, float]
 
 
 def conclude(workdir: epath.Path, config: ConfigDict) -> dict[str, float]:
-  """Writes curves and report, logs a summary and returns the last test metrics; {} on other processes."""
+  """Writes curves, report and summary; returns the last test metrics, {} on other processes."""
   if jax.process_index():
     return {}
   lines = metrics.read(workdir)
