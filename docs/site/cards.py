@@ -50,7 +50,7 @@ def page(family: families.Family) -> str:
     ("Limits", family.limits),
   ]
   parts = [f"# {family.title}", family.what, _table(family.networks, "")]
-  parts += [f"**{name}.** {text}" for name, text in shared]
+  parts += [f"**{name}:** {text}" for name, text in shared]
   return "\n\n".join([*parts, *map(_card, family.networks)]) + "\n"
 
 

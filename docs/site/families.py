@@ -91,7 +91,7 @@ FAMILIES = (
     "([Files](../files.md#weights)).",
     "The hub's pages of timm's copies state Apache-2.0, the licence of the authors' code.",
     f"{_IMAGENET} {_NEVER_LOADED} With timm's numerics the logits differ slightly "
-    "([FAQ](../faq.md)).",
+    "([Questions](../faq.md)).",
   ),
   Family(
     "nfnet_plus",

@@ -5,7 +5,7 @@ ROOMS = {
   "nfnet_jax": ("nfnet_jax", "nfnet_jax.errors", "nfnet_jax.cli.cpu_memory"),
   "agc": ("nfnet_jax.agc",),
   "models": (
-    "nfnet_jax.models",
+    *("nfnet_jax.models", "nfnet_jax.models.propagation"),
     *("nfnet_jax.models.nfnet", "nfnet_jax.models.nf_resnet", "nfnet_jax.models.nf_regnet"),
     *("nfnet_jax.models.resnet", "nfnet_jax.models.timm", "nfnet_jax.models.layers"),
     *("nfnet_jax.models.blocks", "nfnet_jax.models.residual", "nfnet_jax.models.groups"),

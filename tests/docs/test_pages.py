@@ -67,7 +67,7 @@ def test_every_network_has_a_card():
   measured = {name for name in MODELS if "measured" in str(accuracy.published(name))}
   assert set(load("families").WEIGHTS) == measured
   for card in cards:
-    assert all(f"**{part}.**" in card for part in ("Made for", "Weights", "Licence", "Limits"))
+    assert all(f"**{part}:**" in card for part in ("Made for", "Weights", "Licence", "Limits"))
 
 
 def test_figures_on_the_cards():
