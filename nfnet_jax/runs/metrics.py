@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from nfnet_jax.errors import RequestError
-from nfnet_jax.runs import lines, tensorboard
+from nfnet_jax.runs import board, lines, tensorboard
 from nfnet_jax.runs.lines import WriteError
 
 FILE_NAME = "metrics.jsonl"
@@ -25,6 +25,7 @@ class Writer:
     self._workdir = workdir
     self._file = file
     self._events = events
+    self._has_shown = False
 
   def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
     """Writes and flushes one line, and writes its events.
@@ -45,10 +46,28 @@ class Writer:
     with lines.failing(self._workdir):
       self._events.scalars(step, {f"{split}/{name}": number for name, number in finite.items()})
 
-  def show(self, step: int, params: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes histograms of a network's weights; raises WriteError if they cannot be written."""
+  def show(self, step: int, params: Mapping[str, Mapping[str, Any]], num_classes: int) -> None:
+    """Writes what TensorBoard shows of a test besides its metrics.
+
+    That is histograms of the weights, the confusion matrix and, once, some training images.
+
+    Args:
+      step: number of updates so far.
+      params: parameters of the network.
+      num_classes: number of its classes.
+
+    Raises:
+      WriteError: if it cannot be written.
+    """
+    images = {"confusion": board.confused(self._workdir, step, num_classes)}
+    if not self._has_shown:
+      images["samples"] = board.samples(self._workdir)
+    self._has_shown = True
     with lines.failing(self._workdir):
       self._events.weights(step, params)
+      for tag, pixels in images.items():
+        if pixels is not None:
+          self._events.image(step, tag, pixels)
 
   def close(self) -> None:
     """Flushes and closes both files; raises WriteError if that fails."""

@@ -68,10 +68,10 @@ class Record(NamedTuple):
       for tracker in self.trackers:
         tracker.write(step, split, values)
 
-  def show(self, step: int, params: Mapping[str, Any]) -> None:
-    """Writes what TensorBoard shows of a test besides its metrics: histograms of the weights."""
+  def show(self, step: int, params: Mapping[str, Any], num_classes: int) -> None:
+    """Writes what else TensorBoard shows of a test, see `metrics.Writer.show`."""
     if self.writer:
-      self.writer.show(step, params)
+      self.writer.show(step, params, num_classes)
 
   def save(self, step: int, state: Any) -> None:
     """Saves a checkpoint, see `checkpoint.save`; the first one is read back immediately."""

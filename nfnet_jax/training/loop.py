@@ -168,7 +168,7 @@ def _report(
   """Writes metrics, and shows the most important ones in the log."""
   record.write(step, split, values, of_layers)
   if params:
-    record.show(step, params)
+    record.show(step, params, config.model.num_classes)
   test = "test " * (split == "test")
   log.info("step %d/%d: %s%s", step, config.steps, test, progress.words(values))
 
