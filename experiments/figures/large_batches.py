@@ -49,14 +49,12 @@ def runs_on(data: str, sizes: Iterable[int], seeds: int, kinds: Any) -> list[swe
 
 
 KINDS = [("BatchNorm", ""), ("NF", ""), ("NF, global norm", 1.0), ("NF, AGC", 0.04)]
+BESIDE = ("", "1.0", "0.04")  # the thresholds of KINDS
 AGC = [("NF, AGC", clipping) for clipping in (0.01, 0.02, 0.08, 0.16)]
 RUNS = (
   *runs_on("digits", (256,), 5, KINDS),
   *runs_on("digits", (256,), 3, AGC),
-  *runs_on("fashion", (256,), 3, [("BatchNorm", ""), ("NF", ""), ("NF, AGC", 0.04)]),
-  *runs_on("digits", (16,), 5, [("NF", "")]),
-  *runs_on("digits", (64,), 3, [("NF, AGC", 0.04), ("NF, AGC", 0.16)]),
-  *runs_on("digits", (16,), 3, [("NF, AGC", 0.04)]),
+  *runs_on("fashion", (256,), 1, [("NF", "")]),
 )
 
 
@@ -95,24 +93,25 @@ def check(runs: list[sweep.Run], data: pathlib.Path | None) -> None:
 
 
 def plot(rows: list[table.Row]) -> Any:
-  """Accuracy over batch size for each data set, and over AGC's threshold."""
+  """Accuracy by method on each data set, and over AGC's threshold; a colour for each batch size."""
   names = {"digits": "Digits", "fashion": f"Fashion-MNIST, {FASHION_IMAGES[0]:,} images"}
-  figure, [axes] = style.panels(3)
-  for panel, (data, name) in zip(axes, names.items(), strict=False):
-    for method, colour in zip(METHODS, style.COLOURS, strict=False):
-      chosen = [row for row in rows if (row["data"], row["method"]) == (data, method)]
-      chosen = [row for row in chosen if row["clipping"] in ("", "1.0", "0.04")]
-      label = f"{method}, λ = 0.04" if method == "NF, AGC" else method
-      training_run.draw(panel, chosen, "batch_size", label=label, colour=colour)
-    style.title(panel, name, x="batch size", y="test accuracy (%)")
-  by_size = [row for row in rows if row["data"] == "digits" and row["method"] == "NF, AGC"]
-  sizes = sorted({int(row["batch_size"]) for row in by_size})
-  for size, colour in zip(sizes, (style.SKY, style.GREEN, style.PURPLE), strict=False):
-    chosen = [row for row in by_size if int(row["batch_size"]) == size]
-    training_run.draw(axes[2], chosen, "clipping", label=f"batch of {size}", colour=colour)
-  style.title(axes[2], "Digits, by AGC's threshold", x="λ", y="test accuracy (%)")
-  for panel in axes:
-    style.legend(panel, loc="lower left")
+  shown = [data for data in names if any(row["data"] == data for row in rows)]
+  figure, [axes] = style.panels(len(shown) + 1, width=5.2)
+  colours = dict(zip(("256", "64", "16"), style.COLOURS, strict=False))
+  for size, colour in colours.items():
+    here = [row for row in rows if row["batch_size"] == size]
+    for panel, data in zip(axes, shown, strict=False):
+      published = [row for row in here if row["data"] == data and row["clipping"] in BESIDE]
+      options = {"label": f"batch of {size}", "colour": colour}
+      training_run.draw_kinds(panel, published, "method", list(METHODS), **options)
+    agc = [row for row in here if row["data"] == "digits" and row["method"] == "NF, AGC"]
+    if len({row["clipping"] for row in agc}) > 1:
+      training_run.draw(axes[-1], agc, "clipping", **options)
+  for panel, data in zip(axes, shown, strict=False):
+    style.title(panel, f"{names[data]}; AGC at 0.04", x="test accuracy (%)")
+    style.legend(panel, loc="center")
+  style.title(axes[-1], "Digits, AGC over its threshold", x="lambda", y="test accuracy (%)")
+  style.legend(axes[-1], loc="lower left")
   return figure
 
 

@@ -104,3 +104,4 @@ def draw_kinds(
     label = ""  # Only the first has an entry in the legend.
   axes.set_yticks(range(len(kinds)), kinds)
   axes.set_ylim(len(kinds) - 0.5, -0.5)
+  axes.set_xlim(0, 102)

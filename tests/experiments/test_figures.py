@@ -271,7 +271,7 @@ def test_the_part_of_fashion_mnist_has_equally_many_of_each_class(fashion):
 @pytest.mark.parametrize(
   ("script", "index"),
   [
-    (large_batches, {"data": "fashion", "method": "NF, AGC"}),
+    (large_batches, {"data": "fashion"}),
     (clipped_layers, {"clipped": "not the skip gains"}),
     (regularisation, {"added": "RandAugment 2 x 5"}),
   ],
