@@ -91,6 +91,8 @@ def draw_kinds(
 
   A run that diverged is a cross, as in `draw`.
   """
+  if label:
+    axes.scatter([], [], color=colour, marker="o", s=26, alpha=0.55, label=label)
   for place, kind in enumerate(kinds):
     here = [row for row in rows if row[column] == kind]
     if not here:
@@ -100,8 +102,7 @@ def draw_kinds(
       points = {"color": colour, "marker": marker, "s": 26, "alpha": 0.55, "linewidths": 1.2}
       axes.scatter(found, [place] * len(found), **points)
     mean = 100 * float(np.mean([accuracy(row, metric) for row in here]))
-    axes.scatter([mean], [place], color=colour, marker="|", s=260, linewidths=2.2, label=label)
-    label = ""  # Only the first has an entry in the legend.
+    axes.scatter([mean], [place], color=colour, marker="|", s=260, linewidths=2.2)
   axes.set_yticks(range(len(kinds)), kinds)
   axes.set_ylim(len(kinds) - 0.5, -0.5)
   axes.set_xlim(0, 102)
