@@ -24,7 +24,7 @@ docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(BIN)/python -m mkdocs build --strict
 
 notebook: $(VENV)/docs
-	JAX_PLATFORMS=cpu $(BIN)/python -m nbconvert --to notebook --execute --inplace \
+	JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.record_timing=False docs/quickstart.ipynb
 
 check: lint types
