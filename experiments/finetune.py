@@ -10,7 +10,8 @@ be given instead. The run is written to `runs/finetune-DIR`, unless `--workdir` 
 
   variant   what is trained
   all       everything (the default)
-  probe     a linear classifier on the network's features, which stay as they are
+  probe     a linear classifier on the network's features, which stay as they are; images are
+            prepared as for testing, so their features are computed once, before the first step
   paper     everything, by the recipe that the NFNet paper fine-tunes with after pre-training on
             300 million images (section 6.2): 15,000 steps of 2,048 images
 """
@@ -40,6 +41,8 @@ def get_config(variant: str = "all") -> ConfigDict:
     config.optimizer.groups = ((r"[^/]+/~/linear/[wb]", 1.0), (".*", 0.0))
     config.optimizer.learning_rate_per_256 = 2.0
     config.model.stochdepth_rate = config.model.drop_rate = 0.0
+    config.augment.mixup_alpha = 0.0
+    config.data.random_crop = config.data.flip = False  # So features are computed once.
   if variant == "paper":
     config.batch_size, config.steps = 2048, 15000
     config.optimizer.learning_rate, config.optimizer.warmup_steps = 0.1, 5000.0

@@ -126,14 +126,14 @@ def resolve(
   with config.unlocked():
     if recorded is not None:
       _keep(config, recorded)
-    values = flatten(config.to_dict())
-    config.update_from_flattened_dict(by_size.derive(values, info.num_train))
+    config.update_from_flattened_dict(by_size.derive(flatten(config.to_dict()), info.num_train))
     _check_data(config, info)
     config.model.update(num_classes=info.num_classes, in_channels=config.model.in_channels or 3)
     if config.model.drop_rate is None:
       config.model.drop_rate = spec.kwargs["drop_rate"]
-    config.data.train_size = config.data.train_size or spec.train_size
     config.data.test_size = config.data.test_size or spec.test_size
+    size = spec.train_size if config.data.random_crop else config.data.test_size
+    config.data.train_size = config.data.train_size or size
     config.data.test_resize = config.data.test_resize or spec.test_resize
     if config.data.test_padding is None:
       config.data.test_padding = spec.test_padding

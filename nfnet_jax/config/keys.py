@@ -114,6 +114,12 @@ KEYS: dict[str, Key] = {
   "data.hold_out_seed": _whole(0, -(2**31), 2**32 - 1, "Fixes which images are held out."),
   "data.train_size": _whole(None, 1, formats.MAX_SIZE, "Pixels of a training image's side."),
   "data.test_size": _whole(None, 1, formats.MAX_SIZE, "Pixels of a test image's side."),
+  "data.random_crop": Key(
+    True,
+    bool,
+    "Whether a training image is a random part of the image; otherwise it is prepared as for "
+    "testing, at the size of test images unless train_size is given.",
+  ),
   "data.crop_area": Key(
     (0.08, 1.0),
     tuple[float, float],

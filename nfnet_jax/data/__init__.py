@@ -5,20 +5,16 @@ not on the number of processes or on interruptions of the run. Importing this pa
 import TensorFlow; reading data does.
 """
 
-import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from nfnet_jax.data import classes, known_sets, request
+from nfnet_jax.data import classes, known_sets
 from nfnet_jax.data.batch import Batch
+from nfnet_jax.data.opening import Sources, open_splits, share_of
 from nfnet_jax.data.sequence import from_arrays, from_sequence
-from nfnet_jax.errors import RequestError
 from nfnet_jax.seeds import NEWEST, seeds_of
-
-if TYPE_CHECKING:
-  from nfnet_jax.data.source import Share, Source
 
 __all__ = [
   "DatasetInfo",
@@ -35,8 +31,6 @@ __all__ = [
   "train_batches",
 ]
 
-Sources = Mapping[str, "Source"]  # by the names of splits; in data sets that Python code gives
-
 
 class DatasetInfo(NamedTuple):
   """Sizes and classes of a data set.
@@ -47,7 +41,8 @@ class DatasetInfo(NamedTuple):
     num_train: number of training examples.
     num_test: number of test examples.
     several_right: whether an image may have several correct labels, or none.
-    fingerprint: digest of the names of the images in their order; "" if unknown.
+    fingerprint: digests of the images of each split (`source.Source`), joined by a space; "" if
+      unknown.
   """
 
   num_classes: int
@@ -75,7 +70,7 @@ def describe(
     RequestError: if the data set, a split or a needed feature does not exist or is empty.
   """
   splits = (data.test_split,) if test_only else (data.train_split, data.test_split)
-  *train, test = _open(data, *splits, test_only=test_only, sources=sources)
+  *train, test = open_splits(data, *splits, test_only=test_only, sources=sources)
   return DatasetInfo(
     num_classes=len(test.class_names),
     class_names=test.class_names,
@@ -188,8 +183,8 @@ def train_batches(
       file, or for more damaged images than `data.max_corrupt` allows, and names them. Until then, a
       damaged image is replaced by a black one, counted, and named in the log.
   """
-  share = _share(data, batch_size, process_index, process_count)
-  [train] = _open(data, data.train_split, sources=sources)
+  share = share_of(data, batch_size, process_index, process_count)
+  [train] = open_splits(data, data.train_split, sources=sources)
   from nfnet_jax.data import pipeline
 
   return pipeline.train_batches(train, data, seeds_of(seed, seeding), start_step, share, channels)
@@ -220,8 +215,8 @@ def test_batches(  # ruff mistakes it for a pytest function.
   Raises:
     RequestError: as `train_batches`, but also for a single damaged image.
   """
-  share = _share(data, batch_size, process_index, process_count)
-  [test] = _open(data, data.test_split, test_only=test_only, sources=sources)
+  share = share_of(data, batch_size, process_index, process_count)
+  [test] = open_splits(data, data.test_split, test_only=test_only, sources=sources)
   from nfnet_jax.data import pipeline
 
   return pipeline.test_batches(test, data, share, channels)
@@ -240,61 +235,7 @@ def test_names(data: ConfigDict, *, batch_size: int) -> Iterator[tuple[str, int]
   Raises:
     RequestError: as `describe`.
   """
-  [test] = _open(data, data.test_split, test_only=True)
+  [test] = open_splits(data, data.test_split, test_only=True)
   from nfnet_jax.data import pipeline
 
   return pipeline.test_names(test, batch_size)
-
-
-def _open(
-  data: ConfigDict, *splits: str, test_only: bool = False, sources: Sources | None = None
-) -> "list[Source]":
-  """Opens the splits; all errors in reading become a `RequestError`."""
-  request.check(data)
-  if importlib.util.find_spec("tensorflow_datasets") is None:
-    raise RequestError(
-      "reading data needs TensorFlow and TFDS, which are not installed: "
-      "pip install 'nfnet_jax[data]'."
-    )
-  if data.name == "python":
-    if sources is None:
-      raise RequestError(
-        "data.name='python' stands for data that a program gives: train by nfnet_jax.training.fit."
-      )
-    return [sources[split] for split in splits]
-  from nfnet_jax.data.host_tf import tf
-
-  try:
-    if data.name == "folder":
-      from nfnet_jax.data import folder
-
-      return folder.open_folder(data, splits, test_only)
-    if data.dir and set("[*") & set(data.dir):
-      raise RequestError(
-        f"data.dir={data.dir}: TFDS treats [ and * in a path as patterns. Rename the directory, or "
-        "give a link to it."
-      )
-    if data.name == "digits":
-      from nfnet_jax.data import digits
-
-      digits.write_if_absent(data.dir)
-    from nfnet_jax.data import tfds
-
-    return tfds.open_tfds(data, splits)
-  except (OSError, tf.errors.OpError) as error:
-    raise RequestError(
-      f"cannot read data set {data.name!r} with data.dir={data.dir}"
-      f" ({' '.join(str(error).split())}): check the path and its permissions."
-    ) from error
-
-
-def _share(data: ConfigDict, batch_size: int, process_index: int, process_count: int) -> "Share":
-  """This process's part of every batch."""
-  if batch_size < 1 or batch_size % process_count:
-    raise RequestError(
-      f"a batch of {batch_size} does not divide over {process_count} processes: choose a positive"
-      f" multiple of {process_count}."
-    )
-  from nfnet_jax.data.source import Share
-
-  return Share(batch_size, process_index, process_count)

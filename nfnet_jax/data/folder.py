@@ -6,7 +6,7 @@ With `data.hold_out` the test split need not be there, nor the split's folder: `
 import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 # Reasons for skipping entries beside the class folders.
 _OUTSIDE = {search.FILE: "not in a class folder", search.FOLDER: "a link back to a folder above it"}
+_MOST_ASKED = 100_000  # files whose sizes are looked up to recognise a data set
 
 
 class _Split(NamedTuple):
@@ -217,7 +218,8 @@ def _source(folder: str, images: dict[str, list[str]]) -> Source:
     if seed is not None:
       order = tf.random.experimental.stateless_shuffle(order, seed)
     order = order[first : first + count]
-    return tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), tf.gather(labels, order)))
+    parts = tf.gather(paths, order), tf.gather(labels, order), tf.cast(order, tf.int64)
+    return tf.data.Dataset.from_tensor_slices(parts)
 
   return Source(
     num_examples=len(labelled),
@@ -226,10 +228,18 @@ def _source(folder: str, images: dict[str, list[str]]) -> Source:
     encoded=lambda record: tf.io.read_file(record[0]),
     label=lambda record: record[1],
     locate=lambda record: record[0],
+    number=lambda record: record[2],
     files=(),
     remedy="Remove or replace the file.",
-    fingerprint=fingerprint(path.removeprefix(folder) for path, _ in labelled),
+    fingerprint=fingerprint(_identities(folder, [path for path, _ in labelled])),
   )
+
+
+def _identities(folder: str, paths: Sequence[str]) -> Iterator[str]:
+  """The name of each file in a folder and, unless asking takes long, its size."""
+  asks = len(paths) <= _MOST_ASKED and "://" not in folder
+  for path in paths:
+    yield path.removeprefix(folder) + (f" {os.path.getsize(path)}" if asks else "")
 
 
 def _check_images(

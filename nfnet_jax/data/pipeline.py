@@ -40,46 +40,88 @@ def train_batches(
     return shards.stream(source, share, step, seeds.order)
 
   def crop(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    return _random_crop(encoded, tf.stack([seeds.crops, position]), data, channels)
+    return _train_image(encoded, tf.stack([seeds.crops, position]), data, channels)
 
-  def decode(position: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
-    return crop(position, source.encoded(record)), source.label(record)
-
-  tolerant = corrupt.tolerant(crop, source) if data.max_corrupt else None
-  tally = corrupt.Tally(data.max_corrupt, source.remedy)
-  # All damaged images of a small set can be found at once with little effort.
-  suspects = _everything(source) if source.num_examples <= corrupt.LEAST_SAMPLE else None
-  parts = _read(source, stream, decode, start_step, share, tolerant, suspects)
-  for count, (images, labels, *names) in enumerate(parts, 1):
-    damaged = [search.shown(os.fsdecode(name)) for name in itertools.chain(*names) if name]
-    if damaged:
-      tally.add(damaged, min(count * share.size, source.num_examples))
+  for images, labels in _tolerant(source, data, stream, crop, start_step, share):
     yield Batch(images, labels, np.ones(share.size, np.float32))
 
 
-def test_batches(source: Source, data: ConfigDict, share: Share, channels: int) -> Iterator[Batch]:
-  """As `nfnet_jax.data.test_batches`, from a source."""
-  resize = {
-    "squash": image_lib.squash,
-    "central": image_lib.central,
-    "antialiased": image_lib.antialiased,
-  }[data.test_resize]
+def numbered_batches(
+  source: Source, data: ConfigDict, start_step: int, share: Share, channels: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
+  """As `nfnet_jax.data.numbered.batches`, from a source."""
 
   def stream(step: int) -> tf.data.Dataset:
     return shards.stream(source, share, step, seed=None)
 
-  size, padding, upright = data.test_size, _padding(data), is_upright(data)
+  def crop(_: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
+    return _train_image(encoded, tf.zeros(2, tf.int64), data, channels)
+
+  parts = _tolerant(source, data, stream, crop, start_step, share, source.number)
+  nothing = *_nothing(source, data.train_size, channels, np.uint8), np.zeros(0, np.int64)
+  for _ in range(start_step, -(-source.num_examples // share.batch_size)):
+    *part, numbers = next(parts, nothing)
+    yield np.pad(numbers, (0, share.size - len(numbers))), _pad(tuple(part), share.size)
+
+
+def order(source: Source, seeds: Seeds, start_step: int, share: Share) -> Iterator[np.ndarray]:
+  """As `nfnet_jax.data.numbered.order`, from a source."""
+
+  def stream(step: int) -> tf.data.Dataset:
+    return shards.stream(source, share, step, seeds.order)
+
+  def number(_: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
+    number = source.number(record)
+    return number, number
+
+  return (numbers for numbers, _ in _read(source, stream, number, start_step, share))
+
+
+def _tolerant(
+  source: Source,
+  data: ConfigDict,
+  stream: Stream,
+  crop: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+  start_step: int,
+  share: Share,
+  *also: Callable[[Record], tf.Tensor],
+) -> Iterator[tuple[np.ndarray, ...]]:
+  """Training images, their labels and what `also` says; tolerates some damaged images."""
+
+  def decode(position: tf.Tensor, record: Record) -> tuple[tf.Tensor, ...]:
+    image = crop(position, source.encoded(record))
+    return image, source.label(record), *(each(record) for each in also)
+
+  def decode_any(position: tf.Tensor, record: Record) -> tuple[tf.Tensor, ...]:
+    image, label, name = replacing(position, record)
+    return image, label, *(each(record) for each in also), name
+
+  replacing = corrupt.tolerant(crop, source)
+  tally = corrupt.Tally(data.max_corrupt, source.remedy)
+  # All damaged images of a small set can be found at once with little effort.
+  suspects = _everything(source) if source.num_examples <= corrupt.LEAST_SAMPLE else None
+  tolerant = decode_any if data.max_corrupt else None
+  parts = _read(source, stream, decode, start_step, share, tolerant, suspects)
+  for count, part in enumerate(parts, 1):
+    found, names = part[: 2 + len(also)], part[2 + len(also) :]
+    damaged = [search.shown(os.fsdecode(name)) for name in itertools.chain(*names) if name]
+    if damaged:
+      tally.add(damaged, min(count * share.size, source.num_examples))
+    yield found
+
+
+def test_batches(source: Source, data: ConfigDict, share: Share, channels: int) -> Iterator[Batch]:
+  """As `nfnet_jax.data.test_batches`, from a source."""
+
+  def stream(step: int) -> tf.data.Dataset:
+    return shards.stream(source, share, step, seed=None)
 
   def decode(_: tf.Tensor, record: Record) -> tuple[tf.Tensor, tf.Tensor]:
-    image = resize(source.encoded(record), size, padding, upright, channels)
+    image = _test_image(source.encoded(record), data.test_size, data, channels)
     return image, source.label(record)
 
   parts = _read(source, stream, decode, 0, share, suspects=_everything(source))
-  # The last batch may have no example for this process, which still needs a batch of padding.
-  nothing = (
-    np.zeros([0, data.test_size, data.test_size, channels], np.float32),
-    np.zeros([0, len(source.class_names)], bool) if source.several_right else np.zeros(0, np.int32),
-  )
+  nothing = _nothing(source, data.test_size, channels, np.float32)
   num_batches = -(-source.num_examples // share.batch_size)
   return (_pad(next(parts, nothing), share.size) for _ in range(num_batches))
 
@@ -102,13 +144,38 @@ def _everything(source: Source) -> Stream:
   return lambda _: shards.stream(source, Share(source.num_examples, 0, 1), 0, seed=None)
 
 
+def _nothing(source: Source, size: int, channels: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+  """No images and no labels: the last batch may have none for a process, which then pads it."""
+  labels = [0, len(source.class_names)] if source.several_right else [0]
+  kind = bool if source.several_right else np.int32
+  return np.zeros([0, size, size, channels], dtype), np.zeros(labels, kind)
+
+
 def _padding(data: ConfigDict) -> int:
   """The papers' where a config was not resolved, as one for data alone need not be."""
   return 32 if data.test_padding is None else data.test_padding
 
 
-def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict, channels: int) -> tf.Tensor:
+def _test_image(encoded: tf.Tensor, size: int, data: ConfigDict, channels: int) -> tf.Tensor:
+  """A test image, `[size, size, channels]` float32."""
+  resize = {
+    "squash": image_lib.squash,
+    "central": image_lib.central,
+    "antialiased": image_lib.antialiased,
+  }[data.test_resize]
+  return resize(encoded, size, _padding(data), is_upright(data), channels)
+
+
+def _train_image(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict, channels: int) -> tf.Tensor:
   """A training image, `[train_size, train_size, channels]` uint8."""
+  if data.random_crop:
+    return _random_crop(encoded, seed, data, channels)
+  image = image_lib.to_uint8(_test_image(encoded, data.train_size, data, channels))
+  return tf.image.stateless_random_flip_left_right(image, seed) if data.flip else image
+
+
+def _random_crop(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict, channels: int) -> tf.Tensor:
+  """A random part of an image, `[train_size, train_size, channels]` uint8."""
   crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
 
   def fallback(shape: tf.Tensor) -> tf.Tensor:

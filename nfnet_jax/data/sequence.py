@@ -1,10 +1,12 @@
 """Data sets that a program has in memory, or makes: arrays, or any Python sequence of examples."""
 
+import contextlib
 import functools
+import hashlib
 import io
 import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 _CHANNELS = ((), (1,), (3,))  # the last axis of an image, if it has one
 _RECENT = 64  # examples that are kept, because image and label are asked for one after the other
+_RECOGNISED = 16  # examples by which a data set is recognised
 # PIL images of these modes are read as docs/images.md says; others are converted to RGB.
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
@@ -73,7 +76,8 @@ def from_arrays(images: Any, labels: Any, class_names: Sequence[str] | None = No
       f"example {wrong[0]} has label {labels[wrong[0]]}, but labels are 0 to "
       f"{len(class_names) - 1}."
     )
-  return from_sequence(_Pairs(images, labels), class_names)
+  source = from_sequence(_Pairs(images, labels), class_names)
+  return source._replace(fingerprint=_digest([images, labels]))
 
 
 def from_sequence(examples: Any, class_names: Sequence[str] | None = None) -> "Source":
@@ -138,10 +142,30 @@ def from_sequence(examples: Any, class_names: Sequence[str] | None = None) -> "S
     encoded=encoded,
     label=label,
     locate=lambda record: tf.strings.join(["example ", tf.strings.as_string(record[0])]),
+    number=lambda record: record[0],
     files=(),
     remedy="Mend or leave out such examples.",
     several_right=several,
+    fingerprint=_digest_of_some(len(examples), read),
   )
+
+
+def _digest(arrays: Iterable[np.ndarray]) -> str:
+  digest = hashlib.sha256()
+  for array in arrays:
+    digest.update(f"{array.dtype}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+  return digest.hexdigest()
+
+
+def _digest_of_some(count: int, read: Callable[[Any], Example]) -> str:
+  """Of the number of examples and some of them, since reading all may take long."""
+  arrays = [np.asarray(count)]
+  for index in sorted({i * (count - 1) // (_RECOGNISED - 1) for i in range(_RECOGNISED)}):
+    with contextlib.suppress(RequestError):  # What is wrong is said when it is read.
+      example = read(index)
+      arrays += [np.frombuffer(example.encoded, np.uint8), example.label]
+  return _digest(arrays)
 
 
 class _Pairs:

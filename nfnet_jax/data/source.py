@@ -24,10 +24,12 @@ class Source(NamedTuple):
     label: maps a record to its label (int32 scalar), or to a `[num_classes]` bool that marks all
       correct labels.
     locate: maps a record to a name by which its owner can find the image (string scalar).
+    number: maps a record to its number, 0 to `num_examples` - 1 (int64 scalar).
     files: the TFRecord files that hold the records; empty if each record is a file.
     remedy: advice for the owner of a damaged image.
     several_right: whether `label` may mark several correct labels.
-    fingerprint: digest of the names of all records or their files in order, without the directory.
+    fingerprint: digest of the images in order: of the names and sizes of files, without their
+      directory, or of what a program gives.
   """
 
   num_examples: int
@@ -36,6 +38,7 @@ class Source(NamedTuple):
   encoded: Callable[[Record], tf.Tensor]
   label: Callable[[Record], tf.Tensor]
   locate: Callable[[Record], tf.Tensor]
+  number: Callable[[Record], tf.Tensor]
   files: tuple[str, ...]
   remedy: str
   several_right: bool = False

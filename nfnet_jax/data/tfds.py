@@ -160,6 +160,9 @@ def _source(
       return tf.reduce_any(value[:, None] == tf.constant(classes), axis=0)
     return value if len(classes) == len(names) else tf.searchsorted(classes, value[None])[0]
 
+  parts = (
+    f"{os.path.basename(file.filename)}[{file.skip}:{file.skip + file.take}]" for file in files
+  )
   return Source(
     num_examples=sum(file.take for file in files),
     class_names=tuple(names[k] for k in classes),
@@ -167,13 +170,24 @@ def _source(
     encoded=lambda record: read(record, image, **{image: tfds.decode.SkipDecoding()}),
     label=read_label,
     locate=locate,
+    number=functools.partial(_number, files),
     files=tuple(file.filename for file in files),
     remedy=REMEDY,
     several_right=several,
-    fingerprint=fingerprint(
-      f"{os.path.basename(file.filename)}[{file.skip}:{file.skip + file.take}]" for file in files
-    ),
+    fingerprint=fingerprint([builder.info.full_name, *parts]),
   )
+
+
+def _number(files: list, record: Record) -> tf.Tensor:
+  """The number of a record in the split, by its file and its number there."""
+  name, number, _ = record
+  skips, takes = (
+    tf.constant([getattr(f, key) for f in files], tf.int64) for key in ("skip", "take")
+  )
+  names = tf.constant([file.filename for file in files])
+  # A file may be there twice, with different records.
+  part = tf.argmax((names == name) & (skips <= number) & (number < skips + takes))
+  return (tf.cumsum(takes) - takes)[part] + number - skips[part]
 
 
 @functools.cache

@@ -105,8 +105,8 @@ def agree(
     raise RequestError(wrong)
 
 
-def first_says(value: Callable[[], bool]) -> bool:
-  """Returns process 0's value on all processes; the others do not call `value`."""
+def first_says(value: Callable[[], Any]) -> Any:
+  """Returns process 0's value, of a kind that JSON has; the others do not call `value`."""
   client = private.state().client
   if client is None:
     return value()

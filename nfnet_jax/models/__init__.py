@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 
 from nfnet_jax.errors import RequestError
 from nfnet_jax.models import layers, nf_regnet, nf_resnet, nfnet, resnet, timm, timm_variants
 from nfnet_jax.models.blocks import REMAT as REMAT
 from nfnet_jax.models.propagation import BlockSignal as BlockSignal
 from nfnet_jax.models.propagation import signal_propagation as signal_propagation
+from nfnet_jax.models.residual import classify
 
 
 class ModelSpec(NamedTuple):
@@ -185,6 +187,23 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> hk.Tra
     hk.transform(lambda: spec.module(num_classes, **kwargs) and None).init(None)
   except TypeError as error:
     raise RequestError(f"cannot build {name} with {overrides}: {error}.") from error
+  return hk.transform_with_state(forward)
+
+
+def create_head(name: str, num_classes: int = 1000, **overrides: Any) -> hk.TransformedWithState:
+  """As `create_model`, the classifier alone: pooled features `[N, 1, 1, C]` take the images' place.
+
+  Its `apply` takes the parameters of the whole network, or those of the classifier.
+  """
+  spec = get_spec(name)
+
+  def forward(
+    features: jax.Array, is_training: bool = False, example_ids: jax.Array | None = None
+  ) -> jax.Array:
+    module = spec.module(num_classes, **spec.kwargs | overrides)
+    ids = jnp.arange(len(features)) if example_ids is None else example_ids
+    return classify(features, module.head, module.drop_rate, is_training, ids)
+
   return hk.transform_with_state(forward)
 
 

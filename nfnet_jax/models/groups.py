@@ -119,6 +119,12 @@ def split(tree: Any, multipliers: Any) -> tuple[Any, Any]:
   return hk.data_structures.partition(is_trained, tree)
 
 
+def is_only_head(multipliers: Any) -> bool:
+  """Whether all parameters but the classifier's are frozen; `multipliers` as from `multipliers`."""
+  trained = split(multipliers, multipliers)[0]
+  return all(_HEAD.fullmatch(name) for name in _names(trained))
+
+
 def sizes(params: hk.Params, multipliers: Any) -> list[Group]:
   """The parameters grouped by multiplier, largest first; frozen ones come last."""
   found: dict[float, list[int]] = {}

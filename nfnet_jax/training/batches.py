@@ -1,7 +1,8 @@
 """The batches of a run: this process's part of them."""
 
-from collections.abc import Collection, Iterator
-from typing import Any
+import functools
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -16,6 +17,18 @@ from nfnet_jax.training.step import images_per_example
 _FEW_TESTS = 2000
 
 
+class Feed(NamedTuple):
+  """Where a run's batches come from.
+
+  Attributes:
+    train: gives this process's training batches from a step on, on their way to its devices.
+    test: gives its part of the test set.
+  """
+
+  train: Callable[[int], Iterator[Batch]]
+  test: Callable[[], Iterator[Batch]]
+
+
 def share_of(config: ConfigDict, sources: data.Sources | None) -> dict[str, Any]:
   """Which part of all batches this process reads, and from where."""
   return {
@@ -27,7 +40,15 @@ def share_of(config: ConfigDict, sources: data.Sources | None) -> dict[str, Any]
   }
 
 
-def train_batches(config: ConfigDict, start: int, share: dict[str, Any]) -> Iterator[Batch]:
+def of_images(config: ConfigDict, share: dict[str, Any]) -> Feed:
+  """The images that `config.data` names."""
+  return Feed(
+    functools.partial(_train_batches, config, share),
+    functools.partial(_test_batches, config, share),
+  )
+
+
+def _train_batches(config: ConfigDict, share: dict[str, Any], start: int) -> Iterator[Batch]:
   """This process's batches from a step on, on their way to its devices."""
   size = config.batch_size * images_per_example(config.augment)
   order = {"seed": config.seed, "seeding": config.seeding, "start_step": start}
@@ -35,7 +56,7 @@ def train_batches(config: ConfigDict, start: int, share: dict[str, Any]) -> Iter
   return job_lib.watched(parallel.prefetch(batches), config.stall_timeout)
 
 
-def test_batches(config: ConfigDict, share: dict[str, Any]) -> Iterator[Batch]:
+def _test_batches(config: ConfigDict, share: dict[str, Any]) -> Iterator[Batch]:
   """This process's part of the test set."""
   return job_lib.watched(data.test_batches(config.data, **share), config.stall_timeout)
 

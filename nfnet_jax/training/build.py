@@ -26,7 +26,7 @@ class Run(NamedTuple):
     init: returns the initial `TrainState`; under `jax.eval_shape`, only its shapes.
     init_from: does the same, starting from a network's parameters and state.
     train_step, eval_step: the steps of one replica, see `nfnet_jax.training.step` and `evaluate`.
-    eval_net: the network that `eval_step` applies.
+    eval_net: the network that `eval_step` applies; the classifier if the steps take features.
     fold: standardises the weights once for all batches and returns the parameters for `eval_net`.
     multipliers: multipliers of each parameter's learning rate, see `nfnet_jax.models.groups`.
     layers: the modules with trainable parameters, from the input to the output. The metrics of
@@ -45,11 +45,17 @@ class Run(NamedTuple):
   layers: tuple[str, ...]
 
 
-def build(config: ConfigDict) -> Run:
+# Arguments of `normalize` that leave features as they are.
+_UNCHANGED = {"mean": (0.0,), "stddev": (1 / 255,)}
+
+
+def build(config: ConfigDict, num_features: int | None = None) -> Run:
   """Builds a run.
 
   Args:
     config: a resolved config, from `config.resolve`.
+    num_features: if given, the steps take not images but the pooled features of a frozen network,
+      as images `[N, 1, 1, num_features]`, see `nfnet_jax.training.probe`.
 
   Raises:
     RequestError: if the config does not describe a valid network and training rule.
@@ -57,7 +63,7 @@ def build(config: ConfigDict) -> Run:
   num_classes, optimizer = config.model.num_classes, config.optimizer
   kwargs = config_lib.model_kwargs(config)
   net = models.create_model(config.model.name, num_classes, **kwargs)
-  normalization = models.get_spec(config.model.name).normalization
+  eval_net, fold = models.create_folded(config.model.name, num_classes, **kwargs)
   schedule = _schedule(config)
   in_channels = config.model.in_channels
   images = jnp.zeros((1, config.data.train_size, config.data.train_size, in_channels))
@@ -76,11 +82,18 @@ def build(config: ConfigDict) -> Run:
   labels, *others = (groups.split(tree, multipliers)[0] for tree in trees)
   trained = tuple(module for module in modules if module in labels)
   tx = optim.make_optimizer(optimizer, schedule, labels, *others)
+  step_net, normalization = net, models.get_spec(config.model.name).normalization
+  if num_features is not None:
+    step_net = eval_net = models.create_head(config.model.name, num_classes, **kwargs)
+    fold, normalization, in_channels = lambda params: params, _UNCHANGED, num_features
+  task: dict[str, Any] = {
+    **{"num_classes": num_classes, "loss": config.loss},
+    **{"normalization": normalization, "in_channels": in_channels},
+  }
   train_step = step.make_train_step(
-    net,
+    step_net,
     tx,
-    num_classes=num_classes,
-    loss=config.loss,
+    **task,
     label_smoothing=config.label_smoothing,
     augmentation=config.augment,
     accumulate=config.accumulate,
@@ -89,19 +102,9 @@ def build(config: ConfigDict) -> Run:
     seeding=config.seeding,
     sam=config.sam,
     multipliers=multipliers,
-    normalization=normalization,
-    in_channels=in_channels,
     watched=layers.Watch(trained, functools.partial(is_due, every=config.log_every, config=config)),
   )
-  eval_net, fold = models.create_folded(config.model.name, num_classes, **kwargs)
-  eval_step = evaluate.make_eval_step(
-    eval_net,
-    num_classes=num_classes,
-    loss=config.loss,
-    normalization=normalization,
-    outputs=evaluate.guesses,
-    in_channels=in_channels,
-  )
+  eval_step = evaluate.make_eval_step(eval_net, outputs=evaluate.guesses, **task)
   # Initialisation is compiled, so that XLA drops the forward pass that only names the parameters.
   # It is not optimised, because XLA spends seconds of CPU time on optimising each random draw.
   options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

@@ -14,7 +14,7 @@ from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.distributed.notice import Notice
 from nfnet_jax.report import page
 from nfnet_jax.runs import best, checkpoint, curves, metrics, sessions
-from nfnet_jax.training import progress
+from nfnet_jax.training import probe, progress
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def conclude(workdir: epath.Path, config: ConfigDict) -> dict[str, float]:
   """Writes curves, report and summary; returns the last test metrics, {} on other processes."""
   if jax.process_index():
     return {}
+  probe.discard(workdir)
   lines = metrics.read(workdir)
   tests = [line for line in lines if line["split"] == "test"]
   final = tests[-1]

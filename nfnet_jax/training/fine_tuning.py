@@ -40,6 +40,8 @@ def follow_weights(config: ConfigDict, recorded: ConfigDict | None = None) -> Co
     )
   else:
     said = _said_by(config.init.weights)
+    if not config.data.random_crop:  # Training images then have the size of test images.
+      del said["data.train_size"]
   ours = config_lib.flatten(config.to_dict())
   filled = config.copy_and_resolve_references()
   with filled.unlocked():

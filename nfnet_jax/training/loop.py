@@ -23,7 +23,7 @@ from nfnet_jax.runs import record as record_lib
 from nfnet_jax.seeds import seeds_of
 from nfnet_jax.training import bar as bar_lib
 from nfnet_jax.training import batches as batches_lib
-from nfnet_jax.training import ending, fine_tuning, gradients, parallel, progress
+from nfnet_jax.training import ending, fine_tuning, gradients, parallel, probe, progress
 from nfnet_jax.training import profile as profile_lib
 from nfnet_jax.training.build import build, is_due
 from nfnet_jax.training.meter import Meter
@@ -96,10 +96,11 @@ def run(
     if not untested and (start == config.steps or _has_stalled(workdir, config, start)):
       return ending.conclude(workdir, config)
     state = parallel.replicate(state, copy=False)
+    built, feed = probe.prepared(config, built, state, workdir, info, share)
     train_step = parallel.map_train_step(built.train_step)
     eval_step = parallel.map_eval_step(built.eval_step)
     meter = Meter(config.batch_size, start)
-    batches = phases.waiting(batches_lib.train_batches(config, start, share), meter.idle_since)
+    batches = phases.waiting(feed.train(start), meter.idle_since)
     saver = Saver(config, start, meter, phases)
     steps, stopped_at = range(start + 1, config.steps + 1), None
 
@@ -117,9 +118,8 @@ def run(
         """Tests a state, keeps it if it is the best, and says whether to go on."""
         saver.settle(record)
         with saver.saving_on_error(record, step, state), phases.during("evaluate"):
-          tests = batches_lib.test_batches(config, share)
           weights_now = weights_of(state, built.fold)
-          values = tested(eval_step, weights_now, tests, workdir, step, bar.testing)
+          values = tested(eval_step, weights_now, feed.test(), workdir, step, bar.testing)
         _report(record, config, step, "test", values, params=state.params)
         meter.restart_clock()
         has_stalled = _has_stalled(workdir, config, step)

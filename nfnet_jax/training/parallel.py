@@ -7,15 +7,16 @@ replicas; the steps ensure this by averaging all values that differ.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
 from nfnet_jax.training.replicas import AXIS
+
+Part = TypeVar("Part")  # a process's part of a batch: a `Batch`, or any tree of `[n, ...]`
 
 
 def map_train_step(step: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
@@ -54,7 +55,7 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None, *, copy: b
   return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
-def shard(batch: Batch, num_devices: int) -> Batch:
+def shard(batch: Part, num_devices: int) -> Part:
   """Splits this process's share of a batch over its devices.
 
   Args:
@@ -67,14 +68,14 @@ def shard(batch: Batch, num_devices: int) -> Batch:
   return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
 
 
-def send(batch: Batch) -> Batch:
+def send(batch: Part) -> Part:
   """Puts this process's share of a batch on its devices, in the layout of `shard`."""
   mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
   layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
   return jax.device_put(shard(batch, mesh.size), layout)
 
 
-def prefetch(batches: Iterable[Batch]) -> Iterator[Batch]:
+def prefetch(batches: Iterable[Part]) -> Iterator[Part]:
   """Reads each batch and sends it to the devices while the previous step runs.
 
   A thread fetches one batch in advance. A step waits for reading and transfer only if they take

@@ -30,7 +30,7 @@ def source(num_examples, num_files, log=None):
       )
     )
 
-  return Source(num_examples, (), records, None, None, None, ("",) * num_files, "")
+  return Source(num_examples, (), records, None, None, None, None, ("",) * num_files, "")
 
 
 def read(stream, count=None):
