@@ -1,7 +1,8 @@
-"""Provenance of a run: the versions and data set sizes that it started with.
+"""Provenance of a run: the versions and the images that it started with.
 
-`config.json` holds it under a separate key, for people. A run may resume with other versions or
-other images; a warning then says that its results will not be bit for bit the same.
+`config.json` holds it under a separate key: numbers of images, and a digest of those of each split,
+see `data.source.Source`. A run may resume with other versions or other images; a warning then says
+what has changed, and that its results will not be bit for bit the same. Older runs have no digests.
 """
 
 import importlib.metadata
@@ -21,12 +22,7 @@ import nfnet_jax
 from nfnet_jax.config import PROVENANCE
 from nfnet_jax.data import DatasetInfo
 
-_NAMES = {
-  "num_train": "training images",
-  "num_test": "test images",
-  "nfnet_jax": "nfnet_jax",
-  "jax": "jax",
-}
+_SPLITS = {"train": "training", "test": "test"}
 
 _LIBRARIES = ("jax", "jaxlib", "dm-haiku", "optax", "numpy")
 
@@ -41,6 +37,7 @@ def of_now(info: DatasetInfo) -> dict[str, Any]:
     "python": platform.python_version(),
     "num_train": info.num_train,
     "num_test": info.num_test,
+    **_digests(info),
   }
 
 
@@ -82,16 +79,22 @@ def load(path: epath.Path) -> dict[str, Any]:
   return found if isinstance(found, dict) else {}
 
 
-def warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-  """Logs a warning if versions or data have changed since the run started."""
-  changed = [
-    f"{name}: {then[key]}, now {now[key]}"
-    for key, name in _NAMES.items()
-    if key in then and key in now and then[key] != now[key]
+def warn_of_changes(then: Mapping[str, Any], info: DatasetInfo) -> None:
+  """Logs a warning if versions or data have changed since a run started.
+
+  Args:
+    then: the run's provenance.
+    info: the data set now.
+  """
+  now = of_now(info)
+  changed = _other_images(then, now) + [
+    f"{name}: {then[name]}, now {now[name]}"
+    for name in ("nfnet_jax", "jax")
+    if name in then and then[name] != now[name]
   ]
   if not changed:
     return
-  order = then.get("num_train") != now.get("num_train")
+  order = then.get("num_train") != now["num_train"]
   log.warning(
     "versions or data have changed since this run started (%s): it continues with the same steps "
     "and learning rates%s, but its results will not be bit for bit the same",
@@ -101,31 +104,44 @@ def warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def warn_of_held_out(then: Mapping[str, Any], info: DatasetInfo) -> None:
-  """Logs a warning if images were added or removed since a run held some of them out.
+  """Logs a warning if other images are held out now than when a run started.
 
   Args:
     then: the run's provenance.
     info: the data set now.
   """
-  if counts := _other_counts(then, info):
+  if changed := _other_images(then, of_now(info)):
     log.warning(
-      "the run began with %d images to train on and %d held out, now there are %d and %d: some "
-      "that are held out now may have been trained on, and the accuracy on them is too high",
-      *counts,
+      "the images have changed since the run began (%s): some that are held out now may have been "
+      "trained on, and the accuracy on them is too high",
+      "; ".join(changed),
     )
 
 
 def warn_of_finished(then: Mapping[str, Any], info: DatasetInfo) -> None:
-  """Logs a warning if a finished run was trained on another number of images than are given."""
-  if counts := _other_counts(then, info):
+  """Logs a warning if a finished run was trained on other images than are given."""
+  if changed := _other_images(then, of_now(info)):
     log.warning(
-      "the finished run began with %d images to train on and %d to test on, now there are %d and "
-      "%d: its results are not theirs; choose another run directory to train on them",
-      *counts,
+      "the images have changed since the finished run began (%s): its results are not theirs; "
+      "choose another run directory to train on them",
+      "; ".join(changed),
     )
 
 
-def _other_counts(then: Mapping[str, Any], info: DatasetInfo) -> tuple[Any, ...]:
-  """The numbers of training and test images before and now; () if they are the same or unknown."""
-  before, now = (then.get("num_train"), then.get("num_test")), (info.num_train, info.num_test)
-  return () if None in before or before == now else (*before, *now)
+def _digests(info: DatasetInfo) -> dict[str, str]:
+  """The digest of each split's images, as far as they are known."""
+  digests = zip(_SPLITS, info.fingerprint.split(" "), strict=False)
+  return {f"{split}_images": digest for split, digest in digests if digest}
+
+
+def _other_images(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """What has changed in the images of each split, as far as it is known."""
+  changed = []
+  for split, name in _SPLITS.items():
+    before, count = then.get(f"num_{split}"), now[f"num_{split}"]
+    digest = then.get(f"{split}_images")
+    if before not in (None, count):
+      changed.append(f"{name} images: {before}, now {count}")
+    elif digest and digest != now.get(f"{split}_images", digest):
+      changed.append(f"{name} images: {count} as before, but some are others")
+  return changed

@@ -58,7 +58,7 @@ def announce(
     log.info("finished: all %d steps are done, nothing is left to train", start)
     provenance.warn_of_finished(began, info)
     return
-  provenance.warn_of_changes(began, provenance.of_now(info))
+  provenance.warn_of_changes(began, info)
   log.info(
     "%d steps of %d images, %s; %s devices: %d, processes: %d; the first step compiles",
     config.steps,
