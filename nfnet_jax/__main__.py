@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import nfnet_jax
+from nfnet_jax import output
 from nfnet_jax.cli.interrupt import insisting
 from nfnet_jax.cli.stdout import say
 from nfnet_jax.cli.verbs import VERBS
@@ -46,7 +47,7 @@ def _run(argv: list[str]) -> int:
     return 0
   logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
   logging.getLogger("nfnet_jax").setLevel(logging.INFO)
-  logging.getLogger("absl").addFilter(_worth_reading)
+  logging.getLogger("absl").addFilter(output.is_worth_reading)
   verb = argv[0]
   if verb not in VERBS:
     raise RequestError(f"unknown verb {short(verb)}: choose one of {', '.join(VERBS)}.")
@@ -60,11 +61,6 @@ def _usage() -> str:
   return "\n".join(
     ["usage: nfnet-jax VERB [--FLAG=VALUE ...]", "", *lines, "", "nfnet-jax VERB --help says more."]
   )
-
-
-def _worth_reading(record: logging.LogRecord) -> bool:
-  """Whether to log a record: drops Orbax's progress, and errors that it also raises."""
-  return "orbax" not in record.pathname or record.levelno == logging.WARNING
 
 
 if __name__ == "__main__":

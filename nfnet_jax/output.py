@@ -1,8 +1,9 @@
-"""Output for users: lines of JSON, and files that are complete and replaced only on request."""
+"""Output for users: lines of JSON, what is worth logging, and files that are whole or not there."""
 
 import contextlib
 import errno
 import json
+import logging
 import math
 import pathlib
 import re
@@ -105,6 +106,11 @@ def _replace(contents: Mapping[Any, bytes | bytearray]) -> None:
 def _partial(path: Any) -> Any:
   """Where a file is until it is complete: a unique name, and short enough for every file system."""
   return path.with_name(f".{secrets.token_hex(8)}.partial")
+
+
+def is_worth_reading(record: logging.LogRecord) -> bool:
+  """Whether to log a record: drops Orbax's progress, and errors that it also raises."""
+  return "orbax" not in record.pathname or record.levelno == logging.WARNING
 
 
 def to_json(result: Any) -> str:

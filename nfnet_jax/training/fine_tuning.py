@@ -1,5 +1,6 @@
 """What a config leaves open for the weights file that the run starts from to say."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,13 +15,18 @@ from nfnet_jax.errors import RequestError
 _OF_NETWORK = ("model.", "data.test_", "data.train_size")
 
 
-def follow_weights(config: ConfigDict, recorded: ConfigDict | None = None) -> ConfigDict:
+def follow_weights(
+  config: ConfigDict,
+  recorded: ConfigDict | None = None,
+  open_weights: Callable[[str], weights.Stored] = weights.open_weights,
+) -> ConfigDict:
   """Fills in network, image sizes and preprocessing where they are open, as the file has them.
 
   Args:
     config: `config.default()` with changes. Nothing is done unless `model.name` is open (None), as
       in `experiments/finetune.py`.
     recorded: config of the run to resume, if any, which has the values; the file is not read then.
+    open_weights: opens a weights file.
 
   Returns:
     A config whose network has a name, locked.
@@ -39,7 +45,7 @@ def follow_weights(config: ConfigDict, recorded: ConfigDict | None = None) -> Co
       "network."
     )
   else:
-    said = _said_by(config.init.weights)
+    said = _said_by(open_weights(config.init.weights), config.init.weights)
     if not config.data.random_crop:  # Training images then have the size of test images.
       del said["data.train_size"]
   ours = config_lib.flatten(config.to_dict())
@@ -51,9 +57,8 @@ def follow_weights(config: ConfigDict, recorded: ConfigDict | None = None) -> Co
   return filled.lock()
 
 
-def _said_by(path: str) -> dict[str, Any]:
+def _said_by(stored: weights.Stored, path: str) -> dict[str, Any]:
   """The values that a weights file says or implies, by dotted key."""
-  stored = weights.open_weights(path)
   model, _, overrides = weights.settle(stored, None, {})
   spec = models.get_spec(model)
   usual = Preprocessing(spec.test_size, spec.test_padding, spec.test_resize)

@@ -1,13 +1,16 @@
 """Training from Python on data of one's own."""
 
+import contextlib
 import logging
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from etils import epath
 from ml_collections import ConfigDict
 
+from nfnet_jax import output
 from nfnet_jax.data.source import Source
 from nfnet_jax.errors import RequestError
 from nfnet_jax.training.loop import run
@@ -34,6 +37,7 @@ def fit(
   *,
   train: Source,
   test: Source,
+  extend: bool = False,
 ) -> Fitted:
   """Trains as `nfnet-jax train` does, on data that a program has.
 
@@ -53,6 +57,8 @@ def fit(
       `data.name` is set to "python"; its data's directory and splits do not matter.
     workdir: the run directory; a new temporary one unless given.
     train, test: from `nfnet_jax.data.from_arrays` or `from_sequence`.
+    extend: whether a finished run may go on with the config's larger number of epochs or steps, as
+      by `train --extend`.
 
   Raises:
     RequestError: as `training.loop.run`, or if the two have other classes.
@@ -68,5 +74,17 @@ def fit(
   if workdir is None:
     workdir = tempfile.mkdtemp(prefix="nfnet_jax_")
     log.info("run directory: %s", workdir)
-  metrics = run(config, epath.Path(workdir), {"train": train, "test": test})
+  with _without_chatter():
+    metrics = run(config, epath.Path(workdir), {"train": train, "test": test}, extend=extend)
   return Fitted(metrics, pathlib.Path(workdir).expanduser())
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+  """Hides what Orbax logs of its progress; the program's own logging stays as it is."""
+  absl = logging.getLogger("absl")
+  absl.addFilter(output.is_worth_reading)
+  try:
+    yield
+  finally:
+    absl.removeFilter(output.is_worth_reading)

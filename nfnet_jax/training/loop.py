@@ -1,7 +1,8 @@
 """The training loop."""
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import haiku as hk
 import jax
@@ -33,6 +34,8 @@ from nfnet_jax.training.showing import keep_samples, tested
 from nfnet_jax.training.step import TrainState, weights_of
 
 log = logging.getLogger(__name__)
+
+Opened = Callable[[str], weights.Stored]  # opens a weights file
 
 
 def run(
@@ -77,19 +80,20 @@ def run(
   phases, workdir = Phases(), epath.Path(workdir).expanduser()
   directory = workdir / "checkpoints"
   saved = checkpoint.saved_steps(directory)
-  config, info = _resolved(config, workdir, sources, saved if extend else None)
+  opened = functools.cache(weights.open_weights)  # A file may take long to read.
+  config, info = _resolved(config, workdir, sources, opened, saved if extend else None)
   profile_lib.check(profile, config.steps)
   agreement.on_training(config, info)
   built = build(config)
   template = jax.eval_shape(built.init)
   share = batches_lib.share_of(config, sources)
   batches_lib.check_tests(config, info, share, saved)
-  given = None if saved else _given_weights(config, info)
+  given = None if saved else _given_weights(config, info, opened)
   with record_lib.claim_workdir(workdir, config, info.class_names) as claim:
     restored = checkpoint.restore_newest(directory, template)
     began = record_lib.write_config(workdir, config, info.class_names, provenance.of_now(info))
     start, state = restored or (0, built.init_from(*given) if given else built.init())
-    del restored, given  # The state is a copy, so these would only take memory.
+    del restored, given, opened  # The state is a copy, so these would only take memory.
     agreement.on_state(start, state)
     untested = _is_untested(workdir, config, start)
     progress.announce(config, info, groups.sizes(state.params, built.multipliers), start, began)
@@ -186,11 +190,12 @@ def _resolved(
   config: ConfigDict,
   workdir: epath.Path,
   sources: data.Sources | None,
+  opened: Opened,
   extended_from: Sequence[int] | None,
 ) -> tuple[ConfigDict, data.DatasetInfo]:
   """The config without open values, extended if steps to go on from are given; and its data."""
   recorded = record_lib.recorded_config(workdir)
-  config = fine_tuning.follow_weights(config_lib.checked(config), recorded)
+  config = fine_tuning.follow_weights(config_lib.checked(config), recorded, opened)
   gradients.check_step(config)
   info = data.describe(config.data, sources=sources)
   config = config_lib.resolve(config, info, recorded)
@@ -200,18 +205,21 @@ def _resolved(
   return config, info
 
 
-def _given_weights(config: ConfigDict, info: data.DatasetInfo) -> tuple[hk.Params, hk.State] | None:
+def _given_weights(
+  config: ConfigDict, info: data.DatasetInfo, opened: Opened
+) -> tuple[hk.Params, hk.State] | None:
   """The initial weights that `config.init` names; None for a random initialisation."""
   init, model = config.init, config.model
   if init.weights is None:
     return None
   log.info("starting from %s%s", init.weights, ", with a new classifier" if init.head else "")
-  stored = weights.open_weights(init.weights)
+  stored = opened(init.weights)
   before = weights.class_names(stored)
   if init.head is None and before:
     remedy = "start with a new classifier, by --config.init.head=reset"
     classes.check_same(info.class_names, before, f"the network in {init.weights}", remedy)
-  weights.check_channels(stored, model.in_channels)
+  if weights.check_channels(stored, model.in_channels):
+    log.info("its first convolution is summed over its input channels, for gray images")
   return weights.load_stored(
     stored,
     model.name,

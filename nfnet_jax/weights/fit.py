@@ -84,11 +84,15 @@ def count_channels(entries: Mapping[str, Entry | np.ndarray]) -> int:
   return stems[0] if stems else 3
 
 
-def check_channels(stored: Stored, in_channels: int) -> None:
-  """Raises a RequestError unless a file's network takes images of this many channels."""
+def check_channels(stored: Stored, in_channels: int) -> bool:
+  """Whether a file's network is to be adapted from colour to gray images, see `channels.adapt`.
+
+  Raises:
+    RequestError: if it takes images of another number of channels than wanted for any other reason.
+  """
   found = count_channels(stored.entries)
-  if found == in_channels:
-    return
+  if found == in_channels or (found, in_channels) == (3, 1):
+    return found != in_channels
   remedy = f"set model.in_channels={found}" if found in (1, 3) else "start from another file"
   raise RequestError(
     f"{stored.path} holds a network for images of {found} channels, but model.in_channels="
