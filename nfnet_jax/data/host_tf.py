@@ -34,6 +34,11 @@ def without_notices() -> Iterator[None]:
       os.write(2, b"".join(said))
 
 
+# TensorFlow prints a stack trace, as a warning, for every error that becomes a sentence of ours.
+# JAX has set the level to 1, unless it was chosen.
+if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
 with without_notices():
   import tensorflow as tf
 

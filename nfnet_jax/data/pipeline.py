@@ -168,7 +168,7 @@ def _test_image(encoded: tf.Tensor, size: int, data: ConfigDict, channels: int) 
 
 def _train_image(encoded: tf.Tensor, seed: tf.Tensor, data: ConfigDict, channels: int) -> tf.Tensor:
   """A training image, `[train_size, train_size, channels]` uint8."""
-  if data.random_crop:
+  if data.get("random_crop", True):  # Sections of older configs lack the key.
     return _random_crop(encoded, seed, data, channels)
   image = image_lib.to_uint8(_test_image(encoded, data.train_size, data, channels))
   return tf.image.stateless_random_flip_left_right(image, seed) if data.flip else image

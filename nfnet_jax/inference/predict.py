@@ -19,9 +19,9 @@ from nfnet_jax.inference import table
 
 log = logging.getLogger(__name__)
 
-# On a CPU, larger batches are slower and take more memory (experiments/speed/results.md). The value
-# for other devices is a guess.
-_BATCH_SIZE, _BATCH_SIZE_OF_OTHERS = {"cpu": 8}, 128
+# On a CPU, larger batches are no faster and take more memory (experiments/speed/results.md). The
+# value for other devices is a guess.
+_BATCH_SIZE, _BATCH_SIZE_OF_OTHERS = {"cpu": 2}, 128
 
 
 Results = Iterator[tuple[str, np.ndarray | RequestError]]  # of images, by their paths
