@@ -78,9 +78,8 @@ def run(
   """
   # All requests are checked before anything is written.
   phases, workdir = Phases(), epath.Path(workdir).expanduser()
-  directory = workdir / "checkpoints"
+  directory, opened = workdir / "checkpoints", functools.cache(weights.open_weights)
   saved = checkpoint.saved_steps(directory)
-  opened = functools.cache(weights.open_weights)  # A file may take long to read.
   config, info = _resolved(config, workdir, sources, opened, saved if extend else None)
   profile_lib.check(profile, config.steps)
   agreement.on_training(config, info)

@@ -34,7 +34,7 @@ def keep_samples(workdir: epath.Path, config: ConfigDict, step: int, batch: Batc
     step: the number of this step, from 1; later ones are not kept.
     batch: this process's part of the batch, on its devices.
   """
-  if step > 1 or jax.process_index():
+  if step > 1 or jax.process_index() or _are_features(batch):
     return
   per_example = images_per_example(config.augment)
   count = min(len(batch.images[0]) // config.accumulate, MAX_IMAGES * per_example)
@@ -90,7 +90,7 @@ class Witness:
     parts = _parts(batch.images)
     per_part = parts[0].shape[1]
     wrong = np.flatnonzero(is_image & (columns.predicted != columns.labels))
-    wrong = wrong[wrong < len(parts) * per_part]
+    wrong = wrong[wrong < len(parts) * per_part] if not _are_features(batch) else wrong[:0]
     for i in wrong[np.argsort(-columns.probability[wrong], kind="stable")][:MAX_IMAGES]:
       probability = float(columns.probability[i])
       if len(self._worst) == MAX_IMAGES and probability <= self._worst[-1][0]:
@@ -112,6 +112,11 @@ class Witness:
     errors, images = [row for _, row, _ in self._worst], [image for *_, image in self._worst]
     kept = np.array(errors, int), np.array(images, np.uint8)
     _save(workdir, Predictions(np.array(step), *answers, *reversed(kept)))
+
+
+def _are_features(batch: Batch) -> bool:
+  """Whether features of a linear probe take the place of images; they cannot be shown."""
+  return batch.images.shape[-3:-1] == (1, 1)
 
 
 def _parts(array: Any) -> list[jax.Array]:
