@@ -1,11 +1,11 @@
-"""Adapters to experiment trackers: wandb, trackio and MLflow, imported only when they are opened.
+"""Adapters to experiment trackers: wandb, trackio and MLflow, imported only if they are asked for.
 
 Each is a function of a `Run` that returns a `Tracker`. Their own environment variables decide where
 runs go, such as WANDB_MODE, WANDB_PROJECT, TRACKIO_SPACE_ID and MLFLOW_TRACKING_URI.
 """
 
 import contextlib
-import importlib.util
+import importlib
 import io
 import logging
 import os
@@ -146,19 +146,33 @@ TRACKERS: dict[str, Callable[[Run], Tracker]] = {
 }
 
 
+def _import(name: str) -> None:
+  """Imports a tracker's package.
+
+  Not in the tracker's thread: in Python 3.11, threads that parse code at the same time can fail.
+  """
+  try:
+    if importlib.import_module(name).__file__:  # Otherwise it is a mere folder of that name.
+      return
+  except ModuleNotFoundError as error:
+    if error.name != name:
+      raise RequestError(f"--tracker={name}: the package cannot be imported: {error}.") from error
+  except Exception as error:
+    raise RequestError(f"--tracker={name}: the package cannot be imported: {error}.") from error
+  raise RequestError(
+    f"--tracker={name} needs the package {name}, which is not installed: pip install {name}."
+  )
+
+
 def named(text: str | None) -> Sequence[str]:
   """The trackers in a list such as "wandb" or "wandb,mlflow"; none for None.
 
   Raises:
-    RequestError: if one is unknown or not installed.
+    RequestError: if one is unknown, or its package is not installed or cannot be imported.
   """
   names = text.split(",") if text else []
   for name in names:
     if name not in TRACKERS:
       raise RequestError(f"unknown --tracker={short(name)}: choose one of {', '.join(TRACKERS)}.")
-    found = importlib.util.find_spec(name)
-    if found is None or found.origin is None:  # A folder of that name is no package.
-      raise RequestError(
-        f"--tracker={name} needs the package {name}, which is not installed: pip install {name}."
-      )
+    _import(name)
   return list(dict.fromkeys(names))

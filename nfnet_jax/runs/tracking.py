@@ -28,6 +28,8 @@ _PATIENCE = 30.0  # seconds that a run waits for a tracker at its end
 Line = tuple[int, str, Mapping[str, Any]]  # step, split, values
 Taken = dict[str, int]  # the last step that a tracker has taken, by split
 
+_opening = threading.Lock()  # They import parts of theirs, see `trackers`.
+
 log = logging.getLogger(__name__)
 
 
@@ -80,7 +82,8 @@ class Follower:
     """Sends all lines that wait."""
     with self._telling("cannot be reached"):
       if self._tracker is None:
-        self._tracker = TRACKERS[self._name](self._run)
+        with _opening:
+          self._tracker = TRACKERS[self._name](self._run)
         self._run = self._run._replace(id=self._tracker.id)
         log.info("%s: %s", self._name, self._tracker.where)
         self._remember()

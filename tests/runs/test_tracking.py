@@ -1,8 +1,9 @@
 """Trackers get every line once, and a run never waits for them or ends because of them."""
 
-import importlib.machinery
+import importlib
 import json
 import logging
+import sys
 import threading
 import time
 
@@ -141,16 +142,30 @@ def test_a_damaged_file_is_named(tmp_path, service, text):
 
 def test_trackers_are_named_with_commas(monkeypatch):
   assert trackers.named(None) == []
-  monkeypatch.setattr("importlib.util.find_spec", lambda name: json.__spec__)
+  monkeypatch.setattr("importlib.import_module", lambda name: json)
   assert trackers.named("wandb,mlflow,wandb") == ["wandb", "mlflow"]
   for text in ("wandb,", "wandb, mlflow", "W&B"):
     with pytest.raises(RequestError, match="choose one of wandb, trackio, mlflow"):
       trackers.named(text)
 
 
-# A folder of that name, as MLflow's and wandb's users have, is found as a package without a file.
-@pytest.mark.parametrize("found", [None, importlib.machinery.ModuleSpec("mlflow", None)])
-def test_a_package_that_is_not_installed(monkeypatch, found):
-  monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+def test_a_package_that_is_not_installed(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, "path", [str(tmp_path)])
+  monkeypatch.delitem(sys.modules, "mlflow", raising=False)
   with pytest.raises(RequestError, match="not installed: pip install mlflow"):
+    trackers.named("mlflow")
+  (tmp_path / "mlflow").mkdir()  # as wandb's and MLflow's users have where they work
+  importlib.invalidate_caches()
+  with pytest.raises(RequestError, match="not installed: pip install mlflow"):
+    trackers.named("mlflow")
+  monkeypatch.delitem(sys.modules, "mlflow")
+
+
+@pytest.mark.parametrize("text", ["import none_such", "1 / 0"])
+def test_a_package_that_cannot_be_imported(tmp_path, monkeypatch, text):
+  monkeypatch.setattr(sys, "path", [str(tmp_path)])
+  monkeypatch.delitem(sys.modules, "mlflow", raising=False)
+  (tmp_path / "mlflow.py").write_text(text)
+  importlib.invalidate_caches()
+  with pytest.raises(RequestError, match="--tracker=mlflow: the package cannot be imported: "):
     trackers.named("mlflow")
