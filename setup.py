@@ -80,6 +80,7 @@ setuptools.setup(
       "nbclient",
       "onnx>=1.18",
       "onnxruntime",
+      "playwright",  # drives an installed Chromium
       "pytest",
       "pytest-xdist",
       "ruff",

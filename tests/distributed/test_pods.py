@@ -137,9 +137,11 @@ def test_two_processes_compute_what_one_does(alone, pair):
 
 @pytest.mark.slow
 def test_process_0_alone_writes_and_reports(pair, runs):
-  assert sorted(path.name for path in pair.iterdir()) == [
+  assert {path.name for path in pair.iterdir()} == {
     *("checkpoints", "classes.json", "config.json", "curves.png", "metrics.jsonl", "tensorboard"),
-  ]
+    *("layers.jsonl", "sessions.jsonl", "samples.npz", "predictions.npz"),
+    *("report.html", "README.md"),
+  }
   assert len(list((pair / "tensorboard").iterdir())) == 1
   first, second = logs(runs / "pair_logs")
   assert "step 40/40: test loss" in first

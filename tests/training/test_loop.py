@@ -148,7 +148,8 @@ def start(words):
 def test_what_a_run_leaves(finished):
   assert {path.name for path in finished.iterdir()} == {
     *("config.json", "classes.json", "metrics.jsonl", "checkpoints", "tensorboard", "curves.png"),
-    *("layers.jsonl", "sessions.jsonl"),
+    *("layers.jsonl", "sessions.jsonl", "samples.npz", "predictions.npz"),
+    *("report.html", "README.md"),
   }
   config = json.loads((finished / "config.json").read_text())
   assert config["steps"] == 6
@@ -416,14 +417,14 @@ def when_testing(monkeypatch):
   """Has something done at the n-th test during training, before it is measured."""
 
   def do(n, action):
-    measure, count = loop.evaluate, itertools.count(1)
+    measure, count = loop.tested, itertools.count(1)
 
-    def evaluate(*args):
+    def tested(*args):
       if next(count) == n:
         action()
       return measure(*args)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "tested", tested)
 
   return do
 
