@@ -39,6 +39,8 @@ def test_it_predicts_with_jax_alone_at_any_batch_size(params, tmp_path, capsys):
   assert main([*words, f"--out={out}"]) == 0
   result = json.loads(capsys.readouterr().out)
   assert (result["size"], result["bytes"]) == (32, out.stat().st_size)
+  assert result["card"] == str(tmp_path / "README.md")
+  assert result["sha256"] in (tmp_path / "README.md").read_text()
   images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype(np.float32)
   np.save(tmp_path / "images.npy", images)
   paths = [out, tmp_path / "images.npy", tmp_path / "logits.npz"]

@@ -10,7 +10,7 @@ import pytest
 from nfnet_jax import report
 from nfnet_jax.__main__ import main
 from nfnet_jax.errors import RequestError
-from nfnet_jax.report import curves, found
+from nfnet_jax.report import card, curves, found
 from tests.report import example
 
 SECTIONS = ["summary", "curves", "layers", "time", "images", "test", "config", "environment"]
@@ -215,3 +215,23 @@ def test_a_long_run_of_a_deep_network_fits_into_a_megabyte(tmp_path):
   """As F0's 10,000 steps with a line every 50."""
   workdir = example.write(tmp_path / "run", steps=200, num_layers=94)
   assert report.write([str(workdir)], tmp_path / "report.html")["bytes"] < 2**20
+  *_, plots = read(tmp_path / "report.html")
+  steps = plots["maps"][0][0]["steps"]
+  assert (len(steps), steps[0], steps[-1]) == (100, 2, 200)  # Each column is the mean of two lines.
+
+
+@pytest.mark.parametrize("has_run", [True, False])
+def test_an_exported_file_has_a_card(shared, has_run):
+  about = {
+    **{"model": "nfnet_micro", "num_classes": 4, "class_names": example.NAMES, "loss": "softmax"},
+    **{"size": 16, "padding": 0, "resize": "pil", "channels": 3, "sha256": "abc"},
+  }
+  run = found.read(shared) if has_run else None
+  text = card.of_export("micro.onnx", about, run)
+  assert "`[N, 16, 16, 3]` float32 pixels" in text
+  assert "| sha256 | abc |" in text
+  assert 'onnxruntime.InferenceSession("micro.onnx")' in text
+  assert "&lt;script>" in text
+  assert ("| ema_top1 | 0.7500 |" in text) == has_run
+  assert ("model-index" in text) == has_run
+  assert ("| batch_size | 16 |" in text) == has_run
