@@ -131,7 +131,7 @@ def plot(rows: list[table.Row]) -> Any:
   ]
   panel.set_xticks(range(len(rows)), names)
   style.title(panel, "Time of a training step", y="relative to BatchNorm")
-  panel.set_ylim(0, 1.5)
+  panel.set_ylim(0, 1.75)
   style.legend(panel, loc="upper left")
   return picture
 
