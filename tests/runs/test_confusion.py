@@ -35,6 +35,14 @@ def test_counts_are_written_into_the_cells():
   assert (changed.max(axis=0) < [30, left + 30]).all()
 
 
+def test_counts_can_be_read_on_every_colour():
+  picture = confusion.picture(np.array([[30, 2], [0, 5]]), ["a", "b"])
+  left = picture.shape[1] - 60
+  dark, light = picture[:30, left : left + 30], picture[:30, left + 30 :]
+  assert dark.max() > 200
+  assert light.min() < 100
+
+
 @pytest.mark.parametrize(
   ("names", "is_same"),
   [(["a", "b"], False), (["x" * 20, "x" * 20], True), (["x" * 300, "x" * 30], True)],
