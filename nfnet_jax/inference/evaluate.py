@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
 from nfnet_jax import data, inference, models, weights
-from nfnet_jax.data import classes
+from nfnet_jax.data import classes, held_out
 from nfnet_jax.distributed import agreement
 from nfnet_jax.errors import RequestError
 from nfnet_jax.inference import measure, outcome_files
@@ -132,7 +132,7 @@ def evaluate_weights(
       ImageNet's classes, as several of its test sets do, predictions are limited to these classes,
       as in the papers of those test sets. Otherwise predictions may be any class of the network.
     split: the split to evaluate on; by default "validation" for imagenet2012 and imagenet2012_real,
-      and "test" for others.
+      the folder itself if it holds no splits, and "test" for others.
     data_dir: directory of the data; TFDS's default directory by default.
     batch_size: global batch size.
     out, force: as of `evaluate_workdir`.
@@ -151,11 +151,11 @@ def evaluate_weights(
   place = _place(out, force)
   parallel.check_batch_size(batch_size)
   path = pathlib.Path(os.path.expanduser(path))
-  split = split or ("validation" if dataset.startswith("imagenet2012") else "test")
+  data_dir = data_dir and os.path.expanduser(data_dir)
+  split = split or _usual_split(dataset, data_dir)
   flags = {"model": model, "dataset": dataset, "split": split, "batch_size": batch_size}
   agreement.on_flags(_verb(out), flags | overrides)
   config = config_lib.default()
-  data_dir = data_dir and os.path.expanduser(data_dir)
   config.data.update(name=dataset, dir=data_dir, train_split=split, test_split=split)
   config.batch_size = batch_size
   info = data.describe(config.data, test_only=True)
@@ -186,6 +186,16 @@ def evaluate_weights(
   table = _table(place, about, names, logits, info)
   found = measure.measure(net, {"": variables}, config, len(logits), table, info.num_test)
   return about | found | known
+
+
+def _usual_split(dataset: str, data_dir: str | None) -> str:
+  """The split to evaluate on; a folder that holds the classes themselves is one."""
+  if dataset.startswith("imagenet2012"):
+    return "validation"
+  if dataset != "folder" or not data_dir or not os.path.isdir(data_dir):
+    return "test"
+  names = {name.lower() for name in os.listdir(data_dir)}
+  return "test" if names & held_out.SPLIT_NAMES else os.curdir
 
 
 def _arrays(path: str | pathlib.Path) -> dict[str, Any]:

@@ -184,6 +184,16 @@ def test_a_class_without_an_image_may_be_guessed(run, folder, done, tmp_path):
     assert "compared_classes" not in result
 
 
+def test_a_folder_of_classes_is_its_own_split(run, folder, done, tmp_path):
+  weights = f"--weights={run[0]}", "--dataset=folder", "--batch_size=8"
+  [of_split] = done("evaluate", *weights, f"--data_dir={folder}")
+  flat = shutil.copytree(folder / "test", tmp_path / "flat")
+  [of_folder] = done("evaluate", *weights, f"--data_dir={flat}")
+  assert of_folder == of_split | {"split": "."}
+  (flat / "val").mkdir()
+  done("evaluate", *weights, f"--data_dir={flat}", status=2)
+
+
 def test_a_renamed_folder_is_refused(run, renamed, refused, tmp_path):
   workdir, words = run
   out = tmp_path / "w.safetensors"
