@@ -1,7 +1,7 @@
 """Differentially private training of a normalizer-free network: DP-SGD of De et al. (2022).
 
-Batches are Poisson samples. The gradient of each example is clipped to a norm of 1, the gradients
-are summed, and Gaussian noise is added to the sum; all else is computed from that sum alone.
+Batches are Poisson samples. The gradient of each example is clipped, the gradients are summed, and
+Gaussian noise is added to the sum; all else is computed from noisy sums alone.
 Sampling, clipping, noise and accounting are those of `jax_privacy`; network, loss, schedule and
 average are those of `nfnet_jax`. docs/figures.md says what is private and what is not.
 """
@@ -31,10 +31,10 @@ class Recipe(NamedTuple):
   """How a network is trained.
 
   Attributes:
-    epsilon, delta: the guarantee; the noise is calibrated for it. Without noise, epsilon is None.
+    epsilon, delta: the guarantee; the noise is calibrated for it.
     batch_size: the expected size of a Poisson sample.
     steps: number of updates.
-    learning_rate, momentum: of SGD; the rate falls to 0 along a cosine.
+    learning_rate: of SGD without momentum; it falls to 0 along a cosine.
     clip_norm: gradients with a larger norm are clipped. All are divided by it afterwards, so the
       learning rate does not depend on it (De et al. 2022).
     views: augmentation multiplicity, the random views whose gradients are averaged to be that of an
@@ -43,12 +43,11 @@ class Recipe(NamedTuple):
     network: arguments of `models.create_model`.
   """
 
-  epsilon: float | None
+  epsilon: float
   delta: float
   batch_size: int
   steps: int
   learning_rate: float
-  momentum: float
   clip_norm: float
   views: int
   ema_decay: float
@@ -84,8 +83,6 @@ def account(recipe: Recipe, num_examples: int) -> Privacy:
   truncated nor filled with examples, as the analysis assumes.
   """
   sampling_prob = recipe.batch_size / num_examples
-  if recipe.epsilon is None:
-    return Privacy(sampling_prob, 0.0, float("inf"))
   config = accounting.accountants.PldAccountantConfig()
   accountant = accounting.analysis.DpsgdTrainingAccountant(config)
   noise = accounting.calibrate.calibrate_noise_multiplier(
@@ -191,7 +188,7 @@ def clipped_sum(apply: Callable[..., jax.Array], recipe: Recipe) -> Callable[...
     l2_clip_norm=recipe.clip_norm,
     rescale_to_unit_norm=True,
     microbatch_size=MICROBATCH,
-    # XLA's CPU backend takes twelve times as long to clip a tree of kernels as one vector.
+    # XLA's CPU backend clips one vector many times faster than a tree of kernels.
     pre_clipping_transform=lambda gradient: jax.flatten_util.ravel_pytree(gradient)[0],
   )
 
@@ -211,12 +208,7 @@ def batches(
 
 
 def train(
-  recipe: Recipe,
-  privacy: Privacy,
-  images: np.ndarray,
-  labels: np.ndarray,
-  seed: int,
-  watch: Callable[[int, hk.Params, hk.Params], None] = lambda *_: None,
+  recipe: Recipe, privacy: Privacy, images: np.ndarray, labels: np.ndarray, seed: int
 ) -> tuple[hk.Params, hk.Params]:
   """Trains a network.
 
@@ -230,7 +222,6 @@ def train(
     images: `[N, 28, 28]` uint8.
     labels: `[N]` class indices.
     seed: of initial values, batches, views and noise. Whoever knows it can compute the noise.
-    watch: called with the step, parameters and their average after each step.
 
   Returns:
     Parameters and their average, as `init` of `build` gives them.
@@ -239,7 +230,7 @@ def train(
   keys = jax.random.split(jax.random.key(seed), 3)
   params = network.init(keys[0])
   schedule = optim.warmup_cosine(recipe.learning_rate, 0, recipe.steps)
-  tx = optax.sgd(schedule, momentum=recipe.momentum or None)
+  tx = optax.sgd(schedule)
   size = sum(leaf.size for leaf in jax.tree.leaves(network.fold(params)))
   noise = noise_addition.gaussian_privatizer(stddev=privacy.noise_multiplier, prng_key=keys[1])
   summed = clipped_sum(network.apply, recipe)
@@ -269,7 +260,6 @@ def train(
       key = jax.random.fold_in(jax.random.fold_in(keys[2], step), index)
       total = add_part(total, folded, part, key)
     params, ema, states = update(total, params, ema, states, step)
-    watch(step, params, ema)
   return params, ema
 
 

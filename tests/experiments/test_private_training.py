@@ -19,7 +19,11 @@ FOLDER = pathlib.Path(__file__).parents[2] / "experiments/figures"
 pytestmark = pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated")
 sys.path.insert(0, str(FOLDER))
 
+import datasets  # noqa: E402
+import differential_privacy  # noqa: E402
 import private_training  # noqa: E402
+import sweep  # noqa: E402
+import table  # noqa: E402
 
 TINY = {"name": "nf_resnet50", "depths": (1,), "widths": (16,), "stochdepth_rate": 0.0}
 RECIPE = private_training.Recipe(
@@ -28,7 +32,6 @@ RECIPE = private_training.Recipe(
   batch_size=8,
   steps=2,
   learning_rate=1.0,
-  momentum=0.0,
   clip_norm=0.5,
   views=0,
   ema_decay=0.9,
@@ -145,11 +148,6 @@ def test_epsilon_agrees_with_renyi_differential_privacy():
   assert 1 < bound.get_epsilon(recipe.delta) / privacy.epsilon < 1.15
 
 
-def test_without_noise_there_is_no_guarantee():
-  privacy = private_training.account(RECIPE._replace(epsilon=None), 60000)
-  assert (privacy.epsilon, privacy.noise_multiplier) == (float("inf"), 0)
-
-
 def test_views_are_moved_and_mirrored():
   images = np.zeros((1, 28, 28, 1), np.float32)
   images[0, 10, 5] = 1.0
@@ -159,3 +157,30 @@ def test_views_are_moved_and_mirrored():
   assert {column for _, column in found} == {3, 4, 5, 6, 7, 20, 21, 22, 23, 24}
   same = private_training.views_of(jnp.asarray(images), jax.random.key(0), 0)
   np.testing.assert_array_equal(same, images[:, None])
+
+
+@pytest.mark.slow
+def test_a_small_run_of_differential_privacy(tmp_path, monkeypatch):
+  images, labels = np.zeros((64, 28, 28), np.uint8), np.arange(64, dtype=np.int32) % 10
+  monkeypatch.setattr(datasets, "fashion_arrays", lambda *_: (images, labels))
+  monkeypatch.setattr(datasets, "check_fashion_mnist", lambda _: None)
+  monkeypatch.setitem(differential_privacy.RECIPE, "network", TINY)
+  [run, *_] = differential_privacy.RUNS
+  run = run | {"batch_size": 16, "steps": 2}
+  figure = differential_privacy.FIGURE._replace(runs=[run])
+  flags = [f"--work={tmp_path}/work", f"--results={tmp_path}/small.csv"]
+  assert sweep.main(figure, flags) == 0
+  [row] = table.read(tmp_path / "small.csv", figure.columns)
+  assert (row["outcome"], row["steps"], row["epsilon"]) == ("done", "2", "3.0")
+  assert 2.9 < float(row["spent_epsilon"]) <= 3.0
+  assert 0 <= float(row["ema_top1"]) <= 1
+  assert sweep.main(figure, [*flags, "--plot"]) == 0
+  assert (tmp_path / "small.png").exists()
+
+
+def test_a_missing_library_is_named(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  flags = [f"--work={tmp_path}/work", f"--results={tmp_path}/none.csv"]
+  assert sweep.main(differential_privacy.FIGURE, flags) == 2
+  assert "pip install -e '.[privacy]'" in capsys.readouterr().err
+  assert not (tmp_path / "none.csv").exists()
