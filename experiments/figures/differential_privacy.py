@@ -40,7 +40,7 @@ RECIPE: dict[str, Any] = {
     "stochdepth_rate": 0.0,
   },
 }
-# Expected batch size and steps.
+# Expected batch size and steps: as much as could be had. More would learn more.
 LENGTHS = ((1024, 128),)
 RUNS = [
   {"epsilon": 3.0, "delta": DELTA, "batch_size": batch_size, "steps": steps, "seed": seed}
