@@ -137,7 +137,7 @@ def test_snippets_of_exported_files_run(tmp_path):
 
 def test_snippet_of_training_runs(monkeypatch):
   """All but the loop."""
-  monkeypatch.setattr(fitting, "run", lambda config, workdir, data: {"run": (config, data)})
+  monkeypatch.setattr(fitting, "run", lambda config, workdir, data, **_: {"run": (config, data)})
   names = {"nfnet_jax": nfnet_jax}
   names |= dict.fromkeys(("images", "test_images"), np.zeros((4, 8, 8, 3), np.uint8))
   names |= dict.fromkeys(("labels", "test_labels"), np.arange(4))
