@@ -106,6 +106,7 @@ def plot(rows: list[table.Row]) -> Any:
     axes.axhline(height, color=colour, linestyle="--", linewidth=1.2, label=label)
   axes.set_xticks(range(len(lengths)), [f"{steps} of {batch}" for batch, steps in lengths])
   axes.set_xlim(-0.5, len(lengths) - 0.5)
+  axes.set_ylim(bottom=axes.get_ylim()[0] - 4)  # Room for the legend.
   style.title(
     axes, "Fashion-MNIST, ε = 3, δ = 1e-5", x="steps of so many images", y="test accuracy (%)"
   )
