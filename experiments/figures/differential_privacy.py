@@ -40,8 +40,8 @@ RECIPE: dict[str, Any] = {
     "stochdepth_rate": 0.0,
   },
 }
-# Expected batch size and steps: as much as could be had. More would learn more.
-LENGTHS = ((1024, 128),)
+# Expected batch size and steps: two epochs, and 40.
+LENGTHS = ((1024, 128), (2048, 1172))
 RUNS = [
   {"epsilon": 3.0, "delta": DELTA, "batch_size": batch_size, "steps": steps, "seed": seed}
   for batch_size, steps in LENGTHS

@@ -54,7 +54,11 @@ AGC = [("NF, AGC", clipping) for clipping in (0.01, 0.02, 0.08, 0.16)]
 RUNS = (
   *runs_on("digits", (256,), 5, KINDS),
   *runs_on("digits", (256,), 3, AGC),
-  *runs_on("fashion", (256,), 1, [("NF", "")]),
+  *runs_on("digits", (16,), 5, [("NF", "")]),
+  *runs_on("digits", (64,), 3, [("NF, AGC", 0.04), ("NF, AGC", 0.16)]),
+  *runs_on("fashion", (256,), 3, KINDS),
+  *runs_on("digits", (16,), 3, [("BatchNorm", ""), ("NF, AGC", 0.04)]),
+  *runs_on("fashion", (16,), 3, [("NF", "")]),
 )
 
 
