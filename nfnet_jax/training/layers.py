@@ -38,7 +38,7 @@ def watch(
   params: hk.Params,
   step: jax.Array,
 ) -> tuple[Metrics, optax.OptState, hk.Params]:
-  """Measures the layers of a step if that is due, and takes next to no time if it is not.
+  """Measures the layers of a step if that is due.
 
   The update is computed once more for it. If instead the step's own update were measured, all steps
   would have to store it, which takes more time than measuring.
@@ -63,8 +63,8 @@ def watch(
 
   shape = len(VALUES), len(watched.names)
   values = jax.lax.cond(watched.is_due(step + 1), measured, lambda: jnp.zeros(shape))
-  # The update overwrites state and parameters in place. The barrier puts it after measuring;
-  # otherwise XLA would copy them.
+  # The update overwrites state and parameters in place. The barrier puts it after measuring, so
+  # that XLA need not copy them. For CPUs it drops the barrier early, and copies the parameters.
   return jax.lax.optimization_barrier(({"layers": values}, opt_state, params))
 
 
