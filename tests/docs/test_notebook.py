@@ -11,7 +11,7 @@ PATH = ROOT / "docs/quickstart.ipynb"
 
 def shown(cell):
   """The kinds of a cell's outputs, and the lines that it prints."""
-  kinds = [kind for output in cell.outputs for kind in output.get("data", ())]
+  kinds = sorted(kind for output in cell.outputs for kind in output.get("data", ()))
   streams = [output for output in cell.outputs if output.output_type == "stream"]
   return kinds, {output.name for output in streams}, "".join(each.text for each in streams)
 
