@@ -37,7 +37,7 @@ def watch(
   opt_state: optax.OptState,
   params: hk.Params,
   step: jax.Array,
-) -> tuple[Metrics, optax.OptState, hk.Params]:
+) -> tuple[Metrics, hk.Params]:
   """Measures the layers of a step if that is due.
 
   The update is computed once more for it. If instead the step's own update were measured, all steps
@@ -51,21 +51,24 @@ def watch(
     step: the number of updates before this one.
 
   Returns:
-    `{"layers": ...}`, `[4, len(names)]` as of `measure`, 0 if not due; {} for nothing. Then
-    `opt_state` and `params` for the update.
+    `{"layers": ...}`, `[4, len(names)]` as of `measure`, 0 if not due; {} for nothing. Then `grads`
+    for the update.
   """
   if watched is None:
-    return {}, opt_state, params
+    return {}, grads
 
-  def measured() -> jax.Array:
+  def measured() -> tuple[jax.Array, jax.Array]:
     updates, state = tx.update(grads, opt_state, params)
-    return measure(watched.names, grads, optax.apply_updates(params, updates), updates, state)
+    values = measure(watched.names, grads, optax.apply_updates(params, updates), updates, state)
+    return values, values[1, 0] < 0  # A norm is never negative.
 
-  shape = len(VALUES), len(watched.names)
-  values = jax.lax.cond(watched.is_due(step + 1), measured, lambda: jnp.zeros(shape))
-  # The update overwrites state and parameters in place. The barrier puts it after measuring, so
-  # that XLA need not copy them. For CPUs it drops the barrier early, and copies the parameters.
-  return jax.lax.optimization_barrier(({"layers": values}, opt_state, params))
+  def skipped() -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros((len(VALUES), len(watched.names))), step < 0
+
+  values, never = jax.lax.cond(watched.is_due(step + 1), measured, skipped)
+  # The update overwrites state and parameters in place. It has to come after measuring, or XLA
+  # copies them in every step. It drops a barrier, so a condition that it cannot know orders them.
+  return {"layers": values}, jax.tree.map(lambda x: jnp.where(never, 0.0, x), grads)
 
 
 def measure(

@@ -182,8 +182,8 @@ def make_train_step(
     mean = grad_fn(*replicas.own((before, state.net_state)), batch, key, example_ids)
     # This is the step's only communication. Clipping applies to the mean over the global batch.
     grads, (metrics, net_state) = replicas.mean(mean)
-    seen, opt_state, before = layers.watch(watched, tx, grads, state.opt_state, before, state.step)
-    updates, opt_state = tx.update(grads, opt_state, before)
+    seen, grads = layers.watch(watched, tx, grads, state.opt_state, before, state.step)
+    updates, opt_state = tx.update(grads, state.opt_state, before)
     trained = optax.apply_updates(before, updates)
     metrics |= {"grad_norm": _norm(grads), "param_norm": optax.tree.norm(trained)}
     metrics |= _clipped(opt_state) | seen

@@ -456,7 +456,7 @@ def test_a_directory_deleted_during_training(command, tmp_path, when_testing, ca
 
 def test_a_disk_that_is_full(command, tmp_path, finished, when_testing, capfd, caplog):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  when_testing(1, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1])))
+  when_testing(1, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1])))
   try:
     assert main(command(tmp_path)) == 1
   finally:
