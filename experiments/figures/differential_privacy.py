@@ -40,12 +40,12 @@ RECIPE: dict[str, Any] = {
     "stochdepth_rate": 0.0,
   },
 }
-# Expected batch size and steps: two epochs, and 40.
-LENGTHS = ((1024, 128), (2048, 1172))
+# Expected batch size, steps and seeds: two epochs, and 40.
+LENGTHS = ((1024, 128, 3), (2048, 1172, 1))
 RUNS = [
   {"epsilon": 3.0, "delta": DELTA, "batch_size": batch_size, "steps": steps, "seed": seed}
-  for batch_size, steps in LENGTHS
-  for seed in range(3)
+  for batch_size, steps, seeds in LENGTHS
+  for seed in range(seeds)
 ]
 VALUES = ("outcome", "top1", "ema_top1", "spent_epsilon", "noise_multiplier", "parameters")
 

@@ -112,6 +112,7 @@ def test_names_go_from_folders_to_predictions(run, folder, done, tmp_path):
   about = json.loads((tmp_path / "f.jax.json").read_text())
   assert exported == {
     **{"out": f"{tmp_path}/f.jax", "about": f"{tmp_path}/f.jax.json"},
+    **{"card": f"{tmp_path}/README.md"},
     **{"bytes": (tmp_path / "f.jax").stat().st_size, **about},
   }
   assert about == {
