@@ -46,7 +46,7 @@ def environment() -> dict[str, Any]:
   return {
     "nfnet_jax": nfnet_jax.__version__,
     "commit": _commit(),
-    **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+    **{name: _version(name) for name in _LIBRARIES},
     "python": platform.python_version(),
     "system": f"{platform.system()} {platform.machine()}",
     "cpus": os.cpu_count(),
@@ -55,6 +55,14 @@ def environment() -> dict[str, Any]:
     "devices": jax.device_count(),
     "processes": jax.process_count(),
   }
+
+
+def _version(name: str) -> str | None:
+  """The version of a library; None if it was not installed but put on the path."""
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:
+    return None
 
 
 def _commit() -> str | None:
