@@ -56,7 +56,7 @@ RUNS = (
   *runs_on("digits", (256,), 3, AGC),
   *runs_on("digits", (16,), 5, [("NF", "")]),
   *runs_on("digits", (64,), 3, [("NF, AGC", 0.04), ("NF, AGC", 0.16)]),
-  *runs_on("fashion", (256,), 1, KINDS),
+  *runs_on("fashion", (256,), 2, KINDS),
 )
 
 
