@@ -12,16 +12,7 @@ from nfnet_jax.training import parallel
 from nfnet_jax.training.build import build
 from nfnet_jax.training.meter import DivergedError, Meter
 from tests import tiny
-
-
-class Clock:
-  """Stands still until it is moved."""
-
-  def __init__(self):
-    self.seconds = 100.0
-
-  def perf_counter(self):
-    return self.seconds
+from tests.training.clock import Clock
 
 
 @pytest.fixture

@@ -5,16 +5,7 @@ import pytest
 
 from nfnet_jax.training import phases as phases_lib
 from nfnet_jax.training.phases import Phases
-
-
-class Clock:
-  """Stands still until it is moved."""
-
-  def __init__(self):
-    self.seconds = 100.0
-
-  def perf_counter(self):
-    return self.seconds
+from tests.training.clock import Clock
 
 
 @pytest.fixture
