@@ -12,7 +12,6 @@ import io
 import os
 import pathlib
 import platform
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,7 +20,6 @@ from nfnet_jax.errors import RequestError, RunError
 FORMAT = "1"
 # Seconds of the run, and the commit, command and processor that made it.
 RECEIPT = ("seconds", "commit", "command", "hardware")
-_REPOSITORY = pathlib.Path(__file__).parents[2]
 _CODE = ("nfnet_jax", "experiments", ":!experiments/figures/results")
 
 Row = dict[str, str]
@@ -87,16 +85,10 @@ def appending(path: pathlib.Path, columns: Columns) -> Iterator[Callable[[dict[s
 
 def commit() -> str:
   """The commit of the code, with "-dirty" if the code differs from it; "unknown" without Git."""
+  from nfnet_jax.runs import provenance  # Not above, since it imports JAX.
 
-  def git(*words: str) -> str:
-    command = ["git", "-C", str(_REPOSITORY), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-  try:
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE)
-    return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
-  except (OSError, subprocess.CalledProcessError):
-    return "unknown"
+  found = provenance.commit_of_code(*_CODE)
+  return found[0] + "-dirty" * found[1] if found else "unknown"
 
 
 @functools.cache

@@ -10,6 +10,9 @@ import numpy as np
 MEAN_RGB = (0.485, 0.456, 0.406)
 STDDEV_RGB = (0.229, 0.224, 0.225)
 
+# Arguments of `normalize` that leave the values as they are, in any number of channels.
+UNCHANGED = {"mean": (0.0,), "stddev": (1 / 255,)}
+
 
 def normalize(
   images: jax.Array | np.ndarray,

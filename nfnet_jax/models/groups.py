@@ -14,8 +14,8 @@ momentum or average. Running statistics of BatchNorm are not parameters and are 
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import haiku as hk
 from ml_collections import ConfigDict
@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from nfnet_jax.errors import RequestError
 
 Pairs = Iterable[tuple[str, float]]
+_Value = TypeVar("_Value")
 
 # A block's module; the first block has no number.
 _BLOCK = re.compile(r"[^/]+/~/[^/]*?block[^/]*?(?:_(\d+))?(?:/.*)?")
@@ -70,7 +71,7 @@ def multipliers(params: hk.Params, optimizer: ConfigDict) -> dict[str, dict[str,
       f"optimizer.head_multiplier={optimizer.head_multiplier:g} freeze all {len(names)} parameters "
       f"({_excerpt(names)}), so nothing is trained: give some of them a multiplier above 0."
     )
-  return {m: {n: of_name[f"{m}/{n}"] for n in leaves} for m, leaves in params.items()}
+  return _tree(params, of_name.__getitem__)
 
 
 def unclipped(params: hk.Params, optimizer: ConfigDict) -> dict[str, dict[str, bool]]:
@@ -98,7 +99,7 @@ def unclipped(params: hk.Params, optimizer: ConfigDict) -> dict[str, dict[str, b
       f"{key}={_short(optimizer.unclipped)} matches all {len(names)} parameters, so nothing is "
       "clipped: say so by optimizer.clip='none'."
     )
-  return {m: {n: f"{m}/{n}" in found for n in leaves} for m, leaves in params.items()}
+  return _tree(params, found.__contains__)
 
 
 def split(tree: Any, multipliers: Any) -> tuple[Any, Any]:
@@ -146,6 +147,11 @@ def summary(groups: list[Group]) -> str:
     for group in groups
   )
   return f"{trained:,} of {total:,} parameters are trained: {listed}"
+
+
+def _tree(params: hk.Params, value_of: Callable[[str], _Value]) -> dict[str, dict[str, _Value]]:
+  """A tree like `params` with a value for each parameter, by its name."""
+  return {m: {n: value_of(f"{m}/{n}") for n in leaves} for m, leaves in params.items()}
 
 
 def _names(params: Any) -> Iterator[str]:

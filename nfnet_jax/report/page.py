@@ -18,6 +18,7 @@ from nfnet_jax import output
 from nfnet_jax.errors import RequestError
 from nfnet_jax.report import card, curves, found, tested
 from nfnet_jax.report.found import Run
+from nfnet_jax.runs import metrics
 from nfnet_jax.runs.sessions import PHASES
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,6 @@ def _row(run: Run) -> dict[str, Any]:
   """A run in the table at the top."""
   config, tests = run.config, run.of("test")
   best = max((line["ema_top1"] for line in tests if line.get("ema_top1") is not None), default=None)
-  speeds = [line["images_per_second"] for line in run.of("train") if line.get("images_per_second")]
   seconds = [sum(each.seconds.values()) for each in run.sessions]
   return {
     "name": run.name,
@@ -134,7 +134,7 @@ def _row(run: Run) -> dict[str, Any]:
     "ema_top1": tests[-1].get("ema_top1") if tests else None,
     "tested": tests[-1]["step"] if tests else None,
     "best": best,
-    "speed": sorted(speeds)[len(speeds) // 2] if speeds else None,
+    "speed": metrics.median_speed(run.lines),
     "seconds": sum(seconds) if seconds else None,
     "sessions": len(run.sessions),
   }

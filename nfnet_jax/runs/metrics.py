@@ -6,7 +6,8 @@ a checkpoint drops all later lines, so the file looks as if the run had never st
 
 import contextlib
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
@@ -131,6 +132,12 @@ def read(workdir: epath.PathLike, damaged: list[str] | None = None) -> list[dict
   if not path.is_file():
     raise RequestError(f"no {FILE_NAME} in {workdir}: name the directory of a run.")
   return lines.read(path, _record, damaged)
+
+
+def median_speed(found: Iterable[Mapping[str, Any]]) -> float | None:
+  """The median of the images per second in lines of `read`; None if there are none."""
+  speeds = [speed for line in found if (speed := line.get("images_per_second"))]
+  return statistics.median(speeds) if speeds else None
 
 
 def _record(found: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ see `data.source.Source`. A run may resume with other versions or other images; 
 what has changed, and that its results will not be bit for bit the same. Older runs have no digests.
 """
 
+import functools
 import importlib.metadata
 import json
 import logging
@@ -42,10 +43,11 @@ def of_now(info: DatasetInfo) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-  """Where a session runs: versions, commit, system and devices."""
+  """Where a session runs: versions, commit ("+" if files differ), system and devices."""
+  commit = commit_of_code()
   return {
     "nfnet_jax": nfnet_jax.__version__,
-    "commit": _commit(),
+    "commit": commit and commit[0] + "+" * commit[1],
     **{name: _version(name) for name in _LIBRARIES},
     "python": platform.python_version(),
     "system": f"{platform.system()} {platform.machine()}",
@@ -65,20 +67,28 @@ def _version(name: str) -> str | None:
     return None
 
 
-def _commit() -> str | None:
-  """The commit of this package's own checkout, with "+" if files differ; None without one."""
+def commit_of_code(*paths: str) -> tuple[str, bool] | None:
+  """The commit of this package's own checkout.
+
+  Args:
+    *paths: Git's pathspecs of the files that count; all by default.
+
+  Returns:
+    Its first 12 digits, and whether files that Git tracks differ from it; None without a checkout.
+  """
   root = pathlib.Path(nfnet_jax.__file__).parents[1]
   if not (root / ".git").exists():
     return None
-  git = ["git", "-C", str(root)]
+  status = ["status", "--porcelain", "--untracked-files=no", "--", *paths]
+  git = functools.partial(subprocess.run, capture_output=True, text=True, timeout=5, check=True)
   try:
     commit, changes = (
-      subprocess.run([*git, *words], capture_output=True, text=True, timeout=5, check=True).stdout
-      for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+      git(["git", "-C", str(root), *words]).stdout.strip()
+      for words in (["rev-parse", "--short=12", "HEAD"], status)
     )
   except (OSError, subprocess.SubprocessError):
     return None
-  return commit.strip()[:12] + "+" * bool(changes.strip())
+  return commit, bool(changes)
 
 
 def load(path: epath.Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from nfnet_jax import config as config_lib
 from nfnet_jax import models, optim
+from nfnet_jax.data.normalize import UNCHANGED
 from nfnet_jax.models import groups
 from nfnet_jax.seeds import seeds_of
 from nfnet_jax.training import evaluate, layers, step
@@ -43,10 +44,6 @@ class Run(NamedTuple):
   fold: Callable[[hk.Params], hk.Params]
   multipliers: Any
   layers: tuple[str, ...]
-
-
-# Arguments of `normalize` that leave features as they are.
-_UNCHANGED = {"mean": (0.0,), "stddev": (1 / 255,)}
 
 
 def build(config: ConfigDict, num_features: int | None = None) -> Run:
@@ -85,7 +82,7 @@ def build(config: ConfigDict, num_features: int | None = None) -> Run:
   step_net, normalization = net, models.get_spec(config.model.name).normalization
   if num_features is not None:
     step_net = eval_net = models.create_head(config.model.name, num_classes, **kwargs)
-    fold, normalization, in_channels = lambda params: params, _UNCHANGED, num_features
+    fold, normalization, in_channels = lambda params: params, UNCHANGED, num_features
   task: dict[str, Any] = {
     **{"num_classes": num_classes, "loss": config.loss},
     **{"normalization": normalization, "in_channels": in_channels},

@@ -1,7 +1,6 @@
 """How a run ends: what it reports, and what it draws."""
 
 import logging
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -98,13 +97,13 @@ def _times(
   lines: Sequence[Mapping[str, Any]], worked: Sequence[sessions.Session]
 ) -> Iterator[list[str]]:
   """The speed, and what the time of all sessions went into."""
-  speeds = [speed for line in lines if (speed := line.get("images_per_second"))]
-  if speeds:
-    yield ["images/s", f"{statistics.median(speeds):,.0f}, the median while training"]
+  speed = metrics.median_speed(lines)
+  if speed is not None:
+    yield ["images/s", f"{speed:,.0f}, the median while training"]
   seconds: dict[str, float] = {}
   for each in worked:
     for phase, value in each.seconds.items():
-      seconds[phase] = seconds.get(phase, 0.0) + (value or 0.0)
+      seconds[phase] = seconds.get(phase, 0.0) + value
   total = sum(seconds.values())
   if total:
     times = f"{len(worked)} sessions" if len(worked) > 1 else "one session"

@@ -11,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from nfnet_jax.data.batch import Batch
+from nfnet_jax.data.normalize import UNCHANGED
 from nfnet_jax.errors import RunError
 from nfnet_jax.runs import pictures
 from nfnet_jax.runs.outcome import Answers, join
@@ -21,7 +22,6 @@ from nfnet_jax.training.step import augmented, images_per_example, step_key
 log = logging.getLogger(__name__)
 
 _SHOWN_LABELS = 3
-_PIXELS = {"mean": (0.0,) * 3, "stddev": (1 / 255,) * 3}  # leaves pixel values as they are
 _PREFIX = "ema_"
 
 
@@ -45,7 +45,7 @@ def keep_samples(workdir: epath.Path, config: ConfigDict, step: int, batch: Batc
     images, labels, _ = augmented(
       *(batch, key, jnp.arange(count // per_example)),
       *(config.augment, config.model.num_classes, config.label_smoothing),
-      _PIXELS,
+      UNCHANGED,
     )
     return images, jax.lax.top_k(labels, min(_SHOWN_LABELS, labels.shape[1]))
 
