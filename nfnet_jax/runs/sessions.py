@@ -101,13 +101,8 @@ def read(workdir: epath.PathLike, damaged: list[str] | None = None) -> list[Sess
       step = line["step"]
       sessions.append(Session(line["began"], step, step, line.get("environment", {}), {}))
     elif sessions:
-      sessions[-1] = sessions[-1]._replace(last=line["step"], seconds=_numbers(line["seconds"]))
+      sessions[-1] = sessions[-1]._replace(last=line["step"], seconds=line["seconds"])
   return sessions
-
-
-def _numbers(seconds: Mapping[str, float | None]) -> dict[str, float]:
-  """Seconds by phase without those that are null."""
-  return {phase: value for phase, value in seconds.items() if value is not None}
 
 
 def _checked(found: Any) -> Mapping[str, Any]:

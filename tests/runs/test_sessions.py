@@ -53,14 +53,6 @@ def test_damage_is_refused_or_left_out(tmp_path, line):
   assert len(damaged) == 1
 
 
-def test_seconds_that_are_null_count_for_nothing(tmp_path):
-  work(tmp_path, 0, [])
-  with (tmp_path / "sessions.jsonl").open("a") as file:
-    file.write('{"step": 50, "seconds": {"start": null, "train": 2.0}}\n')
-  (session,) = sessions.read(tmp_path)
-  assert session.seconds == {"train": 2.0}
-
-
 def test_the_environment_names_versions_and_devices():
   found = provenance.environment()
   assert found["devices"] == 8
