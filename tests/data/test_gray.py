@@ -11,6 +11,7 @@ from PIL import Image
 from nfnet_jax import data
 from nfnet_jax.data import image, preprocess, reader
 from nfnet_jax.data.preprocess import Preprocessing
+from nfnet_jax.errors import RequestError
 from tests.data import examples, zoo
 
 ZOO = zoo.everything()
@@ -101,5 +102,5 @@ def test_arrays_of_either_kind_are_converted(channels: int) -> None:
 @pytest.mark.parametrize("channels", [2, 4])
 def test_other_channels_are_refused(channels: int) -> None:
   images = np.zeros((2, 4, 4, channels), np.uint8)
-  with pytest.raises(data.RequestError, match=r"give uint8 \[N, H, W, 3\], or \[N, H, W, 1\]"):
+  with pytest.raises(RequestError, match=r"give uint8 \[N, H, W, 3\], or \[N, H, W, 1\]"):
     data.from_arrays(images, [0, 1])

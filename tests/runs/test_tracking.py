@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import time
+from unittest import mock
 
 import pytest
 from etils import epath
@@ -149,23 +150,27 @@ def test_trackers_are_named_with_commas(monkeypatch):
       trackers.named(text)
 
 
-def test_a_package_that_is_not_installed(tmp_path, monkeypatch):
+@pytest.fixture
+def search_path(tmp_path, monkeypatch):
+  """The only folder where modules are found. What a test imports is forgotten after it."""
   monkeypatch.setattr(sys, "path", [str(tmp_path)])
-  monkeypatch.delitem(sys.modules, "mlflow", raising=False)
+  with mock.patch.dict(sys.modules):
+    sys.modules.pop("mlflow", None)
+    yield tmp_path
+
+
+def test_a_package_that_is_not_installed(search_path):
   with pytest.raises(RequestError, match="not installed: pip install mlflow"):
     trackers.named("mlflow")
-  (tmp_path / "mlflow").mkdir()  # as wandb's and MLflow's users have where they work
+  (search_path / "mlflow").mkdir()  # as wandb's and MLflow's users have where they work
   importlib.invalidate_caches()
   with pytest.raises(RequestError, match="not installed: pip install mlflow"):
     trackers.named("mlflow")
-  monkeypatch.delitem(sys.modules, "mlflow")
 
 
 @pytest.mark.parametrize("text", ["import none_such", "1 / 0"])
-def test_a_package_that_cannot_be_imported(tmp_path, monkeypatch, text):
-  monkeypatch.setattr(sys, "path", [str(tmp_path)])
-  monkeypatch.delitem(sys.modules, "mlflow", raising=False)
-  (tmp_path / "mlflow.py").write_text(text)
+def test_a_package_that_cannot_be_imported(search_path, text):
+  (search_path / "mlflow.py").write_text(text)
   importlib.invalidate_caches()
   with pytest.raises(RequestError, match="--tracker=mlflow: the package cannot be imported: "):
     trackers.named("mlflow")
