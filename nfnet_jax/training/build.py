@@ -1,7 +1,5 @@
 """Turns a resolved config into the functions of a run."""
 
-import functools
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +13,7 @@ from nfnet_jax import models, optim
 from nfnet_jax.data.normalize import UNCHANGED
 from nfnet_jax.models import groups
 from nfnet_jax.seeds import seeds_of
-from nfnet_jax.training import evaluate, layers, step
+from nfnet_jax.training import evaluate, step
 
 
 class Run(NamedTuple):
@@ -31,7 +29,7 @@ class Run(NamedTuple):
     fold: standardises the weights once for all batches and returns the parameters for `eval_net`.
     multipliers: multipliers of each parameter's learning rate, see `nfnet_jax.models.groups`.
     layers: the modules with trainable parameters, from the input to the output. The metrics of
-      `train_step` hold their values in steps with a line of metrics, see `training.layers`.
+      `train_step` hold their values, see `training.layers`.
   """
 
   net: hk.TransformedWithState
@@ -99,7 +97,7 @@ def build(config: ConfigDict, num_features: int | None = None) -> Run:
     seeding=config.seeding,
     sam=config.sam,
     multipliers=multipliers,
-    watched=layers.Watch(trained, functools.partial(is_due, every=config.log_every, config=config)),
+    watched=trained,
   )
   eval_step = evaluate.make_eval_step(eval_net, outputs=evaluate.guesses, **task)
   # Initialisation is compiled, so that XLA drops the forward pass that only names the parameters.
@@ -111,16 +109,15 @@ def build(config: ConfigDict, num_features: int | None = None) -> Run:
   return Run(net, schedule, init, init_from, *steps, eval_net, fold, multipliers, trained)
 
 
-def is_due(step: Any, every: int, config: ConfigDict) -> Any:
-  """Whether something is due after a step, an integer or an array: at intervals and at the end.
+def is_due(step: int, every: int, config: ConfigDict) -> bool:
+  """Whether something is due after a step: at intervals and at the end.
 
   Args:
     step: the number of updates so far.
     every: the interval in steps.
     config: of the run, whose last step is an end, as is that of each shorter run it continues.
   """
-  is_end = [step == end for end in (config.steps, *(config.former_steps or ()))]
-  return functools.reduce(operator.or_, is_end, step % every == 0)
+  return step % every == 0 or step in (config.steps, *(config.former_steps or ()))
 
 
 def _schedule(config: ConfigDict) -> optim.Schedule:

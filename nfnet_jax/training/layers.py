@@ -4,8 +4,8 @@ A layer is a Haiku module: a convolution with its gain and bias, a linear layer,
 block's skip connection. `runs.layers` keeps these values.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import haiku as hk
 import jax
@@ -15,89 +15,71 @@ import optax
 
 from nfnet_jax import agc
 from nfnet_jax.runs.layers import VALUES
-from nfnet_jax.training.replicas import Metrics
 
-
-class Watch(NamedTuple):
-  """Which layers to measure, and when.
-
-  Attributes:
-    names: modules of trainable parameters.
-    is_due: of the number of updates after a step, `[]` int32, says whether to measure that step.
-  """
-
-  names: Sequence[str]
-  is_due: Callable[[jax.Array], jax.Array]
-
-
-def watch(
-  watched: Watch | None,
-  tx: optax.GradientTransformation,
-  grads: hk.Params,
-  opt_state: optax.OptState,
-  params: hk.Params,
-  step: jax.Array,
-) -> tuple[Metrics, hk.Params]:
-  """Measures the layers of a step if that is due.
-
-  The update is computed once more for it. If instead the step's own update were measured, all steps
-  would have to store it, which takes more time than measuring.
-
-  Args:
-    watched: what to measure, and when; None for nothing.
-    tx: the optimizer.
-    grads: the gradient before clipping.
-    opt_state, params: before the update.
-    step: the number of updates before this one.
-
-  Returns:
-    `{"layers": ...}`, `[4, len(names)]` as of `measure`, 0 if not due; {} for nothing. Then `grads`
-    for the update.
-  """
-  if watched is None:
-    return {}, grads
-
-  def measured() -> tuple[jax.Array, jax.Array]:
-    updates, state = tx.update(grads, opt_state, params)
-    values = measure(watched.names, grads, optax.apply_updates(params, updates), updates, state)
-    return values, values[1, 0] < 0  # A norm is never negative.
-
-  def skipped() -> tuple[jax.Array, jax.Array]:
-    return jnp.zeros((len(VALUES), len(watched.names))), step < 0
-
-  values, never = jax.lax.cond(watched.is_due(step + 1), measured, skipped)
-  # The update overwrites state and parameters in place. It has to come after measuring, or XLA
-  # copies them in every step. It drops a barrier, so a condition that it cannot know orders them.
-  return {"layers": values}, jax.tree.map(lambda x: jnp.where(never, 0.0, x), grads)
+MEASURED_IN_STEP = tuple(VALUES)[:-1]  # all but the norm of the update
 
 
 def measure(
-  names: Sequence[str],
-  grads: hk.Params,
-  params: hk.Params,
-  updates: hk.Params,
-  opt_state: optax.OptState,
+  names: Sequence[str], grads: hk.Params, params: hk.Params, opt_state: optax.OptState
 ) -> jax.Array:
-  """The values of each layer in one step.
+  """The values of each layer that cost a step nothing: clipping and metrics need their parts.
 
   Args:
     names: the modules, in the order of the result.
     grads: the gradient before clipping.
     params: the parameters after the update.
-    updates: what was added to them.
     opt_state: the optimizer's state after the update.
 
   Returns:
-    `[4, len(names)]` float32, a row for each of `VALUES`. The share of clipped units is NaN for
-    layers that AGC does not clip, and for all layers unless exactly one AGC is in the optimizer.
+    `[3, len(names)]` float32, a row for each of `MEASURED_IN_STEP`. The share of clipped units is
+    NaN for layers that AGC does not clip, and for all layers unless exactly one AGC is in the
+    optimizer.
   """
   rows = {
     "clipped_share": _clipped_shares(names, grads, opt_state),
-    "grad_norm": [optax.tree.norm(grads[name]) for name in names],
+    "grad_norm": [norm_by_units(grads[name]) for name in names],
     "param_norm": [optax.tree.norm(params[name]) for name in names],
-    "update_norm": [optax.tree.norm(updates[name]) for name in names],
   }
-  return jnp.array([rows[value] for value in VALUES], jnp.float32)
+  return jnp.array([rows[value] for value in MEASURED_IN_STEP], jnp.float32)
+
+
+def norm_by_units(tree: Any) -> jax.Array:
+  """The norm of a tree, from the unit norms that the compiler already computes for clipping."""
+  return optax.tree.norm(jax.tree.map(agc.unitwise_norm, tree))
+
+
+def copied(names: Sequence[str], params: hk.Params) -> hk.Params:
+  """A copy of the layers' parameters on one device, to be made before a step overwrites them."""
+  return _copy({name: _on_one_device(params[name]) for name in names})
+
+
+def update_norms(names: Sequence[str], before: hk.Params, params: hk.Params) -> np.ndarray:
+  """The norm of each layer's update, `[len(names)]` float32; waits for the step.
+
+  A step that measured its own updates would have to store them, in all steps.
+
+  Args:
+    names: the modules, in the order of the result.
+    before: of `copied`.
+    params: the parameters after the step.
+  """
+  norms = _norms_of_change(before, {name: _on_one_device(params[name]) for name in names})
+  return np.array([norms[name] for name in names])
+
+
+@jax.jit
+def _copy(params: hk.Params) -> hk.Params:
+  return jax.tree.map(jnp.copy, params)
+
+
+@jax.jit
+def _norms_of_change(before: hk.Params, after: hk.Params) -> dict[str, jax.Array]:
+  changes = jax.tree.map(jnp.subtract, after, before)
+  return {name: optax.tree.norm(change) for name, change in changes.items()}
+
+
+def _on_one_device(tree: Any) -> Any:
+  return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def _clipped_shares(names: Sequence[str], grads: Any, opt_state: Any) -> list[Any]:

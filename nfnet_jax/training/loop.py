@@ -24,7 +24,7 @@ from nfnet_jax.runs import record as record_lib
 from nfnet_jax.seeds import seeds_of
 from nfnet_jax.training import bar as bar_lib
 from nfnet_jax.training import batches as batches_lib
-from nfnet_jax.training import ending, fine_tuning, gradients, parallel, probe, progress
+from nfnet_jax.training import ending, fine_tuning, gradients, layers, parallel, probe, progress
 from nfnet_jax.training import profile as profile_lib
 from nfnet_jax.training.build import build, is_due
 from nfnet_jax.training.meter import Meter
@@ -137,15 +137,18 @@ def run(
         # The call returns at once, and the meter waits for the step before, so devices stay busy.
         with phases.during("compile" if step == start + 1 else "train"):
           keep_samples(workdir, config, step, batch)
+          is_logged = is_due(step, config.log_every, config)
+          before = layers.copied(built.layers, state.params) if is_logged else {}
           state, metrics = train_step(state, batch)
         meter.add(step, metrics)
         bar.update()
         stop = notice.stop_after(step)
         testing = is_due(step, config.eval_every, config)
 
-        if is_due(step, config.log_every, config):
+        if is_logged:
           values = meter.report() | {"learning_rate": float(built.schedule(step - 1))}
-          _report(record, config, step, "train", values, meter.layers)
+          moved = layers.update_norms(built.layers, before, state.params)
+          _report(record, config, step, "train", values, np.vstack([meter.layers, moved]))
         # If another process fails during evaluation, this one has no time left to save.
         if stop or saver.is_due(step) or (testing and jax.process_count() > 1):
           saver.save(record, step, state)

@@ -20,12 +20,12 @@ class Meter:
 
   Attributes:
     finished: the last step that the devices are known to have finished.
-    layers: the values of layers in that step, see `layers.watch`; None if it has none.
+    layers: the values of layers in that step, see `layers.measure`; empty if it has none.
   """
 
   def __init__(self, batch_size: int, start: int = 0):
     self.finished = start
-    self.layers: np.ndarray | None = None
+    self.layers = np.empty((0, 0), np.float32)
     self._idle = 0.0
     self._batch_size = batch_size
     self._fetcher = ThreadPoolExecutor(1)
@@ -51,7 +51,7 @@ class Meter:
     step, fetched = self._pending
     self._pending = None
     metrics, self._idle = fetched.result()
-    self.layers = metrics.pop("layers", None)
+    self.layers = metrics.pop("layers", self.layers)
     values = {name: float(value) for name, value in metrics.items()}
     # Checking the loss is not enough: compiled for CPU, a network with NaN parameters can return
     # finite logits. Gradient and parameter norms are not finite then.

@@ -1,7 +1,7 @@
 """One step of training, as a pure function of state and batch."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from nfnet_jax import agc, augment, losses, optim, seeds
+from nfnet_jax import augment, losses, optim, seeds
 from nfnet_jax.data import batch as batch_lib
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.errors import RequestError
@@ -109,7 +109,7 @@ def make_train_step(
   multipliers: Any = None,
   normalization: Mapping[str, tuple[float, ...]] | None = None,
   in_channels: int = 3,
-  watched: layers.Watch | None = None,
+  watched: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Builds the training step of one replica, to be mapped over the axis `replicas.AXIS`.
 
@@ -142,7 +142,7 @@ def make_train_step(
       gradient is computed for them. None to train all parameters.
     normalization: see `models.ModelSpec`; None for the mean and deviation of ImageNet.
     in_channels: the channels of the images.
-    watched: layers whose values the metrics hold under "layers", see `layers.watch`; None for none.
+    watched: modules whose values the metrics hold under "layers", see `layers.measure`.
 
   Returns:
     A function of `TrainState` and this replica's `Batch` (without padding, and with
@@ -182,11 +182,12 @@ def make_train_step(
     mean = grad_fn(*replicas.own((before, state.net_state)), batch, key, example_ids)
     # This is the step's only communication. Clipping applies to the mean over the global batch.
     grads, (metrics, net_state) = replicas.mean(mean)
-    seen, grads = layers.watch(watched, tx, grads, state.opt_state, before, state.step)
     updates, opt_state = tx.update(grads, state.opt_state, before)
     trained = optax.apply_updates(before, updates)
-    metrics |= {"grad_norm": _norm(grads), "param_norm": optax.tree.norm(trained)}
-    metrics |= _clipped(opt_state) | seen
+    norms = {"grad_norm": layers.norm_by_units(grads), "param_norm": optax.tree.norm(trained)}
+    metrics |= norms | _clipped(opt_state)
+    if watched:
+      metrics["layers"] = layers.measure(watched, grads, trained, opt_state)
     ema_params, ema_net_state = optim.update_ema(
       (state.ema_params, state.ema_net_state), (trained, net_state), state.step, ema_decay
     )
@@ -253,11 +254,6 @@ def _clipped(opt_state: optax.OptState) -> Metrics:
   if len(shares) == 1:
     return {"clipped_share": next(iter(shares.values()))}
   return {f"clipped_share/{place}": share for place, share in shares.items()}
-
-
-def _norm(tree: Any) -> Array:
-  """The global norm, from the unit norms that the compiler already computes for clipping."""
-  return optax.tree.norm(jax.tree.map(agc.unitwise_norm, tree))
 
 
 def _check_batch(batch: Batch, loss: str, num_classes: int, in_channels: int) -> None:
