@@ -28,7 +28,7 @@ from nfnet_jax.cli import compile_cache, cpu_memory
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.data.batch import Batch
 from nfnet_jax.runs import layers as layers_lib
-from nfnet_jax.training import layers
+from nfnet_jax.training import layers, parallel
 from nfnet_jax.training import step as step_lib
 from nfnet_jax.training.build import build
 from nfnet_jax.training.meter import Meter
@@ -79,27 +79,28 @@ def main():
   args = parser.parse_args()
   cpu_memory.keep()
   compile_cache.enable()
-  config, batch = config_of(args), batch_of(args)
+  config, batch = config_of(args), parallel.shard(batch_of(args), 1)
   recorded = build(config)
   runs = {"with": recorded, "line": recorded}
   with mock.patch.object(step_lib, "make_train_step", without_layers):
     runs["without"] = build(config)
-  steps = {name: jax.jit(run.train_step, donate_argnums=0) for name, run in runs.items()}
+  steps = {
+    name: layers.with_updates(
+      parallel.map_train_step(run.train_step), recorded.layers, lambda _, due=name == "line": due
+    )
+    for name, run in runs.items()
+  }
   meters = {name: Meter(args.batch) for name in runs}
   states, seconds = {}, {name: [] for name in runs}
   for name, step in steps.items():
-    states[name], metrics = step(runs[name].init(), batch)
+    states[name], metrics = step(0, parallel.replicate(runs[name].init()), batch)
   for number in range(1, args.rounds + 1):
     for name in [*runs][:: 1 if number % 2 else -1]:
       jax.block_until_ready(states[name])
       start = time.perf_counter()
-      is_line, names = name == "line", recorded.layers
-      before = layers.copied(names, states[name].params) if is_line else {}
-      states[name], metrics = steps[name](states[name], batch)
+      states[name], metrics = steps[name](number, states[name], batch)
       meters[name].add(number, metrics)
       meters[name].wait()
-      if is_line:
-        moved = layers.update_norms(names, before, states[name].params)
       jax.block_until_ready(states[name])
       seconds[name].append(time.perf_counter() - start)
   meters["line"].report()
@@ -117,7 +118,7 @@ def main():
     "ratio": mean_recorded / medians["without"],
     "same_bits": all(jax.tree.leaves(same)),
     "layers": len(recorded.layers),
-    "bytes_of_10000_steps": size_of(recorded.layers, np.vstack([meters["line"].layers, moved])),
+    "bytes_of_10000_steps": size_of(recorded.layers, meters["line"].layers),
     "processor": platform.processor() or platform.machine(),
     "cpus": os.cpu_count(),
     "load": os.getloadavg()[0],

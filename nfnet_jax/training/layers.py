@@ -4,7 +4,7 @@ A layer is a Haiku module: a convolution with its gain and bias, a linear layer,
 block's skip connection. `runs.layers` keeps these values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import haiku as hk
@@ -48,38 +48,47 @@ def norm_by_units(tree: Any) -> jax.Array:
   return optax.tree.norm(jax.tree.map(agc.unitwise_norm, tree))
 
 
-def copied(names: Sequence[str], params: hk.Params) -> hk.Params:
-  """A copy of the layers' parameters on one device, to be made before a step overwrites them."""
-  return _copy({name: _on_one_device(params[name]) for name in names})
+def with_updates(
+  mapped_step: Callable, names: Sequence[str], is_due: Callable[[int], bool]
+) -> Callable:
+  """Adds the norm of each layer's update to the values that a mapped step returns.
 
-
-def update_norms(names: Sequence[str], before: hk.Params, params: hk.Params) -> np.ndarray:
-  """The norm of each layer's update, `[len(names)]` float32; waits for the step.
-
-  A step that measured its own updates would have to store them, in all steps.
+  It is that of the difference between the parameters and a copy of them from before the step, on
+  one device. A step that measured its own updates would have to store them, in all steps.
 
   Args:
-    names: the modules, in the order of the result.
-    before: of `copied`.
-    params: the parameters after the step.
+    mapped_step: takes a `TrainState` and a batch, see `parallel.map_train_step`.
+    names: the modules, in the order of the values.
+    is_due: of the number of updates after a step, says whether to measure that step.
+
+  Returns:
+    A function of that number and of the step's arguments that returns what the step does; where it
+    is due, "layers" is the pair of the step's values and of `[len(names)]` norms.
   """
-  norms = _norms_of_change(before, {name: _on_one_device(params[name]) for name in names})
-  return np.array([norms[name] for name in names])
+
+  def step(number: int, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+    if not is_due(number):
+      return mapped_step(state, batch)
+    before = _copied(_on_one_device(names, state.params))  # The step overwrites its input.
+    state, metrics = mapped_step(state, batch)
+    norms = _norms_of_change(before, _on_one_device(names, state.params))
+    return state, metrics | {"layers": (metrics["layers"], norms)}
+
+  return step
 
 
 @jax.jit
-def _copy(params: hk.Params) -> hk.Params:
+def _copied(params: Sequence[Any]) -> Sequence[Any]:
   return jax.tree.map(jnp.copy, params)
 
 
 @jax.jit
-def _norms_of_change(before: hk.Params, after: hk.Params) -> dict[str, jax.Array]:
-  changes = jax.tree.map(jnp.subtract, after, before)
-  return {name: optax.tree.norm(change) for name, change in changes.items()}
+def _norms_of_change(before: Sequence[Any], after: Sequence[Any]) -> jax.Array:
+  return jnp.array([optax.tree.norm(x) for x in jax.tree.map(jnp.subtract, after, before)])
 
 
-def _on_one_device(tree: Any) -> Any:
-  return jax.tree.map(lambda x: x.addressable_data(0), tree)
+def _on_one_device(names: Sequence[str], params: hk.Params) -> list[dict[str, jax.Array]]:
+  return jax.tree.map(lambda x: x.addressable_data(0), [params[name] for name in names])
 
 
 def _clipped_shares(names: Sequence[str], grads: Any, opt_state: Any) -> list[Any]:

@@ -26,7 +26,7 @@ from nfnet_jax.training import bar as bar_lib
 from nfnet_jax.training import batches as batches_lib
 from nfnet_jax.training import ending, fine_tuning, gradients, layers, parallel, probe, progress
 from nfnet_jax.training import profile as profile_lib
-from nfnet_jax.training.build import build, is_due
+from nfnet_jax.training.build import Run, build, is_due
 from nfnet_jax.training.meter import Meter
 from nfnet_jax.training.phases import Phases
 from nfnet_jax.training.saving import Saver
@@ -100,7 +100,7 @@ def run(
       return ending.conclude(workdir, config)
     state = parallel.replicate(state, copy=False)
     built, feed = probe.prepared(config, built, state, workdir, info, share)
-    train_step = parallel.map_train_step(built.train_step)
+    train_step = _train_step(built, config)
     eval_step = parallel.map_eval_step(built.eval_step)
     meter = Meter(config.batch_size, start)
     batches = phases.waiting(feed.train(start), meter.idle_since)
@@ -137,18 +137,15 @@ def run(
         # The call returns at once, and the meter waits for the step before, so devices stay busy.
         with phases.during("compile" if step == start + 1 else "train"):
           keep_samples(workdir, config, step, batch)
-          is_logged = is_due(step, config.log_every, config)
-          before = layers.copied(built.layers, state.params) if is_logged else {}
-          state, metrics = train_step(state, batch)
+          state, metrics = train_step(step, state, batch)
         meter.add(step, metrics)
         bar.update()
         stop = notice.stop_after(step)
         testing = is_due(step, config.eval_every, config)
 
-        if is_logged:
+        if is_due(step, config.log_every, config):
           values = meter.report() | {"learning_rate": float(built.schedule(step - 1))}
-          moved = layers.update_norms(built.layers, before, state.params)
-          _report(record, config, step, "train", values, np.vstack([meter.layers, moved]))
+          _report(record, config, step, "train", values, meter.layers)
         # If another process fails during evaluation, this one has no time left to save.
         if stop or saver.is_due(step) or (testing and jax.process_count() > 1):
           saver.save(record, step, state)
@@ -160,6 +157,12 @@ def run(
       saver.settle(record)
 
     return ending.report(workdir, config, stopped_at, notice)
+
+
+def _train_step(built: Run, config: ConfigDict) -> Callable:
+  """The mapped step, which measures updates before a line of metrics."""
+  is_logged = functools.partial(is_due, every=config.log_every, config=config)
+  return layers.with_updates(parallel.map_train_step(built.train_step), built.layers, is_logged)
 
 
 def _report(

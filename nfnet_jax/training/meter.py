@@ -3,6 +3,7 @@
 import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,12 +21,12 @@ class Meter:
 
   Attributes:
     finished: the last step that the devices are known to have finished.
-    layers: the values of layers in that step, see `layers.measure`; empty if it has none.
+    layers: the values of layers in that step, see `layers.with_updates`; None if it has none.
   """
 
   def __init__(self, batch_size: int, start: int = 0):
     self.finished = start
-    self.layers = np.empty((0, 0), np.float32)
+    self.layers: np.ndarray | None = None
     self._idle = 0.0
     self._batch_size = batch_size
     self._fetcher = ThreadPoolExecutor(1)
@@ -51,7 +52,8 @@ class Meter:
     step, fetched = self._pending
     self._pending = None
     metrics, self._idle = fetched.result()
-    self.layers = metrics.pop("layers", self.layers)
+    of_layers = metrics.pop("layers", None)
+    self.layers = None if of_layers is None else np.vstack(of_layers)
     values = {name: float(value) for name, value in metrics.items()}
     # Checking the loss is not enough: compiled for CPU, a network with NaN parameters can return
     # finite logits. Gradient and parameter norms are not finite then.
@@ -98,7 +100,7 @@ class Meter:
     self._timed_steps = 0
 
 
-def _fetch(metrics: Metrics) -> tuple[dict[str, np.ndarray], float]:
+def _fetch(metrics: Metrics) -> tuple[dict[str, Any], float]:
   """The metrics of a step on the host, and the time when they were there."""
   fetched = jax.device_get(metrics)
   return fetched, time.perf_counter()

@@ -80,13 +80,16 @@ def test_updates_are_those_of_the_step_that_overwrites_its_input(num_devices):
   devices = jax.devices()[:num_devices]
   state = parallel.replicate(run.init(), devices)
   kept = jax.tree.map(np.array, state.params)  # A view would keep the step from overwriting it.
-  before = layers.copied(run.layers, state.params)
-  step = parallel.map_train_step(run.train_step, devices)
-  after, _ = step(state, parallel.shard(tiny.batch(0), num_devices))
+  mapped_step = parallel.map_train_step(run.train_step, devices)
+  step = layers.with_updates(mapped_step, run.layers, lambda number: number == 7)
+  after, metrics = step(7, state, parallel.shard(tiny.batch(0), num_devices))
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
-  found = layers.update_norms(run.layers, before, after.params)
+  measured, found = metrics["layers"]
+  assert measured.shape == (3, len(run.layers))
   moved = jax.tree.map(np.subtract, jax.device_get(after.params), kept)
   np.testing.assert_allclose(
     found, [optax.tree.norm(moved[name]) for name in run.layers], rtol=1e-5
   )
   assert (found > 0).all()
+  _, metrics = step(8, after, parallel.shard(tiny.batch(0), num_devices))
+  assert metrics["layers"].shape == (3, len(run.layers))  # Nothing is due.
