@@ -29,12 +29,17 @@ THEIRS = {"nfnet_f0": "dm_nfnet_f0", "nfnet_f1": "dm_nfnet_f1"}  # timm's own ha
 WARM_UP = 20
 
 
-def network(name: str, size: int) -> inference.Network:
-  """Random weights, loaded as `nfnet-jax predict` does."""
+def write_weights(path: str, name: str, size: int) -> None:
+  """Writes random weights."""
   net, images = models.create_model(name), jnp.zeros((1, size, size, 3))
   params, _ = jax.jit(net.init, static_argnums=2)(jax.random.key(0), images, False)
+  weights.save_weights(path, params, name)
+
+
+def network(name: str, size: int) -> inference.Network:
+  """Random weights, loaded as `nfnet-jax predict` does."""
   with tempfile.TemporaryDirectory() as folder:
-    weights.save_weights(f"{folder}/w.safetensors", params, name)
+    write_weights(f"{folder}/w.safetensors", name, size)
     return inference.load_network(f"{folder}/w.safetensors", size=size)
 
 

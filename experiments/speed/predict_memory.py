@@ -2,55 +2,56 @@
 
   python experiments/speed/predict_memory.py nfnet_f0 --images=10000
 
-The photographs of `photographs.py`, each as often as need be, with random weights. Ends with one
-JSON object. Linux.
+The command runs as a user runs it, with random weights and the photographs of `photographs.py`,
+their folder as often as need be. Ends with one JSON object. Linux.
 """
 
 import argparse
-import itertools
 import json
-import os
 import pathlib
-import resource
+import re
+import subprocess
 import sys
+import tempfile
 
 import photographs
 import predict_folder
 
 from nfnet_jax import models
-from nfnet_jax.cli import cpu_memory
-from nfnet_jax.inference import predict
 
 FILES, REPORTS = 200, 10
 
 
-def resident_mib() -> float:
-  """Memory of this process that is in use now."""
-  pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-  return pages * os.sysconf("SC_PAGESIZE") / 2**20
+def mebibytes(process: int, name: str) -> int:
+  """A value of /proc: `VmRSS` is the memory in use now, `VmHWM` its peak so far."""
+  status = pathlib.Path(f"/proc/{process}/status").read_text()
+  return round(int(re.search(rf"{name}:\s+(\d+)", status)[1]) / 2**10)
 
 
 def main() -> None:
   """Prints the memory in use after each tenth of the images."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("model")
-  parser.add_argument("--images", type=int, default=10_000)
+  parser.add_argument("--images", type=int, default=10_000, help=f"a multiple of {FILES}")
   parser.add_argument("--folder", default=f"/tmp/photographs/{FILES}", help="is filled if need be")
-  parser.add_argument("--size", type=int, help="the network's own by default")
-  parser.add_argument("--batch_size", type=int, default=8)
   args = parser.parse_args()
-  files = photographs.write(pathlib.Path(args.folder), FILES)
-  paths = list(itertools.islice(itertools.cycle(files), args.images))
-  cpu_memory.keep()
-  size = args.size or models.get_spec(args.model).test_size
+  photographs.write(pathlib.Path(args.folder), FILES)
+  times, rest = divmod(args.images, FILES)
+  if rest or not times:
+    parser.error(f"--images={args.images} must be a multiple of {FILES}.")
+  size = models.get_spec(args.model).test_size
   found = []
-  results = predict.predict(predict_folder.network(args.model, size), paths, args.batch_size)
-  for number, _ in enumerate(results, 1):
-    if number % max(args.images // REPORTS, 1) == 0:
-      found.append(round(resident_mib()))
-      print(f"{number} images: {found[-1]} MiB", flush=True)
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-  print(json.dumps(vars(args) | {"resident_mib": found, "peak_mib": round(peak)}))
+  with tempfile.TemporaryDirectory() as folder:
+    weights = f"{folder}/w.safetensors"
+    predict_folder.write_weights(weights, args.model, size)
+    command = [sys.executable, "-m", "nfnet_jax", "predict", f"--weights={weights}"]
+    with subprocess.Popen([*command, *[args.folder] * times], stdout=subprocess.PIPE) as child:
+      for number, _ in enumerate(child.stdout, 1):
+        if number % (args.images // REPORTS) == 0:
+          found.append(mebibytes(child.pid, "VmRSS"))
+          peak = mebibytes(child.pid, "VmHWM")
+          print(f"{number} images: {found[-1]} MiB", flush=True)
+  print(json.dumps(vars(args) | {"resident_mib": found, "peak_mib": peak}))
 
 
 if __name__ == "__main__":
