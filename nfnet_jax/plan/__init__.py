@@ -70,7 +70,7 @@ def plan(config: ConfigDict, topology: str, compiles: bool = True) -> dict:
       "name": machine.name,
       "chips": machine.num_chips,
       "devices": machine.num_devices,
-      "memory_per_device": machine.chip.memory // machine.chip.devices,
+      "memory_per_device": machine.memory,
     },
     "network": _network(config, counts),
     **_cost(config, machine, counts),

@@ -60,11 +60,13 @@ def compile_step(config: ConfigDict, topology: Topology) -> dict:
     topology: a TPU topology.
 
   Returns:
-    `fits`, whether the program fits into memory, and `seconds` of the compilation. If it fits, the
+    `fits`, whether the step fits into memory, and `seconds` of the compilation. If it compiles, the
     memory of a device in bytes: `arguments`, `outputs` that do not alias arguments, `temporaries`,
-    `program`, and their sum `peak`; `accessed_bytes`, the compiler's count of bytes that all
-    operations read and write; `all_reduces` and `all_reduced_bytes`; `host_transfers`; and whether
-    it computes in `float64`. If it does not fit, the compiler's `reason`, and `peak` if known.
+    `program`, the `copy` of the parameters in steps with a line of metrics
+    (`training.layers.with_updates`), and their sum `peak`; `accessed_bytes`, the compiler's count
+    of bytes that all operations read and write; `all_reduces` and `all_reduced_bytes`;
+    `host_transfers`; and whether it computes in `float64`. If it does not fit, the `reason`, and
+    `peak` if known.
 
   Raises:
     RequestError: if libtpu is missing, or does not know the topology.
@@ -94,12 +96,16 @@ def compile_step(config: ConfigDict, topology: Topology) -> dict:
     "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
     "temporaries": memory.temp_size_in_bytes,
     "program": memory.generated_code_size_in_bytes,
+    "copy": _bytes(state.ema_params),
   }
+  peak, capacity = sum(parts.values()), topology.memory
+  shortage = {"reason": f"needs {peak / 1e9:.1f} GB of {capacity / 1e9:.1f} GB"}
   return {
-    "fits": True,
+    "fits": peak <= capacity,
     "seconds": time.monotonic() - start,
+    **(shortage if peak > capacity else {}),
     **parts,
-    "peak": sum(parts.values()),
+    "peak": peak,
     "accessed_bytes": int(compiled.cost_analysis()["bytes accessed"]),
     **compiler.read_program(compiled.as_text()),
   }

@@ -50,11 +50,12 @@ def _compiled(plan: dict) -> list[str]:
     return ["  compiler  not used: whether it fits is unknown"]
   if not found["fits"]:
     return [*lines, f"  compiler  does not fit: {found['reason']}; no attempt fits"]
-  parts = {name: found[name] / GB for name in ("arguments", "temporaries", "program", "peak")}
+  names = ("arguments", "temporaries", "program", "copy", "peak")
+  parts = {name: found[name] / GB for name in names}
   return [
     *lines,
     "  memory    {peak:.2f} GB a device: {arguments:.2f} arguments, {temporaries:.2f} temporaries, "
-    "{program:.2f} program".format(**parts)
+    "{program:.2f} program, {copy:.2f} copy of the parameters".format(**parts)
     + f"; {found['peak'] / capacity:.0%} of what it has",
     f"  compiler  done after {found['seconds']:.0f} s; {found['all_reduced_bytes'] / GB:.3f} GB in "
     f"{found['all_reduces']} all-reduces; {found['host_transfers']} transfers to the host",

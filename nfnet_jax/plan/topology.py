@@ -42,6 +42,11 @@ class Topology(NamedTuple):
     return self.num_chips * self.chip.devices
 
   @property
+  def memory(self) -> int:
+    """The memory of a device in bytes."""
+    return self.chip.memory // self.chip.devices
+
+  @property
   def is_tpu(self) -> bool:
     """Whether the training step can be compiled for it ahead of time."""
     return self.chip.axes > 0

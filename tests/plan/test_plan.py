@@ -138,7 +138,8 @@ def test_a_plan_adds_up(capsys):
 
 
 def outcome(fits):
-  parts = dict.fromkeys(("arguments", "outputs", "temporaries", "program", "peak"), 10**9)
+  names = ("arguments", "outputs", "temporaries", "program", "copy", "peak")
+  parts = dict.fromkeys(names, 10**9)
   rest = {"all_reduces": 1, "all_reduced_bytes": 4, "host_transfers": 0, "float64": False}
   reason = {} if fits else {"reason": "needs 40G of 31G"}
   return {"fits": fits, "seconds": 1.0, **parts, **rest, **reason}
