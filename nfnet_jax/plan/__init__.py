@@ -17,6 +17,7 @@ from nfnet_jax.plan.paper_table3 import TABLE
 from nfnet_jax.plan.report import report
 from nfnet_jax.plan.topology import Topology
 from nfnet_jax.training import fine_tuning, gradients
+from nfnet_jax.training.step import images_per_example
 
 __all__ = ["plan", "report"]
 
@@ -69,6 +70,7 @@ def plan(config: ConfigDict, topology: str, compiles: bool = True) -> dict:
     "topology": {
       "name": machine.name,
       "chips": machine.num_chips,
+      "hosts": machine.num_hosts,
       "devices": machine.num_devices,
       "memory_per_device": machine.memory,
     },
@@ -144,6 +146,8 @@ def _cost(config: ConfigDict, machine: Topology, counts: dict[str, int]) -> dict
   seconds = roofline.step_time(counts, machine, config.dtype)
   hours = [config.steps * each / 3600 for each in (seconds.low, seconds.high)]
   images = config.batch_size // machine.num_devices
+  speeds = [config.batch_size / each for each in (seconds.high, seconds.low)]
+  read_per_host = images_per_example(config.augment) / machine.num_hosts
   return {
     "run": {
       "batch_size": config.batch_size,
@@ -161,7 +165,9 @@ def _cost(config: ConfigDict, machine: Topology, counts: dict[str, int]) -> dict
       "published_v3": _published_v3(config),
     },
     "whole_run": {
-      "images_per_second": [config.batch_size / each for each in (seconds.high, seconds.low)],
+      "images_per_second": speeds,
+      # Mixing reads two images for each example.
+      "images_read_per_second_and_host": [read_per_host * each for each in speeds],
       "hours": hours,
       "chip_hours": [each * machine.num_chips for each in hours],
       "multiply_adds": counts["multiply_adds"] * machine.num_devices * config.steps,

@@ -27,6 +27,10 @@ def report(plan: dict) -> str:
       f"  expected  {low:.0f} to {high:.0f} ms a step"
       + _paper(seconds["published_v3"], "{:.1f} ms for 32 images a core on TPUv3", 1e3),
       "  speed     {:,.0f} to {:,.0f} images/s".format(*whole["images_per_second"]),
+      "  input     {:,.0f} to {:,.0f} images/s to read".format(
+        *whole["images_read_per_second_and_host"]
+      )
+      + f" on each of {topology['hosts']:,} hosts (`benchmark input` measures a host)",
       "  whole run {:,.1f} to {:,.1f} hours, {:,.0f} to {:,.0f} chip-hours; evaluation, "
       "checkpoints and compiling not counted".format(*whole["hours"], *whole["chip_hours"]),
     ]

@@ -11,6 +11,7 @@ from nfnet_jax.errors import RequestError
 from nfnet_jax.plan.chips import CHIPS, Chip
 
 GPUS_PER_HOST = 8
+TPUS_PER_HOST = 4  # of a slice with several hosts (cloud.google.com/tpu/docs)
 
 
 class Topology(NamedTuple):
@@ -40,6 +41,11 @@ class Topology(NamedTuple):
   def num_devices(self) -> int:
     """The number of JAX devices, each with its part of the batch."""
     return self.num_chips * self.chip.devices
+
+  @property
+  def num_hosts(self) -> int:
+    """The number of hosts, each of which reads its part of the batch."""
+    return -(-self.num_chips // (TPUS_PER_HOST if self.is_tpu else GPUS_PER_HOST))
 
   @property
   def memory(self) -> int:

@@ -133,6 +133,7 @@ def test_a_plan_adds_up(capsys):
   assert result["per_device"]["reduced_bytes"] == 4 * (result["network"]["parameters"] + 2)
   whole, (low, high) = result["whole_run"], result["step_seconds"]["expected"]
   assert whole["images_per_second"] == pytest.approx([2048 / high, 2048 / low])
+  assert whole["images_read_per_second_and_host"] == [2 * x for x in whole["images_per_second"]]
   assert whole["hours"] == pytest.approx([result["run"]["steps"] * s / 3600 for s in (low, high)])
   assert whole["chip_hours"] == pytest.approx([8 * hours for hours in whole["hours"]])
 
