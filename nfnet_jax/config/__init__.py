@@ -18,7 +18,7 @@ from nfnet_jax import output, seeds
 from nfnet_jax.config import by_size
 from nfnet_jax.config.keys import KEYS, problems
 from nfnet_jax.config.values import flatten, normalise, short
-from nfnet_jax.data import DatasetInfo
+from nfnet_jax.data import DatasetInfo, request
 from nfnet_jax.errors import RequestError
 
 PROVENANCE = "provenance"  # a key of `config.json` that is not part of the config
@@ -129,6 +129,7 @@ def resolve(
     config.update_from_flattened_dict(by_size.derive(flatten(config.to_dict()), info.num_train))
     _check_data(config, info)
     config.model.update(num_classes=info.num_classes, in_channels=config.model.in_channels or 3)
+    request.check_channels(info.channels, config.model.in_channels)
     if config.model.drop_rate is None:
       config.model.drop_rate = spec.kwargs["drop_rate"]
     config.data.test_size = config.data.test_size or spec.test_size

@@ -66,7 +66,9 @@ KEYS: dict[str, Key] = {
     None, 1, 2**20, "Classes of the network. By default those of the data, which must agree."
   ),
   "model.in_channels": _whole(
-    *(3, 1, 3), "Channels of the images: 1 for gray images, 3 for colour. All images are converted."
+    *(3, 1, formats.MAX_CHANNELS),
+    "Channels of the images: 1 for gray images, 3 for colour. All images are converted. Another "
+    "number is for arrays that Python code gives, which must have it.",
   ),
   # Constructor arguments of the networks; None keeps the network's own value.
   "model.activation": _choice(None, ACTIVATIONS, "The non-linearity."),
@@ -254,8 +256,15 @@ def problems(values: Mapping[str, Any]) -> list[str]:
       f"optimizer.unclipped={short(unclipped)} is for AGC, and optimizer.clip={short(clip)}: "
       "remove one of them."
     )
-  if known.get("model.in_channels") == 2:
-    wrong.append("model.in_channels=2 must be 1 (gray) or 3 (colour).")
+  channels, layers = (
+    known.get(name, KEYS[name].default)
+    for name in ("model.in_channels", "augment.randaugment_layers")
+  )
+  if channels not in (1, 3) and layers:
+    wrong.append(
+      f"augment.randaugment_layers={layers} is for gray and colour images, and model.in_channels="
+      f"{channels}: set augment.randaugment_layers=0."
+    )
   by_f1 = str(known.get("keep_best")).endswith("f1")
   if by_f1 and known.get("loss", "softmax") == "softmax":
     wrong.append(f"keep_best={known['keep_best']!r} needs loss='sigmoid': name another metric.")

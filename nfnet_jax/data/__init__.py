@@ -43,6 +43,7 @@ class DatasetInfo(NamedTuple):
     several_right: whether an image may have several correct labels, or none.
     fingerprint: digests of the images of each split (`source.Source`), joined by a space; "" if
       unknown.
+    channels: see `source.Source`.
   """
 
   num_classes: int
@@ -51,6 +52,7 @@ class DatasetInfo(NamedTuple):
   num_test: int
   several_right: bool = False
   fingerprint: str = ""
+  channels: int | None = None
 
 
 def describe(
@@ -78,6 +80,7 @@ def describe(
     num_test=test.num_examples,
     several_right=any(source.several_right for source in (*train, test)),
     fingerprint=" ".join(source.fingerprint for source in (*train, test)),
+    channels=test.channels,
   )
 
 
@@ -172,7 +175,8 @@ def train_batches(
     process_index: index of this process. It reads a contiguous share of every batch.
     process_count: number of processes.
     sources: as of `describe`.
-    channels: 3 for colour images, or 1 for gray ones; all images are converted.
+    channels: 3 for colour images, or 1 for gray ones; all images are converted, except for arrays
+      with another number of channels, which must be given.
 
   Returns:
     An endless iterator of this process's share: `[batch_size / process_count, train_size,
@@ -184,7 +188,7 @@ def train_batches(
       damaged image is replaced by a black one, counted, and named in the log.
   """
   share = share_of(data, batch_size, process_index, process_count)
-  [train] = open_splits(data, data.train_split, sources=sources)
+  [train] = open_splits(data, data.train_split, sources=sources, channels=channels)
   from nfnet_jax.data import pipeline
 
   return pipeline.train_batches(train, data, seeds_of(seed, seeding), start_step, share, channels)
@@ -216,7 +220,9 @@ def test_batches(  # ruff mistakes it for a pytest function.
     RequestError: as `train_batches`, but also for a single damaged image.
   """
   share = share_of(data, batch_size, process_index, process_count)
-  [test] = open_splits(data, data.test_split, test_only=test_only, sources=sources)
+  [test] = open_splits(
+    data, data.test_split, test_only=test_only, sources=sources, channels=channels
+  )
   from nfnet_jax.data import pipeline
 
   return pipeline.test_batches(test, data, share, channels)

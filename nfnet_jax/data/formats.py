@@ -16,8 +16,10 @@ IMAGE_ENDINGS = (
   *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 
-# Limits of the network's input: the side of the image, and the padding around the centre crop.
+# Limits of the network's input: the side of the image, the padding around the centre crop, and the
+# channels of arrays; files have 1 or 3.
 MAX_SIZE, MAX_PADDING = 2048, 1024
+MAX_CHANNELS = 256
 # How a test image becomes a square: "squash" resizes it to one and crops its centre; "central"
 # crops first; "antialiased" resizes the shorter side as Pillow does, and crops the centre.
 RESIZES = ("squash", "central", "antialiased")

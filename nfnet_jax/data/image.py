@@ -42,11 +42,17 @@ def decode(
     encoded: string scalar, the content of an image file.
     window: chooses the part from the image's shape.
     upright: whether to apply the EXIF orientation first.
-    channels: 3 for RGB, or 1 for gray values, see `reader.gray`.
+    channels: 3 for RGB, or 1 for gray values, see `reader.gray`; any other number for arrays as
+      `sequence.Example` encodes them.
 
   Returns:
     `[height, width, channels]` uint8.
   """
+  if channels not in (1, 3):
+    side_by_side = tf.io.decode_png(encoded, channels=1)
+    image = tf.reshape(side_by_side, [tf.shape(side_by_side)[0], -1, channels])
+    top, left, height, width = tf.unstack(window(tf.shape(image)))
+    return image[top : top + height, left : left + width]
 
   def other() -> tf.Tensor:
     read = functools.partial(_read, upright=upright)

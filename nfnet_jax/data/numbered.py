@@ -40,7 +40,7 @@ def batches(
     RequestError: as `data.train_batches`.
   """
   share = share_of(data, batch_size, process_index, process_count)
-  [train] = open_splits(data, data.train_split, sources=sources)
+  [train] = open_splits(data, data.train_split, sources=sources, channels=channels)
   from nfnet_jax.data import pipeline
 
   return pipeline.numbered_batches(train, data, start_step, share, channels)

@@ -16,9 +16,26 @@ Sources = Mapping[str, "Source"]  # by the names of splits; in data sets that Py
 
 
 def open_splits(
-  data: ConfigDict, *splits: str, test_only: bool = False, sources: Sources | None = None
+  data: ConfigDict,
+  *splits: str,
+  test_only: bool = False,
+  sources: Sources | None = None,
+  channels: int | None = None,
 ) -> "list[Source]":
-  """Opens the splits; all errors in reading become a `RequestError`."""
+  """Opens the splits; all errors in reading become a `RequestError`.
+
+  If `channels` is given, images are to be read with so many.
+  """
+  opened = _opened(data, splits, test_only, sources)
+  if channels is not None:
+    for source in opened:
+      request.check_channels(source.channels, channels)
+  return opened
+
+
+def _opened(
+  data: ConfigDict, splits: tuple[str, ...], test_only: bool, sources: Sources | None
+) -> "list[Source]":
   request.check(data)
   if importlib.util.find_spec("tensorflow_datasets") is None:
     raise RequestError(

@@ -28,7 +28,7 @@ class Preprocessing(NamedTuple):
       the papers' NFNets; "central" crops the centre first, as for their other networks;
       "antialiased" resizes the shorter side to `size + padding` like Pillow and then crops the
       centre, as for timm's own networks.
-    channels: 3 for colour images, 1 for gray ones.
+    channels: 3 for colour images, 1 for gray ones; another number is only for arrays.
   """
 
   size: int
@@ -46,12 +46,15 @@ class Preprocessing(NamedTuple):
         f"valid: give a size of 1 to {formats.MAX_SIZE}, a padding of 0 to {formats.MAX_PADDING}, "
         f"and resize={' or '.join(formats.RESIZES)}."
       )
+    return self
+
+  def check_files(self) -> None:
+    """Raises RequestError if the network's images cannot be read from files."""
     if self.channels not in (1, 3):
       raise RequestError(
-        f"the network takes images of {self.channels} channels, but files are read with 1 or 3: "
-        "apply it in Python (`nfnet_jax.create_model`)."
+        f"the network takes images of {self.channels} channels, but image files are read with 1 or "
+        "3: apply it to arrays in Python (`nfnet_jax.inference.load_network`)."
       )
-    return self
 
 
 def of_metadata(metadata: Mapping[str, str], usual: Preprocessing, path: object) -> Preprocessing:
@@ -85,8 +88,9 @@ def load(path: str | os.PathLike | BinaryIO, how: Preprocessing) -> np.ndarray:
     `[size, size, how.channels]` float32, about 0..255.
 
   Raises:
-    RequestError: as `read_image`.
+    RequestError: as `read_image`, or if the network is not for image files.
   """
+  how.check_files()
   if how.resize == "antialiased":
     return prepare(read_image(path, channels=how.channels), *how[:3])
   shape = 0, 0
@@ -155,7 +159,7 @@ def prepare(image: np.ndarray, size: int, padding: int, resize: str) -> np.ndarr
   """Crops and resizes an image for evaluation.
 
   Args:
-    image: `[height, width, C]` uint8, C = 1 or 3.
+    image: `[height, width, C]` uint8.
     size, padding, resize: see `Preprocessing`.
 
   Returns:
@@ -175,6 +179,9 @@ def antialiased(
   pixels: np.ndarray, size: int, box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
   """Resizes `[height, width, C]` uint8, or a box of it, to `[size, size, C]` uint8 like Pillow."""
+  if pixels.shape[2] not in (1, 3):  # Pillow has no such images, and resizes by channel.
+    parts = [antialiased(pixels[..., [k]], size, box) for k in range(pixels.shape[2])]
+    return np.concatenate(parts, axis=2)
   pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels  # Pillow's gray images have 2 axes.
   image = Image.fromarray(np.ascontiguousarray(pixels))
   resized = image.resize((size, size), Image.Resampling.BICUBIC, box)

@@ -16,6 +16,28 @@ def check(data: ConfigDict) -> None:
   _check_crops(data)
 
 
+def check_channels(found: int | None, wanted: int) -> None:
+  """Checks that images can be given with the channels of a network.
+
+  Args:
+    found: `Source.channels`; None for images that are converted to gray or colour.
+    wanted: the network's.
+
+  Raises:
+    RequestError: if they cannot.
+  """
+  if found is None and wanted not in (1, 3):
+    raise RequestError(
+      f"model.in_channels={wanted}, but these images are read as gray (1) or colour (3): set "
+      f"one of these, or give arrays [N, H, W, {wanted}] to nfnet_jax.training.fit."
+    )
+  if found not in (None, wanted):
+    raise RequestError(
+      f"the images have {found} channels, by their last axis, but model.in_channels={wanted}: set "
+      f"model.in_channels={found}, or bring the axes of the arrays into the order [N, H, W, C]."
+    )
+
+
 def _check_names(data: ConfigDict) -> None:
   """Checks the values that become parts of paths."""
   for key in ("name", "dir", "train_split", "test_split"):

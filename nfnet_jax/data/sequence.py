@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from nfnet_jax.data import formats
 from nfnet_jax.errors import RequestError
 
 if TYPE_CHECKING:
   from nfnet_jax.data.source import Source
 
-_CHANNELS = ((), (1,), (3,))  # the last axis of an image, if it has one
 _RECENT = 64  # examples that are kept, because image and label are asked for one after the other
 _RECOGNISED = 16  # examples by which a data set is recognised
 # PIL images of these modes are read as docs/images.md says; others are converted to RGB.
@@ -25,7 +25,10 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 
 class Example(NamedTuple):
-  """One example as the pipeline takes it: the content of a PNG file, and the label."""
+  """One example as the pipeline takes it: the content of a PNG file, and the label.
+
+  An image of C channels, which PNG knows only for 1 and 3, is a gray one that is C times as wide.
+  """
 
   encoded: bytes
   label: np.ndarray
@@ -35,8 +38,9 @@ def from_arrays(images: Any, labels: Any, class_names: Sequence[str] | None = No
   """Makes a data set of arrays.
 
   Args:
-    images: `[N, H, W, C]` uint8 with C = 1 or 3, or `[N, H, W]`, the same as with C = 1. Those of
-      the other kind than `config.model.in_channels` are converted.
+    images: `[N, H, W, C]` uint8, or `[N, H, W]`, the same as with C = 1. Gray and colour images
+      (C = 1 and 3) are converted to each other as `config.model.in_channels` says; any other C must
+      be that number.
     labels: `[N]` class indices; or `[N, num_classes]` bool, True for all correct labels of an
       image, for training with `config.loss = "sigmoid"`.
     class_names: in the order of the labels. Unless given, they are the numbers from 0 to the
@@ -49,11 +53,10 @@ def from_arrays(images: Any, labels: Any, class_names: Sequence[str] | None = No
     RequestError: if shapes or dtypes are others, or a label is not among the classes.
   """
   images, labels = np.asarray(images), np.asarray(labels)
-  is_image = images.ndim in (3, 4) and images.shape[3:] in _CHANNELS
-  if images.dtype != np.uint8 or not is_image:
+  if not _are_pixels(images, images.shape[1:]):
     raise RequestError(
-      f"images are {images.dtype}{list(images.shape)}: give uint8 [N, H, W, 3], or [N, H, W, 1] or "
-      "[N, H, W] for gray images, with pixel values 0..255."
+      f"images are {images.dtype}{list(images.shape)}: give uint8 [N, H, W, C], C at most "
+      f"{formats.MAX_CHANNELS}, or [N, H, W] for gray images, with pixel values 0..255."
     )
   several = labels.ndim == 2 and labels.dtype == bool
   is_single = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
@@ -89,9 +92,10 @@ def from_sequence(examples: Any, class_names: Sequence[str] | None = None) -> "S
 
   Args:
     examples: `examples[i]` for `0 <= i < len(examples)` is a pair of an image, either an array
-      (`[H, W, 3]`, `[H, W, 1]` or `[H, W]` uint8) or a PIL image, and a class index. Instead of
-      the index, it may be `[num_classes]` numbers or bools, 1 for each correct label and else 0,
-      for training with `config.loss = "sigmoid"`; the first example decides.
+      (`[H, W, C]` or `[H, W]` uint8, see `from_arrays`) or a PIL image, and a class index. Instead
+      of the index, it may be `[num_classes]` numbers or bools, 1 for each correct label and else 0,
+      for training with `config.loss = "sigmoid"`. The first example decides, also on a C that is
+      not 1 or 3.
     class_names: in the order of the labels. Unless given, `examples.classes`, as torchvision's data
       sets have it.
 
@@ -111,11 +115,11 @@ def from_sequence(examples: Any, class_names: Sequence[str] | None = None) -> "S
   from nfnet_jax.data.source import Source
 
   turn = threading.Lock()
-  several = _has_several_labels(examples, len(class_names))
+  several, channels = _kind(examples, len(class_names))
 
   @functools.lru_cache(_RECENT)
   def example(index: int) -> Example:
-    return _example(examples, index, len(class_names), several)
+    return _example(examples, index, len(class_names), several, channels)
 
   def read(index: np.ndarray) -> Example:
     with turn:
@@ -147,6 +151,7 @@ def from_sequence(examples: Any, class_names: Sequence[str] | None = None) -> "S
     remedy="Mend or leave out such examples.",
     several_right=several,
     fingerprint=_digest_of_some(len(examples), read),
+    channels=channels,
   )
 
 
@@ -181,32 +186,40 @@ class _Pairs:
     return self._images[index], self._labels[index]
 
 
-def _has_several_labels(examples: Any, num_classes: int) -> bool:
-  """Whether an image may have several correct labels, as the first example says."""
+def _kind(examples: Any, num_classes: int) -> tuple[bool, int | None]:
+  """Whether images may have several correct labels, and `Source.channels`, by the first example."""
   try:
-    several = np.ndim(examples[0][1]) > 0
+    image, label = examples[0]
+    several, channels = np.ndim(label) > 0, _other_channels(image)
   except Exception as error:
     raise RequestError(
       f"example 0 cannot be read ({type(error).__name__}: {error}). Mend it, or leave it out."
     ) from error
   try:
-    _example(examples, 0, num_classes, several)
+    _example(examples, 0, num_classes, several, channels)
   except RequestError as error:
     raise RequestError(f"example 0: {error}. Mend it, or leave it out.") from error
-  return several
+  return several, channels
 
 
-def _example(examples: Any, index: int, num_classes: int, several: bool) -> Example:
+def _other_channels(image: Any) -> int | None:
+  """The channels of an array that is neither gray nor in colour."""
+  if isinstance(image, Image.Image) or np.ndim(image) != 3:
+    return None
+  channels = np.shape(image)[-1]
+  return None if channels in (1, 3) else channels
+
+
+def _example(
+  examples: Any, index: int, num_classes: int, several: bool, channels: int | None
+) -> Example:
   """Reads an example; anything wrong with it is a RequestError."""
   try:
     image, label = examples[index]
     label = _correct_labels(label, num_classes) if several else _class(label, num_classes)
-    if not isinstance(image, Image.Image):
-      image = _picture(np.asarray(image))
     content = io.BytesIO()
     # A PNG without compression costs little, and gives the same pixels back.
-    picture = image if image.mode in _PNG_MODES else image.convert("RGB")
-    picture.save(content, "PNG", compress_level=0)
+    _picture(image, channels).save(content, "PNG", compress_level=0)
   except RequestError:
     raise
   except Exception as error:
@@ -232,9 +245,17 @@ def _correct_labels(found: Any, num_classes: int) -> np.ndarray:
   return label.astype(bool)
 
 
-def _picture(pixels: np.ndarray) -> Image.Image:
-  is_image = pixels.ndim in (2, 3) and pixels.shape[2:] in _CHANNELS
-  if pixels.dtype != np.uint8 or not is_image:
-    found = f"{pixels.dtype}{list(pixels.shape)}"
-    raise ValueError(f"{found} is not uint8 [H, W, 3], [H, W, 1] or [H, W]")
-  return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+def _picture(image: Any, channels: int | None) -> Image.Image:
+  if channels is None and isinstance(image, Image.Image):
+    return image if image.mode in _PNG_MODES else image.convert("RGB")
+  pixels = np.asarray(image)
+  if not _are_pixels(pixels, pixels.shape) or _other_channels(pixels) != channels:
+    wanted = f"[H, W, {channels}]" if channels else "[H, W, 3], [H, W, 1] or [H, W]"
+    raise ValueError(f"{pixels.dtype}{list(pixels.shape)} is not uint8 {wanted}")
+  return Image.fromarray(pixels if pixels.shape[2:] == (3,) else pixels.reshape(len(pixels), -1))
+
+
+def _are_pixels(array: np.ndarray, shape: tuple[int, ...]) -> bool:
+  """Whether an array holds images of this shape."""
+  is_image = len(shape) == 2 or (len(shape) == 3 and 1 <= shape[2] <= formats.MAX_CHANNELS)
+  return is_image and array.dtype == np.uint8

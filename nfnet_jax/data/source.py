@@ -30,6 +30,7 @@ class Source(NamedTuple):
     several_right: whether `label` may mark several correct labels.
     fingerprint: digest of the images in order: of the names and sizes of files, without their
       directory, or of what a program gives.
+    channels: of its images, if these are not gray or in colour, which are converted; else None.
   """
 
   num_examples: int
@@ -43,6 +44,7 @@ class Source(NamedTuple):
   remedy: str
   several_right: bool = False
   fingerprint: str = ""
+  channels: int | None = None
 
 
 class Share(NamedTuple):

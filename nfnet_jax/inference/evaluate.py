@@ -160,6 +160,7 @@ def evaluate_weights(
   config.batch_size = batch_size
   info = data.describe(config.data, test_only=True)
   network = inference.load_network(path, model, **overrides)
+  network.preprocessing.check_files()
   agreement.on_weights(lambda: _arrays(path))
   config.model.name, config.loss = network.model, network.loss
   _check_answers(info, network.loss, out)

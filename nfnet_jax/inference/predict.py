@@ -79,6 +79,7 @@ def run(
   for path in filter(None, (features, csv)):
     output.check_free(pathlib.Path(path).expanduser(), force)
   network = inference.load_network(weights, model, features=bool(features), **overrides)
+  network.preprocessing.check_files()
   names = network.class_names
   if classes:
     names = classes_lib.read_list(os.path.expanduser(classes), network.num_classes)

@@ -47,7 +47,11 @@ def of_run(run: Run) -> str:
   recipe = {key: config[key] for key in _SHOWN_KEYS} | {
     f"optimizer.{key}": value for key, value in config.optimizer.items()
   }
+  channels = config.model.in_channels
   usage = "nfnet-jax predict --weights=RUN photo.jpg"
+  if channels not in (1, 3):  # No image file holds them.
+    facts["input"] = f"arrays of {channels} channels"
+    usage = 'nfnet_jax.inference.load_network("RUN")'
   return card(run.name, facts, run.class_names, metrics, recipe, usage, config.data.name)
 
 

@@ -103,6 +103,7 @@ def page(runs: list[Run]) -> str:
     rows=[_row(run) for run in runs],
     plots=plots,
     samples=[tested.samples(run) for run in runs],
+    channels=[tested.shown_channels(run) for run in runs],
     tests=[tested.summary(run) for run in runs],
     other_data=other_data,
     differences=found.differences(runs) if len(runs) > 1 else [],

@@ -66,6 +66,15 @@ def samples(run: Run) -> list[dict[str, Any]]:
   ]
 
 
+def shown_channels(run: Run) -> str:
+  """Which channels of its images the pictures show; "" if it is all of them."""
+  count = run.config.model.in_channels
+  if count in (1, 3):
+    return ""
+  which = "the first three, as red, green and blue" if count > 3 else "the first, in gray"
+  return f"Of the {count} channels of an image, the pictures show {which}."
+
+
 def picture(image: np.ndarray) -> str:
   """An image, `[H, W, C]` uint8, as a data URI; small ones are exact."""
   content = io.BytesIO()

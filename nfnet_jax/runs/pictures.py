@@ -24,7 +24,7 @@ class Samples(NamedTuple):
   """Training images as the network saw them, in `samples.npz`.
 
   Attributes:
-    images: `[N, H, W, C]` uint8, mixed and distorted.
+    images: `[N, H, W, C]` uint8, mixed and distorted; see `thumbnail` for C.
     classes: `[N, K]` the classes with the largest soft labels, the largest first.
     labels: `[N, K]` float32, these soft labels.
   """
@@ -102,7 +102,11 @@ def _whole(kept: Any) -> Any:
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-  """`[H, W, C]` pixel values 0..255 as uint8, at most 128 pixels on a side."""
+  """`[H, W, C]` pixel values 0..255 as uint8, at most 128 pixels on a side.
+
+  Of more than three channels it has the first three, and of two the first.
+  """
+  image = image[..., : 3 if image.shape[2] > 2 else 1]
   pixels = np.clip(np.round(np.asarray(image, np.float32)), 0, 255).astype(np.uint8)
   scale = _SIDE / max(pixels.shape[:2])
   if scale >= 1:

@@ -68,6 +68,11 @@ def fit(
       f"train has {len(train.class_names)} classes and test has {len(test.class_names)}, or their "
       "names or order differ: give both the same class_names."
     )
+  if train.channels != test.channels:
+    found = [f"{source.channels or 'gray or colour'} channels" for source in (train, test)]
+    raise RequestError(
+      f"train has images of {found[0]} and test of {found[1]}: give both the same."
+    )
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.data.update(name="python", dir=None, train_split="train", test_split="test")

@@ -224,7 +224,7 @@ def _given_weights(
     remedy = "start with a new classifier, by --config.init.head=reset"
     classes.check_same(info.class_names, before, f"the network in {init.weights}", remedy)
   if weights.check_channels(stored, model.in_channels):
-    log.info("its first convolution is summed over its input channels, for gray images")
+    log.info("its first convolution, for colour images, %s", _adaptation(model.in_channels))
   return weights.load_stored(
     stored,
     model.name,
@@ -233,6 +233,15 @@ def _given_weights(
     in_chans=model.in_channels,
     rng=jax.random.key(seeds_of(config.seed, config.seeding).init),
     **config_lib.model_kwargs(config),
+  )
+
+
+def _adaptation(in_channels: int) -> str:
+  if in_channels == 1:
+    return "is summed over its input channels, for gray ones"
+  return (
+    f"is repeated over {in_channels} channels (red, green, blue, red ...) and scaled by "
+    f"3/{in_channels}"
   )
 
 

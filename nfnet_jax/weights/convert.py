@@ -80,7 +80,8 @@ def save_weights(
     raise RequestError(
       f"num_classes={said} does not fit {model}: its classifier has {num_classes} classes."
     )
-  about_timm = _check_format(to, model, overrides, provenance or {})
+  channels = fit.count_channels(leaves)
+  about_timm = _check_format(to, model, overrides, provenance or {}, channels)
   numerics = models.numerics_of(model, overrides)
   overrides.pop("numerics", None)  # it is told for itself
   metadata = {
@@ -103,7 +104,7 @@ def save_weights(
 
 
 def _check_format(
-  to: str, model: str, overrides: Mapping[str, Any], about: Mapping[str, str]
+  to: str, model: str, overrides: Mapping[str, Any], about: Mapping[str, str], channels: int = 3
 ) -> dict[str, str]:
   """Refuses a network that a format cannot hold; describes it for timm if `to` is "timm"."""
   if to not in FORMATS:
@@ -125,6 +126,7 @@ def _check_format(
     return {}
   usual, ours = (overrides_lib.settings(model, each) for each in ({}, others))
   changes = {key: value for key, value in ours.items() if value != usual[key]}
+  changes |= {} if channels == 3 else {"in_chans": channels}
   return {"timm": timm.describe(model, numerics, changes)}
 
 

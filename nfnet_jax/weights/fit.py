@@ -85,15 +85,16 @@ def count_channels(entries: Mapping[str, Entry | np.ndarray]) -> int:
 
 
 def check_channels(stored: Stored, in_channels: int) -> bool:
-  """Whether a file's network is to be adapted from colour to gray images, see `channels.adapt`.
+  """Whether a file's network is to be adapted from colour to other images, see `channels.adapt`.
 
   Raises:
     RequestError: if it takes images of another number of channels than wanted for any other reason.
   """
   found = count_channels(stored.entries)
-  if found == in_channels or (found, in_channels) == (3, 1):
+  if found == in_channels or found == 3:
     return found != in_channels
-  remedy = f"set model.in_channels={found}" if found in (1, 3) else "start from another file"
+  remedy = "start from a file for colour images"
+  remedy = f"set model.in_channels=1, or {remedy}" if (found, in_channels) == (1, 3) else remedy
   raise RequestError(
     f"{stored.path} holds a network for images of {found} channels, but model.in_channels="
     f"{in_channels}: {remedy}."

@@ -17,7 +17,8 @@ from nfnet_jax.weights.entries import Entry
 # The Haiku modules of the two kinds of networks, with which our names begin.
 _PUBLISHED, _TIMMS = "NFNet", "NormFreeNet"
 _NETWORKS = tuple(f"nfnet_f{k}" for k in range(7))  # timm calls them dm_nfnet_f0, ...
-_SEEN_IN_SHAPES = ("widths", "depths", "group_size")  # Shapes prevent loading these by mistake.
+# Shapes prevent loading these by mistake.
+_SEEN_IN_SHAPES = ("widths", "depths", "group_size", "in_chans")
 
 _PLACE = re.compile(r"stages\.([0-9])\.([0-9]{1,3})\.")
 # Prefixes that wrappers of a network add: DataParallel, Lightning and torch.compile.

@@ -11,7 +11,6 @@ from PIL import Image
 from nfnet_jax import data
 from nfnet_jax.data import image, preprocess, reader
 from nfnet_jax.data.preprocess import Preprocessing
-from nfnet_jax.errors import RequestError
 from tests.data import examples, zoo
 
 ZOO = zoo.everything()
@@ -97,10 +96,3 @@ def test_arrays_of_either_kind_are_converted(channels: int) -> None:
   np.testing.assert_allclose(read(gray[..., None]), expected, atol=1e-3)
   known = square if channels == 3 else np.stack([reader.gray(pixels) for pixels in square])
   np.testing.assert_allclose(read(square), known, atol=1e-3)
-
-
-@pytest.mark.parametrize("channels", [2, 4])
-def test_other_channels_are_refused(channels: int) -> None:
-  images = np.zeros((2, 4, 4, channels), np.uint8)
-  with pytest.raises(RequestError, match=r"give uint8 \[N, H, W, 3\], or \[N, H, W, 1\]"):
-    data.from_arrays(images, [0, 1])

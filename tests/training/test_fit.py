@@ -148,7 +148,8 @@ def test_a_run_that_was_interrupted_ends_with_the_same_weights(tmp_path, monkeyp
   ("images", "labels", "names", "message"),
   [
     (IMAGES / 255, LABELS, None, r"float64\[24, 8, 8, 3\]: give uint8"),
-    (IMAGES.transpose(0, 3, 1, 2), LABELS, None, r"uint8\[24, 3, 8, 8\]: give uint8"),
+    (IMAGES[..., :0], LABELS, None, r"uint8\[24, 8, 8, 0\]: give uint8"),
+    (IMAGES[:, :, None].repeat(33, 3).reshape(24, 8, 1, -1), LABELS, None, "C at most 256"),
     (IMAGES, LABELS[:5], None, r"int64\[5\] for 24 images"),
     (IMAGES, LABELS / 2, None, "give one integer"),
     (IMAGES, LABELS, ["a", "b"], "example 2 has label 2, but labels are 0 to 1"),

@@ -6,7 +6,8 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.errors import RequestError
-from nfnet_jax.weights import load_weights, save_weights
+from nfnet_jax.weights import channels, load_weights, save_weights
+from nfnet_jax.weights.entries import entries_of
 from nfnet_jax.weights.fit import init_shapes, unflatten
 from tests import golden
 
@@ -44,6 +45,16 @@ def test_gray_pictures_give_what_they_give_in_colour(model, numerics, tmp_path):
     loaded = load_weights(path, model, num_classes=10, in_chans=in_chans, **overrides)
     found = logits(model, loaded, gray.repeat(in_chans, axis=-1), overrides)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("in_chans", "colours"), [(2, "rg"), (4, "rgbr"), (8, "rgbrgbrg")])
+def test_kernels_are_repeated_in_turn_and_scaled(in_chans, colours):
+  kernel = np.random.default_rng(0).standard_normal((3, 3, 3, 5)).astype(np.float32)
+  entries = entries_of({"NFNet/~/stem_conv0": {"w": kernel}})
+  [adapted] = channels.adapt(entries, in_chans, "published").values()
+  expected = kernel[:, :, ["rgb".index(each) for each in colours]] * np.float32(3 / in_chans)
+  np.testing.assert_array_equal(adapted.read(), expected)
+  assert adapted.shape == expected.shape
 
 
 @pytest.mark.parametrize("in_chans", [0, -1, 1.0, "3", None])

@@ -152,6 +152,13 @@ def test_what_timm_computes_is_said(tiny, tmp_path, caplog, numerics):
   assert f"{out}: {result['timm']}" in caplog.messages
 
 
+@pytest.mark.parametrize("in_chans", [1, 4])
+def test_other_channels_are_said(tiny, tmp_path, in_chans):
+  params = load_weights(tiny, "nfnet_f0", **MICRO, in_chans=in_chans, **TINY)
+  result = save_weights(tmp_path / "out", params, "nfnet_f0", to="timm", **TINY)
+  assert f"in_chans={in_chans}" in result["timm"]
+
+
 @pytest.mark.parametrize(
   ("model", "changes", "said"),
   [
