@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -165,14 +165,19 @@ def _import(name: str) -> None:
 
 
 def named(text: str | None) -> Sequence[str]:
-  """The trackers in a list such as "wandb" or "wandb,mlflow"; none for None.
+  """`known` trackers in a list such as "wandb" or "wandb,mlflow"; none for None."""
+  return known(text.split(",") if text else ())
+
+
+def known(names: Iterable[str]) -> Sequence[str]:
+  """The trackers that are asked for, each once.
 
   Raises:
     RequestError: if one is unknown, or its package is not installed or cannot be imported.
   """
-  names = text.split(",") if text else []
+  names = list(dict.fromkeys(names))
   for name in names:
     if name not in TRACKERS:
       raise RequestError(f"unknown --tracker={short(name)}: choose one of {', '.join(TRACKERS)}.")
     _import(name)
-  return list(dict.fromkeys(names))
+  return names

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 from nfnet_jax import output
 from nfnet_jax.data.source import Source
 from nfnet_jax.errors import RequestError
+from nfnet_jax.runs import trackers as trackers_lib
 from nfnet_jax.training.loop import run
+from nfnet_jax.training.profile import Span
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ def fit(
   train: Source,
   test: Source,
   extend: bool = False,
+  profile: Span | None = None,
+  trackers: Sequence[str] = (),
 ) -> Fitted:
   """Trains as `nfnet-jax train` does, on data that a program has.
 
@@ -59,10 +63,14 @@ def fit(
     train, test: from `nfnet_jax.data.from_arrays` or `from_sequence`.
     extend: whether a finished run may go on with the config's larger number of epochs or steps, as
       by `train --extend`.
+    profile: the first and the last step to trace, as by `train --profile`.
+    trackers: where metrics are sent as well, such as `["wandb"]`, as by `train --tracker`.
 
   Raises:
-    RequestError: as `training.loop.run`, or if the two have other classes.
+    RequestError: as `training.loop.run`, or if the two have other classes or channels, or a
+      tracker is unknown or not installed.
   """
+  trackers = trackers_lib.known(trackers)
   if train.class_names != test.class_names:
     raise RequestError(
       f"train has {len(train.class_names)} classes and test has {len(test.class_names)}, or their "
@@ -80,7 +88,14 @@ def fit(
     workdir = tempfile.mkdtemp(prefix="nfnet_jax_")
     log.info("run directory: %s", workdir)
   with _without_chatter():
-    metrics = run(config, epath.Path(workdir), {"train": train, "test": test}, extend=extend)
+    metrics = run(
+      config,
+      epath.Path(workdir),
+      {"train": train, "test": test},
+      extend=extend,
+      profile=profile,
+      trackers=trackers,
+    )
   return Fitted(metrics, pathlib.Path(workdir).expanduser())
 
 

@@ -1,6 +1,7 @@
 """Training on data that a program gives."""
 
 import itertools
+import shutil
 
 import chex
 import numpy as np
@@ -12,7 +13,8 @@ from nfnet_jax import config as config_lib
 from nfnet_jax import data, inference
 from nfnet_jax.data import sequence
 from nfnet_jax.errors import RequestError
-from nfnet_jax.runs import checkpoint
+from nfnet_jax.runs import checkpoint, trackers
+from nfnet_jax.runs import metrics as metrics_lib
 from nfnet_jax.training import fit, progress
 
 RNG = np.random.default_rng(0)
@@ -142,6 +144,53 @@ def test_a_run_that_was_interrupted_ends_with_the_same_weights(tmp_path, monkeyp
   assert cut == (whole.metrics, tmp_path / "cut")
   ours, theirs = (inference.load_network(run.workdir).params for run in (cut, whole))
   chex.assert_trees_all_equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_as_one_that_was_interrupted_there_would(tmp_path):
+  """From where it was extended, from an earlier checkpoint, and by the config's epochs."""
+  splits = dict.fromkeys(("train", "test"), data.from_arrays(IMAGES, LABELS))
+  config, longer = (config_of(steps=None, epochs=epochs) for epochs in (1, 2))
+  for each in (config, longer):
+    each.keep_checkpoints, each.checkpoint_every, each.log_every = 9, 1, 1
+  _, workdir = fit(config, tmp_path / "run", **splits)
+  with pytest.raises(RequestError, match=r"steps: 3, 6.*--extend to go on"):
+    fit(longer, workdir, **splits)
+  extended = fit(longer, workdir, **splits, extend=True)
+  assert extended == fit(longer, workdir, **splits, extend=True)
+  recorded = config_lib.load(epath.Path(workdir / "config.json"))
+  assert (recorded.steps, tuple(recorded.former_steps)) == (6, (3,))
+
+  def weights_of(workdir):
+    return inference.load_network(workdir).params
+
+  wanted, lines = weights_of(workdir), metrics_of(workdir)
+  for step in (2, 3, 4, 5, 6):
+    shutil.rmtree(workdir / f"checkpoints/{step}")
+  assert fit(longer, workdir, **splits, extend=True) == extended
+  chex.assert_trees_all_equal(weights_of(workdir), wanted)
+  assert metrics_of(workdir) == lines
+
+
+def metrics_of(workdir):
+  lines = metrics_lib.read(workdir)
+  return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+@pytest.mark.slow
+def test_steps_are_traced_and_metrics_sent_where_they_are_asked_for(tmp_path, monkeypatch):
+  splits = dict.fromkeys(("train", "test"), data.from_arrays(IMAGES, LABELS))
+  sent = []
+  tracker = trackers.Tracker("id", "there", lambda values, step: sent.append(step), sent.append)
+  monkeypatch.setitem(trackers.TRACKERS, "json", lambda run: tracker)  # any package there is
+  with pytest.raises(RequestError, match=r"unknown --tracker=.nothing.: choose"):
+    fit(config_of(), tmp_path / "run", **splits, trackers=["nothing"])
+  with pytest.raises(RequestError, match="5:6: the run has 4 steps"):
+    fit(config_of(), tmp_path / "run", **splits, profile=(5, 6))
+  assert list(tmp_path.iterdir()) == []
+  _, workdir = fit(config_of(), tmp_path / "run", **splits, profile=(3, 4), trackers=["json"])
+  assert sent == [2, 4, 4, False]  # tests, training, and the end
+  assert (workdir / "tensorboard/plugins/profile/steps_3_to_4").is_dir()
 
 
 @pytest.mark.parametrize(
