@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
 from nfnet_jax import config as config_lib
 from nfnet_jax.data import classes
@@ -36,16 +37,40 @@ def save(workdir, step, state):
     checkpoint.save(manager, step, state)
 
 
-def evaluate(directory, *words, fault=None):
+SYNTHETIC = {"PRELOAD": "tests.distributed.synthetic"}
+
+
+def evaluate(directory, *words, fault=None, env=SYNTHETIC):
   """Runs a job of two processes, each with its words; gives their statuses and last lines."""
   flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
-  env = {"PRELOAD": "tests.distributed.synthetic", "FAULT": json.dumps(fault or {})}
+  env = env | {"FAULT": json.dumps(fault or {})}
   started = [
     start(["evaluate", *own, *flags, f"--process_id={i}"], directory / f"{i}.log", env=env)
     for i, own in enumerate(words)
   ]
   statuses = finish(started)
   return statuses, [(directory / f"{i}.log").read_text().splitlines()[-1] for i in range(2)]
+
+
+def test_a_table_is_that_of_one_process(run, tmp_path):
+  """The last batch has 5 images: 4 for process 0, and 1 for process 1."""
+  rng = np.random.default_rng(0)
+  for i in range(13):
+    path = tmp_path / "images" / "abcd"[i % 4] / f"{i}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+  words = ["--dataset=folder", f"--data_dir={tmp_path / 'images'}", "--batch_size=8"]
+  places = [tmp_path / "one", tmp_path / "two"]
+  for each in places:
+    each.mkdir()
+  alone, job = ([f"--weights={run}", *words, f"--out={each / 'p.csv'}"] for each in places)
+  assert finish([start(["evaluate", *alone], tmp_path / "log", devices=4)]) == [0]
+  statuses, lines = evaluate(tmp_path, job, job, env={})
+  assert statuses == [0, 0], lines
+  files = [{path.name: path.read_bytes() for path in each.iterdir()} for each in places]
+  assert sorted(files[0]) == ["p.confusion.csv", "p.csv", "p.json", "p.png"]
+  assert files[0]["p.csv"].count(b"\n") == 14
+  assert files[0] == files[1]
 
 
 def test_requests_that_differ(run, tmp_path):
