@@ -61,7 +61,8 @@ def load_network(
     model: one of `list_models()`; by default the file's metadata or its leaves determine it.
     num_classes: the network's number of classes; by default the file's.
     size: size of the images in pixels. By default, size and other preprocessing are those in the
-      file's metadata, or else the published ones of the network.
+      file's metadata, or else the published ones of the network. At another size, the padding stays
+      the same for the papers' networks, and the share of the image that is seen for timm's own.
     features: whether the network returns pooled features instead of logits.
     averaged: whether to take the EMA weights of a run directory, or else the raw ones.
     **overrides: constructor overrides; by default the file's.
@@ -79,8 +80,8 @@ def load_network(
   channels = weights.count_channels(stored.entries)
   usual = preprocess.Preprocessing(spec.test_size, spec.test_padding, spec.test_resize)
   found = preprocess.of_metadata(stored.metadata, usual, path)
-  size = found.size if size is None else size
-  preprocessing = found._replace(size=size, channels=channels).checked()
+  found = found if size is None else _resized(found.checked(), size, spec)
+  preprocessing = found._replace(channels=channels).checked()
   names, loss = _class_names(stored, classes), _loss(stored)
   params, state = weights.load_stored(
     stored, model, num_classes=classes, in_chans=channels, **overrides
@@ -92,6 +93,18 @@ def load_network(
 
   folded = fold(params)
   return Network(model, classes, net, folded, state, preprocessing, normalize, names, loss)
+
+
+def _resized(
+  how: preprocess.Preprocessing, size: int, spec: models.ModelSpec
+) -> preprocess.Preprocessing:
+  """Preprocessing at another size, by the rules of those who published the network."""
+  resized = how._replace(size=size).checked()
+  if spec.test_crop is None:
+    return resized
+  if (how.size, how.padding) == (spec.test_size, spec.test_padding):
+    return resized._replace(padding=int(size / spec.test_crop) - size)  # as in timm, to the pixel
+  return resized._replace(padding=size * how.padding // how.size)
 
 
 def _loss(stored: weights.Stored) -> str:

@@ -29,6 +29,8 @@ class ModelSpec(NamedTuple):
     train_size, test_size: its image sizes in pixels.
     randaugment_magnitude: magnitude for its training images, if RandAugment is used.
     test_resize, test_padding: preprocessing of its test images, see `nfnet_jax.data.preprocess`.
+    test_crop: for timm's own networks, the side of the test crop by that of the resized image; it
+      stays the same at other sizes. None where the padding does.
     normalization: arguments of `nfnet_jax.data.normalize.normalize` for its images.
   """
 
@@ -39,6 +41,7 @@ class ModelSpec(NamedTuple):
   randaugment_magnitude: int = 5
   test_resize: str = "central"
   test_padding: int = 32
+  test_crop: float | None = None
   normalization: Mapping[str, tuple[float, ...]] = types.MappingProxyType({})
 
 
@@ -60,7 +63,7 @@ def _timm(name: str, variant: timm_variants.Variant) -> ModelSpec:
   kwargs, train_size, test_size, crop = variant
   padding = int(test_size / crop) - test_size
   spec = ModelSpec(timm.NormFreeNet, kwargs | {"drop_rate": 0.0}, train_size, test_size)
-  spec = spec._replace(test_resize="antialiased", test_padding=padding)
+  spec = spec._replace(test_resize="antialiased", test_padding=padding, test_crop=crop)
   if name == "test_nfnet":
     half = (0.5, 0.5, 0.5)
     spec = spec._replace(normalization={"mean": half, "stddev": half})

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 
 import jax
 import numpy as np
@@ -241,6 +242,30 @@ def test_timms_own_network_is_ready_to_predict(own):
     np.testing.assert_allclose(network.normalize(np.zeros((1, 1, 1, 3)))[0, 0, 0], [-1, -1, -1])
   params = load_weights(own, "test_nfnet", num_classes=3, head="reset")
   assert params["NormFreeNet/~/linear"]["w"].shape == (192, 3)
+
+
+@pytest.mark.parametrize(("size", "resized"), [(96, 101), (160, 168), (224, 235), (288, 303)])
+def test_timms_own_network_sees_the_same_share_at_any_size(own, size, resized):
+  """Its crop is 0.95 of the image, and timm resizes to the size by it, rounded down."""
+  assert resized == math.floor(size / 0.95)
+  network = load_network(own, size=size)
+  assert network.preprocessing == Preprocessing(size, resized - size, "antialiased")
+
+
+def test_a_share_of_ones_own_stays_at_another_size(own, tmp_path):
+  """As in a run with its own size and padding, which its weights say."""
+  said = {"preprocessing": json.dumps({"size": 64, "padding": 16})}
+  params = load_weights(own, "test_nfnet", num_classes=7)
+  save_weights(tmp_path / "f", params, "test_nfnet", numerics="timm", provenance=said)
+  for size, padding in ((64, 16), (128, 32), (30, 7)):
+    found = load_network(tmp_path / "f", size=size).preprocessing
+    assert found == Preprocessing(size, padding, "antialiased")
+
+
+def test_the_padding_of_a_published_network_stays(published):
+  usual, larger = (load_network(published, size=size).preprocessing for size in (None, 96))
+  assert usual.padding > 0
+  assert larger == usual._replace(size=96)
 
 
 def test_timms_names_are_for_nfnets(tmp_path):
