@@ -2,8 +2,7 @@
 #   make train                      trains on the embedded digits, about two minutes
 #   make check                      lint, types and the fast tests, after every change
 #   make figures                    draws the pictures of docs/figures.md again, from their results
-#   make docs                       builds the documentation site: open build/site/index.html; its search
-#                                   needs a server, such as `python3 -m http.server -d build/site`
+#   make docs                       builds the documentation site: open build/site/index.html
 #   make notebook                   runs docs/quickstart.ipynb and stores its outputs
 #   make test PYTHON=python3.13     runs the tests with another interpreter
 PYTHON ?= python3
