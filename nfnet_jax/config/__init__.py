@@ -140,8 +140,7 @@ def resolve(
       config.data.test_padding = spec.test_padding
     if config.augment.randaugment_magnitude is None:
       config.augment.randaugment_magnitude = spec.randaugment_magnitude
-    if config.seeding is None:
-      config.seeding = seeds.NEWEST
+    config.seeding = seeds.NEWEST if config.seeding is None else config.seeding
     if config.steps is None:
       config.steps = int(_steps(config.epochs, config, info))
     optimizer = config.optimizer
