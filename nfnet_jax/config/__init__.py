@@ -33,6 +33,7 @@ HARMLESS_KEYS = (
 _DERIVED = {
   "seeding": (),
   "epochs": ("batch_size",),
+  "ema_decay": ("batch_size",),
   "optimizer.warmup_epochs": ("batch_size",),
   "steps": ("epochs", "batch_size"),
   "former_steps": ("epochs", "batch_size"),

@@ -6,7 +6,7 @@ import pytest
 
 from nfnet_jax import config as config_lib
 from nfnet_jax.cli import config_file
-from nfnet_jax.config import by_size
+from nfnet_jax.config import by_size, extension
 from nfnet_jax.config.keys import problems
 from nfnet_jax.data import DatasetInfo
 from nfnet_jax.errors import RequestError
@@ -51,6 +51,16 @@ def test_what_is_given_stays_and_the_rest_follows_from_it():
   assert (config.batch_size, config.steps, config.ema_decay, config.epochs) == (8, 150, 0.5, 5.0)
   assert config.optimizer.learning_rate == pytest.approx(0.2 * 8 / 256)
   assert config.eval_every == 30
+
+
+def test_a_finished_run_can_be_made_longer():
+  """What followed from its first length stays, as the average's horizon and the warm-up."""
+  before = resolved(240)
+  longer = extension.extended(resolved(240, recorded=before, epochs=40.0), before, [300])
+  assert (longer.steps, longer.former_steps) == (600, (300,))
+  ignored = (*config_lib.HARMLESS_KEYS, *extension.KEYS)
+  assert config_lib.differences(before, longer, ignored) == []
+  assert resolved(240, epochs=40.0).ema_decay != before.ema_decay
 
 
 def test_a_run_that_goes_on_keeps_its_steps_when_an_image_is_lost():
