@@ -32,9 +32,7 @@ HARMLESS_KEYS = (
 # Keys that `resolve` derives, and their sources. A resumed run keeps its original values.
 _DERIVED = {
   "seeding": (),
-  "epochs": ("batch_size",),
-  "ema_decay": ("batch_size",),
-  "optimizer.warmup_epochs": ("batch_size",),
+  **dict.fromkeys(("epochs", "ema_decay", "optimizer.warmup_epochs"), ("batch_size",)),
   "steps": ("epochs", "batch_size"),
   "former_steps": ("epochs", "batch_size"),
   "optimizer.warmup_steps": ("optimizer.warmup_epochs", "batch_size"),
