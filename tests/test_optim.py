@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from nfnet_jax import config, optim
 from nfnet_jax.errors import RequestError
-from tests import golden
+from tests import devices, golden
 
 RECORD = golden.load_npz("golden_optim.npz")
 
@@ -95,8 +95,7 @@ def test_decay_and_momentum_are_optaxs_own():
   state, their_state = ours.init(params), theirs.init(params)
   # XLA's older emitters, with which tests compile, round twice or once as operations are fused.
   step, their_step = (
-    jax.jit(tx.update, compiler_options={"xla_cpu_use_fusion_emitters": True})
-    for tx in (ours, theirs)
+    jax.jit(tx.update, compiler_options=devices.NEW_EMITTERS) for tx in (ours, theirs)
   )
   for _ in range(3):
     updates, state = step(grads, state, params)
