@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import tempfile
 
@@ -30,3 +31,17 @@ def digits() -> pathlib.Path:
   directory = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).with_name("digits")
   digits.write_if_absent(str(directory))
   return directory
+
+
+@pytest.fixture(scope="module")
+def browser():
+  """Chromium, which Playwright drives; it is closed before other modules' event loops begin."""
+  sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+  names = ("chromium", "chromium-browser", "google-chrome")
+  path = next(filter(None, map(shutil.which, names)), None)
+  if not path:
+    pytest.skip("needs Chromium: apt-get install chromium")
+  with sync_api.sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    yield browser
+    browser.close()

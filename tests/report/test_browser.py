@@ -1,28 +1,11 @@
 """The page in a browser: it needs Chromium, which Playwright drives."""
 
-import shutil
-
 import pytest
 
 from nfnet_jax import report
 from tests.report import example
 
 pytestmark = pytest.mark.slow
-
-CHROMIUM = next(
-  filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-
-@pytest.fixture(scope="module")
-def browser():
-  sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-  if not CHROMIUM:
-    pytest.skip("needs Chromium: apt-get install chromium")
-  with sync_api.sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")
