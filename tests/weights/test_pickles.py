@@ -212,7 +212,7 @@ def _registered():
 LIVE = {
   "os.system": lambda f: _dumps(Calls(os.system, (f"touch {f}",))),
   "posix.system": lambda f: _dumps(Calls(posix.system, (f"touch {f}",)), 2),
-  "os.system by dotted name": lambda f: _stack_global("pathlib", "os.system", f"touch {f}"),
+  "os.system by dotted name": lambda f: _stack_global("shutil", "os.system", f"touch {f}"),
   "subprocess.Popen": lambda f: _dumps(Calls(subprocess.call, (["touch", f],))),
   "NEWOBJ": lambda f: (
     b"\x80\x02cnumpy\nmemmap\n" + _words([f, "float32", "w+"])[:-1] + b"K\x00K\x01t\x81."
@@ -225,7 +225,7 @@ LIVE = {
   "builtins.eval": lambda f: _dumps(Calls(eval, (f"open({f!r}, 'w')",)), 3),
   "builtins.exec": lambda f: _dumps(Calls(exec, (f"open({f!r}, 'w')",)), 2),
   "builtins.open": lambda f: _dumps(Calls(open, (f, "w"))),
-  "pathlib, dotted": lambda f: _stack_global("pathlib", "os.mkdir", f),
+  "os.mkdir by dotted name": lambda f: _stack_global("shutil", "os.mkdir", f),
   "functools.partial": lambda f: _dumps(
     Calls(Calls(functools.partial, (os.system, f"touch {f}")), ())
   ),
