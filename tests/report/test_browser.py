@@ -1,5 +1,7 @@
 """The page in a browser: it needs Chromium, which Playwright drives."""
 
+import json
+
 import pytest
 
 from nfnet_jax import report
@@ -55,4 +57,27 @@ def test_keys_show_values_and_zoom(browser, page_file):
   plot.press("0")
   page.wait_for_timeout(100)
   assert page.evaluate(zoomed) == 7
+  page.close()
+
+
+def test_scales_of_curves_that_never_change(browser, tmp_path):
+  run = example.write(tmp_path / "run")
+  constant = {"top1": 1.0, "learning_rate": 0.0, "clipped_share": 0.0}
+  lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  for line in lines:
+    line.update({name: constant[name] for name in line if name in constant})
+    if "ema_top1" in line:
+      line.update({"ema_top1": 0.96, "top5": 1.0})
+  (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  report.write([str(run)], tmp_path / "report.html")
+  page = browser.new_page()
+  page.goto((tmp_path / "report.html").as_uri())
+  page.wait_for_selector("html[data-plots]")
+  page.wait_for_timeout(100)
+  found = page.evaluate("data.charts.map((c, i) => [c.title, plots[i].scales.y])")
+  scales = {title: (round(y["min"], 4), round(y["max"], 4)) for title, y in found}
+  assert scales["Accuracy"][0] >= 0.9
+  assert scales["Accuracy"][1] == 1
+  for title in ("Accuracy among five", "Clipped units", "Learning rate"):
+    assert scales[title] == (0, 1)
   page.close()

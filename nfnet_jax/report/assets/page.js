@@ -12,6 +12,12 @@ const ticks = {
   plain: digits, count: forms.count, log: digits,
   percent: (v) => +(100 * v).toFixed(4) + " %",
 };
+// uPlot's scales, but shares end at 0 and 1, and a curve that stays 0 is not shown up to 100.
+const linear = (u, min, max) => min == null ? [null, null] : min || max ? uPlot.rangeNum(min, max, 0.1, true) : [0, 1];
+const scales = {
+  plain: { range: linear }, count: { range: linear }, log: { distr: 3 },
+  percent: { range: (...all) => linear(...all).map((v) => v == null ? v : Math.min(1, Math.max(0, v))) },
+};
 const several = document.querySelectorAll(".runs tbody tr").length > 1;
 const strokes = { "train": "--train", "test": "--test", "test, EMA weights": "--ema" };
 const dashes = { "train": [2, 3], "test": [], "test, EMA weights": [7, 3] };
@@ -63,7 +69,7 @@ for (const chart of data.charts) {
   const log = chart.form == "log" && chart.series.some((s) => s.values.some((v) => v > 0));
   show(document.getElementById("charts"), chart.title, chart.unit, {
     height: 230, cursor: { sync: { key: "steps" }, points: { size: 6 } },
-    scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
+    scales: { x: { time: false }, y: log || chart.form != "log" ? scales[chart.form] : scales.plain },
     axes: [stepAxis, axis({ size: 58, values: (u, vs) => vs.map((v) => v == null ? "" : ticks[chart.form](v)) })],
     series: [stepLegend, ...series],
   }, [chart.steps, ...chart.series.map((s) => log ? s.values.map((v) => v > 0 ? v : null) : s.values)]);
