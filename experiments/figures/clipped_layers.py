@@ -1,6 +1,6 @@
 """Which parameters need clipping at a large batch (NFNet paper, section 4.1).
 
-  python experiments/figures/clipped_layers.py [--jobs=2]
+  python experiments/figures/clipped_layers.py [--jobs=2] [--data=DIR]
   python experiments/figures/clipped_layers.py --plot
 
 The normalizer-free network of `large_batches.py` with AGC at 0.04 and a batch of 256, where nothing
@@ -34,7 +34,10 @@ KINDS: dict[str, tuple[str, ...]] = {
   "gains and biases alone": (".*/w",),
   "skip gains alone": ("(?!.*/skip_gain).*",),
 }
-RUNS = [{"data": "digits", "clipped": kind, "seed": seed} for seed in range(1) for kind in KINDS]
+RUNS = [
+  *({"data": "digits", "clipped": kind, "seed": seed} for seed in range(3) for kind in KINDS),
+  *({"data": "fashion", "clipped": kind, "seed": seed} for seed in range(2) for kind in KINDS),
+]
 
 
 def config(run: sweep.Run) -> ConfigDict:
@@ -51,14 +54,18 @@ def measure(run: sweep.Run, workdir: pathlib.Path, data: pathlib.Path | None) ->
 
 
 def plot(rows: list[table.Row]) -> Any:
-  """Accuracy by what is clipped."""
-  figure, [[axes]] = style.panels(1, width=8.2, height=4.6)
-  training_run.draw_kinds(axes, rows, "clipped", list(KINDS), label="", colour=style.BLUE)
-  style.title(axes, "What AGC clips: digits, batch of 256", x="test accuracy (%)")
+  """Accuracy by what is clipped, a panel for each data set."""
+  figure, [axes] = style.panels(2, width=7.0, height=4.6)
+  for panel, (data, name) in zip(axes, large_batches.NAMES.items(), strict=True):
+    here = [row for row in rows if row["data"] == data]
+    training_run.draw_kinds(panel, here, "clipped", list(KINDS), label="", colour=style.BLUE)
+    style.title(panel, f"What AGC clips: {name}", x="test accuracy (%)")
   return figure
 
 
-FIGURE = sweep.Figure("clipped_layers", RUNS, training_run.VALUES, measure, plot)
+FIGURE = sweep.Figure(
+  "clipped_layers", RUNS, training_run.VALUES, measure, plot, large_batches.check
+)
 
 if __name__ == "__main__":
   sys.exit(sweep.main(FIGURE))
