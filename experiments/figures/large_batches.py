@@ -56,9 +56,8 @@ RUNS = (
   *runs_on("digits", (256,), 5, KINDS),
   *runs_on("digits", (256,), 3, AGC),
   *runs_on("digits", (16,), 5, [("NF", "")]),
-  *runs_on("fashion", (256,), 3, KINDS),
-  *runs_on("digits", (64,), 3, [*KINDS, *AGC]),
-  *runs_on("fashion", (16,), 3, KINDS),
+  *runs_on("digits", (64,), 3, [("NF, AGC", 0.04), ("NF, AGC", 0.16)]),
+  *runs_on("fashion", (256,), 2, KINDS),
 )
 
 
