@@ -41,7 +41,7 @@ RECIPE: dict[str, Any] = {
   },
 }
 # Expected batch size, steps and seeds: two epochs, and 40.
-LENGTHS = ((1024, 128, 3), (2048, 1172, 3))
+LENGTHS = ((1024, 128, 3), (2048, 1172, 2))
 RUNS = [
   {"epsilon": 3.0, "delta": DELTA, "batch_size": batch_size, "steps": steps, "seed": seed}
   for batch_size, steps, seeds in LENGTHS
