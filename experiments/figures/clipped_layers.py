@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 HEAD = "[^/]+/~/linear/w"  # left alone, as published
 GAINS_AND_BIASES = ".*/(gain|bias|skip_gain|b)"
 
+PAPER = "all but the classifier (paper)"
 # What is clipped, and `optimizer.unclipped`.
 KINDS: dict[str, tuple[str, ...]] = {
-  "all but the classifier (paper)": (HEAD,),
+  PAPER: (HEAD,),
   "all, with the classifier": (),
   "not the first convolution": (HEAD, ".*/initial_conv/.*"),
   "not stage 1": (HEAD, ".*/nf_res_block(_[1-3])?/.*"),
@@ -34,7 +35,10 @@ KINDS: dict[str, tuple[str, ...]] = {
   "gains and biases alone": (".*/w",),
   "skip gains alone": ("(?!.*/skip_gain).*",),
 }
-RUNS = [{"data": "digits", "clipped": kind, "seed": seed} for seed in range(1) for kind in KINDS]
+RUNS = [
+  *({"data": "digits", "clipped": kind, "seed": seed} for seed in range(2) for kind in KINDS),
+  {"data": "digits", "clipped": PAPER, "seed": 2},
+]
 
 
 def config(run: sweep.Run) -> ConfigDict:

@@ -36,6 +36,7 @@ METHODS = {
 
 # Fashion-MNIST's images for training and for testing, as many as a CPU can do, and the epochs.
 FASHION_IMAGES, FASHION_EPOCHS = (3000, 1000), 20.0
+NAMES = {"digits": "Digits", "fashion": f"Fashion-MNIST, {FASHION_IMAGES[0]:,} images"}
 
 
 def runs_on(data: str, sizes: Iterable[int], seeds: int, kinds: Any) -> list[sweep.Run]:
@@ -96,8 +97,7 @@ def check(runs: list[sweep.Run], data: pathlib.Path | None) -> None:
 
 def plot(rows: list[table.Row]) -> Any:
   """Accuracy by method on each data set, and over AGC's threshold; a colour for each batch size."""
-  names = {"digits": "Digits", "fashion": f"Fashion-MNIST, {FASHION_IMAGES[0]:,} images"}
-  shown = [data for data in names if any(row["data"] == data for row in rows)]
+  shown = [data for data in NAMES if any(row["data"] == data for row in rows)]
   figure, [axes] = style.panels(len(shown) + 1, width=5.2)
   colours = dict(zip(("256", "64", "16"), style.COLOURS, strict=False))
   for size, colour in colours.items():
@@ -110,7 +110,7 @@ def plot(rows: list[table.Row]) -> Any:
     if len({row["clipping"] for row in agc}) > 1:
       training_run.draw(axes[-1], agc, "clipping", **options)
   for panel, data in zip(axes, shown, strict=False):
-    style.title(panel, f"{names[data]}; AGC at 0.04", x="test accuracy (%)")
+    style.title(panel, f"{NAMES[data]}; AGC at 0.04", x="test accuracy (%)")
     style.legend(panel, loc="center")
   style.title(axes[-1], "Digits, AGC over its threshold", x="lambda", y="test accuracy (%)")
   style.legend(axes[-1], loc="lower left")

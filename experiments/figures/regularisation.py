@@ -66,15 +66,16 @@ def check(_: list[sweep.Run], data: pathlib.Path | None) -> None:
 def plot(rows: list[table.Row]) -> Any:
   """Accuracy of the weights and of their average, by what is added."""
   figure, [[axes]] = style.panels(1, width=8.2, height=4.0)
-  for metric, label, colour in (
-    ("top1", "weights", style.BLUE),
-    ("ema_top1", "average of the weights", style.GREEN),
+  for metric, shift, label, colour in (
+    ("top1", -0.13, "weights", style.BLUE),
+    ("ema_top1", 0.13, "average of the weights", style.GREEN),
   ):
-    training_run.draw_kinds(
-      axes, rows, "added", list(KINDS), label=label, colour=colour, metric=metric
-    )
+    options = {"label": label, "colour": colour, "metric": metric, "shift": shift}
+    training_run.draw_kinds(axes, rows, "added", list(KINDS), **options)
+  found = [100 * training_run.accuracy(row) for row in rows]
+  axes.set_xlim(min(found) - 3, max(found) + 3)
   style.title(axes, "Fashion-MNIST, 3,000 images, one thing added", x="test accuracy (%)")
-  style.legend(axes, loc="lower left")
+  style.legend(axes, loc="upper left")
   return figure
 
 

@@ -86,15 +86,16 @@ def draw_kinds(
   label: str,
   colour: str,
   metric: str = "top1",
+  shift: float = 0.0,
 ) -> None:
   """Draws each run's accuracy in %, a line for each kind, and a bar at the mean of the kind.
 
-  A run that diverged is a cross, as in `draw`.
+  A run that diverged is a cross, as in `draw`. `shift` moves all down, as a share of a line.
   """
   if label:
     axes.scatter([], [], color=colour, marker="o", s=26, alpha=0.55, label=label)
-  for place, kind in enumerate(kinds):
-    here = [row for row in rows if row[column] == kind]
+  for line, kind in enumerate(kinds):
+    place, here = line + shift, [row for row in rows if row[column] == kind]
     if not here:
       continue
     for marker, outcome in (("o", "done"), ("x", "diverged")):
