@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from nfnet_jax import data
@@ -23,10 +24,13 @@ class Feed(NamedTuple):
   Attributes:
     train: gives this process's training batches from a step on, on their way to its devices.
     test: gives its part of the test set.
+    picture: gives a thumbnail of one of its test images by number, see `pictures`; None if the
+      batches hold the images.
   """
 
   train: Callable[[int], Iterator[Batch]]
   test: Callable[[], Iterator[Batch]]
+  picture: Callable[[int], np.ndarray] | None = None
 
 
 def share_of(config: ConfigDict, sources: data.Sources | None) -> dict[str, Any]:

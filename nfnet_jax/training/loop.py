@@ -122,7 +122,7 @@ def run(
         saver.settle(record)
         with saver.saving_on_error(record, step, state), phases.during("evaluate"):
           weights_now = weights_of(state, built.fold)
-          values = tested(eval_step, weights_now, feed.test(), workdir, step, bar.testing)
+          values = tested(eval_step, weights_now, feed, workdir, step, bar.testing)
         _report(record, config, step, "test", values, params=state.params)
         meter.restart_clock()
         has_stalled = _has_stalled(workdir, config, step)

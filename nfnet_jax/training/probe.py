@@ -6,7 +6,8 @@ them. The state is that of the whole network, as in any run, and so is the resul
 rounding of floats.
 
 The run directory keeps the features in `features/` until the run is finished, so they take no
-memory, and an interrupted run goes on where it was.
+memory, and an interrupted run goes on where it was. Beside them are thumbnails of the test images,
+to show those that the classifier gets wrong.
 """
 
 import functools
@@ -30,11 +31,12 @@ from nfnet_jax.data.batch import Batch
 from nfnet_jax.data.normalize import normalize
 from nfnet_jax.distributed import job as job_lib
 from nfnet_jax.models import groups
-from nfnet_jax.runs import digest
+from nfnet_jax.runs import digest, pictures
 from nfnet_jax.training import batches as batches_lib
 from nfnet_jax.training import parallel, replicas
 from nfnet_jax.training.batches import Feed
 from nfnet_jax.training.build import Run, build
+from nfnet_jax.training.showing import keep_samples
 from nfnet_jax.training.step import TrainState, images_per_example
 
 log = logging.getLogger(__name__)
@@ -100,9 +102,11 @@ def prepared(
   if "://" in str(workdir):
     log.info("features are computed in every step, since the run directory is remote")
     return built, batches_lib.of_images(config, share)
+  if not jax.process_index() and pictures.load(workdir, pictures.Samples, []) is None:
+    keep_samples(workdir, config, 1, next(batches_lib.of_images(config, share).train(0)))
   frozen = groups.split(state.params, built.multipliers)[1]
   folder = pathlib.Path(workdir) / _FOLDER
-  _claim(folder, {"data": info.fingerprint}, frozen)
+  _claim(folder, {"data": info.fingerprint, "beside": "thumbnails"}, frozen)
   kwargs = config_lib.model_kwargs(config)
   trunk, fold = models.create_folded(config.model.name, 0, **kwargs)
   step = parallel.map_eval_step(
@@ -111,10 +115,11 @@ def prepared(
   variables = fold(frozen), state.net_state
   train, test = (
     _kept(folder, split, lambda batch: step(*variables, batch), config)
-    for split in _splits(config, info, share)
+    for split in _splits(config, info, share, folder)
   )
   num_features = train.chunks[0].dtype["features"].shape[0]
-  return build(config, num_features), _feed(config, train, test, info.num_test, share)
+  picture = functools.partial(_thumbnail, folder, config.batch_size)
+  return build(config, num_features), _feed(config, train, test, info.num_test, share, picture)
 
 
 def discard(workdir: epath.Path) -> None:
@@ -156,7 +161,9 @@ def _trunk_step(apply: Callable, normalization: Mapping[str, tuple[float, ...]])
   return step
 
 
-def _splits(config: ConfigDict, info: data.DatasetInfo, share: dict[str, Any]) -> list[_Split]:
+def _splits(
+  config: ConfigDict, info: data.DatasetInfo, share: dict[str, Any], folder: pathlib.Path
+) -> list[_Split]:
   size = config.batch_size // share["process_count"]
 
   def train(start: int) -> Iterator[tuple[np.ndarray, Batch]]:
@@ -165,12 +172,32 @@ def _splits(config: ConfigDict, info: data.DatasetInfo, share: dict[str, Any]) -
 
   def test(start: int) -> Iterator[tuple[np.ndarray, Batch]]:
     own = share["process_index"] * size + np.arange(size, dtype=np.int32)
-    parts = enumerate(data.test_batches(config.data, **share))
-    return (
-      (i * config.batch_size + own, batch) for i, batch in itertools.islice(parts, start, None)
-    )
+    parts = itertools.islice(enumerate(data.test_batches(config.data, **share)), start, None)
+    return ((i * config.batch_size + own, batch) for i, batch in _with_thumbnails(folder, parts))
 
   return [_Split("train", info.num_train, train), _Split("test", info.num_test, test)]
+
+
+def _with_thumbnails(
+  folder: pathlib.Path, batches: Iterator[tuple[int, Batch]]
+) -> Iterator[tuple[int, Batch]]:
+  """Passes on numbered batches, and keeps their images small, on process 0."""
+  for i, batch in batches:
+    if not jax.process_index():
+      content = io.BytesIO()
+      np.save(content, np.stack([pictures.thumbnail(image) for image in batch.images]))
+      output.write({_thumbnails_of(folder, i): content.getvalue()})
+    yield i, batch
+
+
+def _thumbnail(folder: pathlib.Path, batch_size: int, number: int) -> np.ndarray:
+  """The small image of a test image by its number, on process 0 if that has read it."""
+  i, row = divmod(number, batch_size)
+  return np.load(_thumbnails_of(folder, i), mmap_mode="r")[row]
+
+
+def _thumbnails_of(folder: pathlib.Path, batch: int) -> pathlib.Path:
+  return folder / f"thumbnails-{batch:05}.npy"
 
 
 def _kept(folder: pathlib.Path, split: _Split, step: Callable, config: ConfigDict) -> _Features:
@@ -224,7 +251,12 @@ def _padded(array: np.ndarray, size: int) -> np.ndarray:
 
 
 def _feed(
-  config: ConfigDict, train: _Features, test: _Features, num_test: int, share: dict[str, Any]
+  config: ConfigDict,
+  train: _Features,
+  test: _Features,
+  num_test: int,
+  share: dict[str, Any],
+  picture: Callable[[int], np.ndarray],
 ) -> Feed:
   """Batches of features, in the order that their images would have."""
   order = {key: value for key, value in share.items() if key != "channels"}
@@ -241,4 +273,4 @@ def _feed(
       batch = test.batch(np.arange(first, min(first + size, num_test)))
       yield jax.tree.map(functools.partial(_padded, size=size), batch)
 
-  return Feed(train_batches, test_batches)
+  return Feed(train_batches, test_batches, picture)

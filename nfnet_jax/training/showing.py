@@ -16,6 +16,7 @@ from nfnet_jax.errors import RunError
 from nfnet_jax.runs import pictures
 from nfnet_jax.runs.outcome import Answers, join
 from nfnet_jax.runs.pictures import MAX_IMAGES, Predictions, Samples, thumbnail
+from nfnet_jax.training.batches import Feed
 from nfnet_jax.training.evaluate import Guesses, Variables, evaluate
 from nfnet_jax.training.step import augmented, images_per_example, step_key
 
@@ -57,14 +58,14 @@ def keep_samples(workdir: epath.Path, config: ConfigDict, step: int, batch: Batc
 def tested(
   eval_step: Callable,
   weights: dict[str, Variables],
-  batches: Iterable[Batch],
+  feed: Feed,
   workdir: epath.Path,
   step: int,
   shown: Callable[[Iterable[Batch]], Iterable[Batch]],
 ) -> dict[str, float]:
   """The metrics of `evaluate.evaluate`; keeps the predictions of the EMA weights on process 0."""
-  witness = Witness()
-  metrics = evaluate(eval_step, weights, batches, witness.keep, shown)
+  witness = Witness(feed.picture)
+  metrics = evaluate(eval_step, weights, feed.test(), witness.keep, shown)
   witness.save(workdir, step)
   return metrics
 
@@ -73,9 +74,13 @@ class Witness:
   """Keeps the predictions of a test, and its worst errors as images.
 
   With several processes the images are the worst among those that process 0 reads.
+
+  Args:
+    picture: see `batches.Feed`.
   """
 
-  def __init__(self) -> None:
+  def __init__(self, picture: Callable[[int], np.ndarray] | None = None) -> None:
+    self._picture = picture
     self._parts: list[Answers] = []
     self._count = 0
     self._worst: list[tuple[float, int, np.ndarray]] = []
@@ -90,13 +95,18 @@ class Witness:
     parts = _parts(batch.images)
     per_part = parts[0].shape[1]
     wrong = np.flatnonzero(is_image & (columns.predicted != columns.labels))
-    wrong = wrong[wrong < len(parts) * per_part] if not _are_features(batch) else wrong[:0]
+    wrong = wrong[wrong < len(parts) * per_part]
     for i in wrong[np.argsort(-columns.probability[wrong], kind="stable")][:MAX_IMAGES]:
       probability = float(columns.probability[i])
       if len(self._worst) == MAX_IMAGES and probability <= self._worst[-1][0]:
         break
-      image = np.asarray(parts[i // per_part][0, i % per_part])
-      self._worst.append((probability, int(rows[i]), thumbnail(image)))
+      row = int(rows[i])
+      image = (
+        self._picture(row)
+        if self._picture
+        else thumbnail(np.asarray(parts[i // per_part][0, i % per_part]))
+      )
+      self._worst.append((probability, row, image))
       self._worst.sort(key=lambda each: -each[0])
       del self._worst[MAX_IMAGES:]
     self._parts.append(Answers(*(column[is_image] for column in columns)))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from nfnet_jax import config as config_lib
 from nfnet_jax import models, weights
-from nfnet_jax.runs import checkpoint, metrics
+from nfnet_jax.runs import checkpoint, metrics, pictures
 from nfnet_jax.training.build import build
 from tests.distributed.processes import finish, start, start_job
 
@@ -19,7 +19,7 @@ NETWORK = {"widths": (16,), "depths": (1,), "group_size": 8}
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-  """A weights file and a folder of pictures."""
+  """A weights file and a folder of pictures, some of which are in the wrong place."""
   root = tmp_path_factory.mktemp("given")
   net = models.create_model("nfnet_micro", 7, **NETWORK)
   params, _ = net.init(jax.random.key(1), np.zeros((1, 16, 16, 3), np.float32), True)
@@ -29,7 +29,8 @@ def given(tmp_path_factory):
   for name, brightness in {"dark": 60, "light": 180}.items():
     (root / "photos" / name).mkdir(parents=True)
     for i in range(23):
-      pixels = rng.normal(brightness, 30, (20, 24, 3)).clip(0, 255).astype(np.uint8)
+      mean = brightness if i % 3 else 240 - brightness
+      pixels = rng.normal(mean, 30, (20, 24, 3)).clip(0, 255).astype(np.uint8)
       Image.fromarray(pixels).save(root / "photos" / name / f"{i}.png")
   return root
 
@@ -76,4 +77,10 @@ def test_two_processes_train_the_rest_as_one_does(given, tmp_path, how):
     for run in (pair, alone)
   ]
   assert tests[0] == tests[1]
+  ours, theirs = (pictures.load(run, pictures.Predictions, []) for run in (pair, alone))
+  np.testing.assert_array_equal(ours.predicted, theirs.predicted)
+  read_by_first = np.flatnonzero(theirs.errors % 8 < 4)
+  np.testing.assert_array_equal(ours.errors, theirs.errors[read_by_first])
+  np.testing.assert_array_equal(ours.images, theirs.images[read_by_first])
+  assert len(ours.images)
   assert not (pair / "features").exists()

@@ -9,7 +9,7 @@ from etils import epath
 
 from nfnet_jax import config as config_lib
 from nfnet_jax import data
-from nfnet_jax.runs import checkpoint, metrics
+from nfnet_jax.runs import checkpoint, metrics, pictures
 from nfnet_jax.training import fit, probe
 from nfnet_jax.training.build import build
 
@@ -59,6 +59,15 @@ def state_of(workdir, step=None):
   return checkpoint.restore_newest(str(workdir / "checkpoints"), template, step=step)[1]
 
 
+def assert_same_pictures(*runs):
+  """Both runs show the same training images and the same errors."""
+  for kind in (pictures.Samples, pictures.Predictions):
+    ours, theirs = (pictures.load(run, kind, []) for run in runs)
+    assert len(ours.images)
+    for x, y in zip(ours, theirs, strict=True):
+      np.testing.assert_allclose(x, y, rtol=0, atol=2e-5)
+
+
 def in_every_step(monkeypatch):
   monkeypatch.setattr(probe, "_stay_the_same", lambda *args: False)
 
@@ -100,6 +109,7 @@ def test_a_probe_gives_what_the_run_gives_that_computes_features_in_every_step(
   np.testing.assert_allclose(once["ema_loss"], always["ema_loss"], atol=1e-5)
   lines = [metrics.read(epath.Path(tmp_path / name)) for name in ("once", "always")]
   assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
+  assert_same_pictures(tmp_path / "once", tmp_path / "always")
   assert not (tmp_path / "once/features").exists()
 
 
@@ -129,6 +139,7 @@ def test_an_interrupted_probe_goes_on_bit_for_bit(tmp_path, monkeypatch, compute
   train(parts)
   for x, y in zip(*map(jax.tree.leaves, map(state_of, (parts, whole))), strict=True):
     assert x.tobytes() == y.tobytes()
+  assert_same_pictures(parts, whole)
 
 
 def test_features_of_other_images_or_weights_are_not_taken(tmp_path):
