@@ -22,7 +22,7 @@ from nfnet_jax.runs import lines
 
 FILE_NAME = "layers.jsonl"
 
-# In the order of the rows that a step returns, with the significant digits that are kept. Weights
+# In the order of the rows of a line, with the significant digits that are kept. Weights
 # change little from line to line.
 VALUES = {"clipped_share": 3, "grad_norm": 3, "param_norm": 5, "update_norm": 3}
 
